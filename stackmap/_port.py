@@ -1,0 +1,279 @@
+"""What an application sees of StackMap, whichever backend carries its bytes.
+
+A :class:`Port` owns the data path of many connections.  Connections are made with ordinary
+sockets (``socket``, ``accept``, ``connect``) and handed over with :meth:`Port.attach`; from then
+on their payload moves only through :meth:`Connection.write` and :meth:`Port.exchange`.
+
+Two backends implement these classes: rings shared with ``stackmap.ko``
+(:class:`stackmap.RingPort`), and non-blocking sockets (:class:`stackmap.SocketPort`).
+An application written against this module runs on both, which is what makes the second one an
+honest baseline for the first.
+"""
+
+from __future__ import annotations
+
+import abc
+import collections
+import enum
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+class HasFileno(Protocol):
+    """Anything :mod:`select` can wait for."""
+
+    def fileno(self) -> int: ...
+
+
+class Event(enum.IntFlag):
+    """What a segment without payload says about its connection.
+
+    Events arrive in order with the data: every byte the peer sent before its FIN is delivered
+    before ``EOF``, and nothing follows ``CLOSED``.
+    """
+
+    NONE = 0
+    #: The peer sent FIN: nothing more will be received (sending may go on).
+    EOF = 1
+    #: The connection failed; :attr:`Segment.errno` says how (``ECONNRESET``, ``ETIMEDOUT``...).
+    ERROR = 2
+    #: Everything that :meth:`Connection.write` had to queue has been handed to TCP.
+    WRITABLE = 4
+    #: The connection is gone; its object will not be mentioned again.
+    CLOSED = 8
+
+
+class Segment:
+    """Received payload, or an event, of one connection.
+
+    ``view`` is a read-only view of the receive buffer.  It is valid until the next
+    :meth:`Port.exchange`, which takes the buffer back: using it afterwards raises ``ValueError``.
+    Copy what you keep (``bytes(view)``).
+    """
+
+    __slots__ = ("connection", "errno", "event", "view")
+
+    def __init__(
+        self, connection: Connection, view: memoryview, event: Event, errno: int
+    ) -> None:
+        self.connection = connection
+        self.view = view
+        self.event = event
+        self.errno = errno
+
+    def __repr__(self) -> str:
+        what = f"{self.event!r} errno={self.errno}" if self.event else f"{len(self.view)} bytes"
+        return f"<Segment {what} of {self.connection!r}>"
+
+
+@dataclass(frozen=True, slots=True)
+class PortStats:
+    """Counters of one port since it was opened.  Bytes are payload bytes.
+
+    ``ring_*`` and ``slots_*`` are counted by the kernel module and are zero on sockets;
+    ``socket_*`` are counted by :class:`stackmap.SocketPort` and are zero on rings.
+    """
+
+    ring_bytes_rx: int = 0
+    ring_bytes_tx: int = 0
+    socket_bytes_rx: int = 0
+    socket_bytes_tx: int = 0
+    #: Transmit slots whose payload TCP accepted.
+    slots_sent: int = 0
+    #: Transmit buffers released because the peer acknowledged their last byte.
+    slots_released_by_ack: int = 0
+    #: Transmit buffers released because the connection was reset or aborted.
+    slots_released_by_reset: int = 0
+    #: Transmit buffers that wait for an acknowledgement now.
+    slots_pinned: int = 0
+    #: Slots refused for their content: bad length, offset, reserved bits, index or owner.
+    bad_slots: int = 0
+    #: Slots that named a connection which is not attached here.
+    unknown_connections: int = 0
+    #: Slots given back because their connection could take no more ("try again").
+    slots_refused_again: int = 0
+    #: Times a ring's head or cur was out of range and the ring was reset.
+    bad_rings: int = 0
+
+
+class Connection(abc.ABC):
+    """One attached TCP connection.
+
+    Attributes:
+        sock: the connection's socket.  Use it for control (``getpeername``, ``setsockopt``),
+            never for payload.
+        id: the backend's number for the connection, unique among live ones.
+        app: free for the application, for instance its protocol state.
+    """
+
+    __slots__ = ("__weakref__", "_closing", "_shutdown", "_waiting", "_waiting_bytes",
+                 "app", "id", "sock")
+
+    def __init__(self, sock: socket.socket, id: int) -> None:
+        self.sock = sock
+        self.id = id
+        self.app: Any = None
+        self._waiting: collections.deque[bytes] = collections.deque()
+        self._waiting_bytes = 0
+        self._shutdown = False
+        self._closing = False
+
+    # -- what a backend provides ---------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _send(self, data: Buffer) -> int:
+        """Hand over as much of ``data`` as can be taken now; return the number of bytes."""
+
+    @abc.abstractmethod
+    def _send_fin(self) -> None:
+        """Send FIN after everything handed over so far."""
+
+    @abc.abstractmethod
+    def _release(self) -> None:
+        """Close the socket after everything handed over so far."""
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """Close at once with RST; queued and unacknowledged data is dropped."""
+
+    @abc.abstractmethod
+    def pause_reading(self) -> None:
+        """Take no more data from TCP, so that its window closes.  Idempotent.
+
+        Data that is already in the receive ring is still delivered.
+        """
+
+    @abc.abstractmethod
+    def resume_reading(self) -> None:
+        """Undo :meth:`pause_reading`.  Idempotent."""
+
+    # -- what an application calls -------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """Bytes written that the backend could not take yet (they are queued in memory)."""
+        return self._waiting_bytes
+
+    def write(self, data: Buffer) -> None:
+        """Send ``data``.
+
+        Never blocks and never drops: what cannot be taken now is queued (see :attr:`pending`)
+        and sent by later exchanges; ``Event.WRITABLE`` says when the queue is empty again.  The
+        data is copied before this returns, so the caller may reuse its buffer.
+
+        Raises:
+            BrokenPipeError: after :meth:`shutdown_write` or :meth:`close`.
+        """
+        if self._shutdown:
+            raise BrokenPipeError("write after shutdown_write() or close()")
+        taken = 0 if self._waiting else self._send(data)
+        if taken < len(data):
+            self._queue(bytes(memoryview(data)[taken:]))
+
+    def writelines(self, parts: Iterable[Buffer]) -> None:
+        """Send several buffers in order, as one :meth:`write` would."""
+        for part in parts:
+            self.write(part)
+
+    def shutdown_write(self) -> None:
+        """Send FIN after everything written so far (half-close).  Idempotent."""
+        if not self._shutdown:
+            self._shutdown = True
+            if not self._waiting:
+                self._send_fin()
+
+    def close(self) -> None:
+        """Close after everything written so far has been handed to TCP.  Idempotent.
+
+        ``Event.CLOSED`` follows.
+        """
+        if not self._closing:
+            self._closing = self._shutdown = True
+            if not self._waiting:
+                self._release()
+
+    # -- the queue of what could not be sent at once -------------------------------------------
+
+    def _queue(self, data: bytes) -> None:
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+
+    def _requeue(self, data: bytes) -> None:
+        """Put back at the front what the backend had taken but gave back."""
+        self._waiting.appendleft(data)
+        self._waiting_bytes += len(data)
+
+    def _drop_queue(self) -> None:
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def _flush(self) -> bool:
+        """Send from the queue; True when it is empty (then what was put off is done too)."""
+        while self._waiting:
+            data = self._waiting.popleft()
+            taken = self._send(data)
+            self._waiting_bytes -= taken
+            if taken < len(data):
+                self._waiting.appendleft(data[taken:])
+                return False
+        if self._closing:
+            self._release()
+        elif self._shutdown:
+            self._send_fin()
+        return True
+
+
+class Port(abc.ABC):
+    """The data path of many connections.  One thread uses a port at a time."""
+
+    #: ``"stackmap"`` or ``"sockets"``.
+    backend: ClassVar[str]
+
+    @abc.abstractmethod
+    def attach(self, sock: socket.socket) -> Connection:
+        """Take over the payload of an established TCP connection.
+
+        The connection owns ``sock`` from here on.  Bytes that arrived before are delivered first.
+
+        Raises:
+            OSError: the socket cannot be attached (not TCP, listening, not connected, in use).
+        """
+
+    @abc.abstractmethod
+    def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
+        """Send everything written, and return everything received, in one go.
+
+        Views of the previous exchange are released first.  Waits up to ``timeout`` seconds (for
+        ever when None) if there is nothing to return; watched files end the wait early, after
+        their callbacks ran.
+
+        Raises:
+            BufferError: a view of the previous exchange is still in use elsewhere (a slice of
+                it, for instance), so its buffer cannot be given back.
+        """
+
+    @abc.abstractmethod
+    def watch(self, file: HasFileno, callback: Callable[[], None]) -> None:
+        """Call ``callback`` from :meth:`exchange` whenever ``file`` is readable."""
+
+    @abc.abstractmethod
+    def unwatch(self, file: HasFileno) -> None:
+        """Stop watching ``file``."""
+
+    @abc.abstractmethod
+    def stats(self) -> PortStats:
+        """Counters since the port was opened."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close the port and the sockets of its connections.  Idempotent."""
+
+    def __enter__(self) -> Port:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
