@@ -1,0 +1,329 @@
+"""A memcached load generator that checks every byte and costs its machine little.
+
+``python -m stackmap_testbed.load --host H --port P`` drives one server with GETs (and SETs, if
+asked) of known values.  A reply that differs from the right one in a single byte is an error.
+With ``--rate`` the load is open: requests are due at fixed times whatever the server does, and a
+latency counts from when its request was due, so that a stall is seen by every request it held up
+and not only by the one that met it (coordinated omission).  Without, each connection has one
+request outstanding at all times.
+
+The loop itself is C (``_load.c``); this file prepares its requests and reads its results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import random
+import socket
+import sys
+from array import array
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hdrh.histogram import HdrHistogram
+
+from stackmap_testbed._load_c import ffi, lib
+from stackmap_testbed.counters import settled_counters
+
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9}
+LONGEST_NS = 3600 * 10**9
+_ORDER_LENGTH = 4096
+_EINTR, _EPIPE = 4, 32
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What to send, and for how long.
+
+    The measurement ends after ``seconds`` or after ``requests`` requests, whichever is given
+    (or comes first).  ``rate`` is in requests per second over all connections.
+    """
+
+    host: str
+    port: int
+    connections: int = 1
+    value_size: int = 64
+    keys: int = 16
+    set_share: float = 0.0
+    rate: float | None = None
+    seconds: float | None = 5.0
+    requests: int | None = None
+    warmup: float = 1.0
+    timeout: float = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadResult:
+    """What came back.  ``errors`` is the sum of its three kinds."""
+
+    connections: int
+    value_size: int
+    set_share: float
+    rate: float | None
+    requests: int
+    seconds: float
+    requests_per_second: float
+    errors: int
+    wrong: int
+    lost: int
+    unanswered: int
+    first_wrong: str | None
+    latency_us: dict[str, float]
+    #: HdrHistogram (V2, compressed, base64) of nanoseconds.
+    histogram: str
+
+
+def key_of(index: int) -> bytes:
+    """The name of a preset key."""
+    return b"load:%d" % index
+
+
+def value_of(index: int, size: int) -> bytes:
+    """The one right value of a preset key; values of different keys differ."""
+    return random.Random(index).randbytes(size)  # noqa: S311
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Exchange:
+    request: bytes
+    reply: bytes
+
+
+def _set(index: int, size: int) -> _Exchange:
+    value = value_of(index, size)
+    return _Exchange(b"set %s 0 0 %d\r\n%s\r\n" % (key_of(index), size, value), b"STORED\r\n")
+
+
+def _get(index: int, size: int) -> _Exchange:
+    value = value_of(index, size)
+    return _Exchange(
+        b"get %s\r\n" % key_of(index),
+        b"VALUE %s 0 %d\r\n%s\r\nEND\r\n" % (key_of(index), size, value),
+    )
+
+
+def preset(plan: LoadPlan) -> None:
+    """Store the known values.
+
+    Raises:
+        OSError: the server cannot be reached.
+        ValueError: the server refused a value.
+    """
+    with socket.create_connection((plan.host, plan.port), plan.timeout) as sock:
+        replies = sock.makefile("rb")
+        for index in range(plan.keys):
+            sock.sendall(_set(index, plan.value_size).request)
+            reply = replies.readline()
+            if reply != b"STORED\r\n":
+                raise ValueError(f"the server answered {reply!r} to a set")
+
+
+@contextlib.contextmanager
+def _connected(plan: LoadPlan) -> Iterator[list[int]]:
+    with contextlib.ExitStack() as stack:
+        fds = []
+        for _ in range(plan.connections):
+            sock = stack.enter_context(
+                socket.create_connection((plan.host, plan.port), plan.timeout)
+            )
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setblocking(False)
+            fds.append(sock.fileno())
+        yield fds
+
+
+class _Load:
+    """The C side of one run, and what has to stay alive as long as it does."""
+
+    def __init__(self, plan: LoadPlan, fds: list[int]) -> None:
+        exchanges = [
+            *(_get(index, plan.value_size) for index in range(plan.keys)),
+            *(_set(index, plan.value_size) for index in range(plan.keys)),
+        ]
+        self._exchanges = exchanges
+        self._buffers = []
+        table = ffi.new("struct load_exchange[]", len(exchanges))
+        for entry, exchange in zip(table, exchanges, strict=True):
+            request, reply = ffi.from_buffer(exchange.request), ffi.from_buffer(exchange.reply)
+            self._buffers += [request, reply]
+            entry.request, entry.request_len = request, len(exchange.request)
+            entry.reply, entry.reply_len = reply, len(exchange.reply)
+        chance = random.Random(plan.keys)  # noqa: S311
+        order = array("I")
+        for _ in range(_ORDER_LENGTH):
+            stores = chance.random() < plan.set_share
+            order.append(chance.randrange(plan.keys) + (plan.keys if stores else 0))
+        self._table = table
+        self._order = ffi.from_buffer("uint32_t[]", order)
+        self._fds = ffi.new("int[]", fds)
+        interval = round(1e9 / plan.rate) if plan.rate else 0
+        load = lib.load_new(self._fds, len(fds), table, self._order, len(order), interval)
+        if load == ffi.NULL:
+            raise OSError(ffi.errno, "the load generator cannot watch its connections")
+        self._load = ffi.gc(load, lib.load_free)
+
+    def run(self, seconds: float | None, requests: int | None, *, record: bool) -> None:
+        """Drive the connections for a time or a number of requests (or until none is left)."""
+        until = lib.load_now_ns() + round(seconds * 1e9) if seconds is not None else 0
+        limit = lib.load_started(self._load) + requests if requests is not None else 0
+        self._check(lambda: lib.load_run(self._load, until, limit, record))
+
+    def drain(self, seconds: float) -> None:
+        """Wait for the outstanding replies."""
+        until = lib.load_now_ns() + round(seconds * 1e9)
+        self._check(lambda: lib.load_drain(self._load, until))
+
+    @staticmethod
+    def _check(call: Callable[[], int]) -> None:
+        # A signal ends the C call so that Python can run its handler, which may raise.
+        while (status := call()) == -_EINTR:
+            pass
+        if status not in (0, -_EPIPE):
+            raise OSError(-status, "the load generator failed")
+
+    def histogram(self) -> HdrHistogram:
+        histogram = HdrHistogram(1, LONGEST_NS, 3)
+        for bucket in range(lib.load_buckets()):
+            count = lib.load_bucket_count(self._load, bucket)
+            if count:
+                value = min(max(lib.load_bucket_ns(bucket), 1), LONGEST_NS)
+                histogram.record_value(value, count)
+        return histogram
+
+    def result(self) -> Any:
+        result = ffi.new("struct load_result *")
+        lib.load_result(self._load, result)
+        return result
+
+    def describe_first_wrong(self, result: Any) -> str | None:
+        if not result.wrong:
+            return None
+        what = self._exchanges[result.wrong_exchange].request.split(b"\r\n", 1)[0].decode()
+        expected = (
+            "the end" if result.wrong_expected < 0 else f"byte 0x{result.wrong_expected:02x}"
+        )
+        return (
+            f"connection {result.wrong_connection}, reply to {what!r}, offset "
+            f"{result.wrong_offset}: expected {expected}, got 0x{result.wrong_received:02x}"
+        )
+
+
+def run_load(plan: LoadPlan, on_phase: Callable[[str], None] = lambda _: None) -> LoadResult:
+    """Preset, connect, warm up, measure, drain.
+
+    Args:
+        plan: what to do.
+        on_phase: called with ``"measuring"`` and ``"measured"`` at both ends of the measurement.
+
+    Raises:
+        OSError: the server cannot be reached.
+        ValueError: the server refused a preset value.
+    """
+    preset(plan)
+    with _connected(plan) as fds:
+        load = _Load(plan, fds)
+        if plan.warmup:
+            load.run(plan.warmup, None, record=False)
+        on_phase("measuring")
+        load.run(plan.seconds, plan.requests, record=True)
+        on_phase("measured")
+        load.drain(plan.timeout)
+        counted = load.result()
+        histogram = load.histogram()
+        first_wrong = load.describe_first_wrong(counted)
+    seconds = (counted.last_reply_ns - counted.first_start_ns) / 1e9 if counted.requests else 0.0
+    return LoadResult(
+        connections=plan.connections,
+        value_size=plan.value_size,
+        set_share=plan.set_share,
+        rate=plan.rate,
+        requests=counted.requests,
+        seconds=seconds,
+        requests_per_second=counted.requests / seconds if seconds else 0.0,
+        errors=counted.wrong + counted.lost + counted.unanswered,
+        wrong=counted.wrong,
+        lost=counted.lost,
+        unanswered=counted.unanswered,
+        first_wrong=first_wrong,
+        latency_us={
+            name: round(histogram.get_value_at_percentile(percentile) / 1000, 3)
+            for name, percentile in PERCENTILES.items()
+        },
+        histogram=histogram.encode().decode(),
+    )
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, LoadPlan]:
+    parser = argparse.ArgumentParser(
+        prog="python -m stackmap_testbed.load",
+        description="Load a memcached server, check every reply, measure latencies.",
+    )
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, default=11211)
+    parser.add_argument("--connections", type=int, default=1, metavar="N")
+    parser.add_argument("--value-size", type=int, default=64, metavar="BYTES")
+    parser.add_argument("--keys", type=int, default=16, metavar="N")
+    parser.add_argument(
+        "--set-share", type=float, default=0.0, metavar="SHARE", help="of SETs, 0 to 1 (default 0)"
+    )
+    parser.add_argument(
+        "--rate", type=float, metavar="PER_SECOND", help="open loop (default: closed loop)"
+    )
+    parser.add_argument("--seconds", type=float, help="measure for this long (default 5)")
+    parser.add_argument("--requests", type=int, help="measure this many requests")
+    parser.add_argument("--warmup", type=float, default=1.0, metavar="SECONDS")
+    parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS")
+    parser.add_argument(
+        "--counters", action="store_true", help="ask the server for its port's counters at the end"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    args = parser.parse_args(argv)
+    for name in ("connections", "keys"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    plan = LoadPlan(
+        host=args.host,
+        port=args.port,
+        connections=args.connections,
+        value_size=args.value_size,
+        keys=args.keys,
+        set_share=args.set_share,
+        rate=args.rate,
+        seconds=5.0 if args.seconds is None and args.requests is None else args.seconds,
+        requests=args.requests,
+        warmup=args.warmup,
+        timeout=args.timeout,
+    )
+    return args, plan
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one load; the exit code is 1 when there were errors or no replies at all."""
+    args, plan = _parse(sys.argv[1:] if argv is None else argv)
+
+    def announce(phase: str) -> None:
+        print(phase, flush=True)
+
+    try:
+        result = run_load(plan, announce)
+        record = dataclasses.asdict(result)
+        if args.counters:
+            record["counters"] = settled_counters(plan.host, plan.port)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(record), flush=True)
+    else:
+        latencies = "  ".join(f"{name} {us:.1f} us" for name, us in result.latency_us.items())
+        print(f"{result.requests_per_second:.0f} requests/s over {result.seconds:.2f} s")
+        print(latencies)
+        print(f"{result.errors} errors" + (f" ({result.first_wrong})" if result.wrong else ""))
+    return 0 if result.requests and not result.errors else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
