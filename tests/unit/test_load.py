@@ -1,0 +1,202 @@
+"""The load generator against Debian's memcached, and against a server that lies."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hdrh.histogram import HdrHistogram
+
+from stackmap_testbed.load import LoadPlan, key_of, main, run_load, value_of
+
+MEMCACHED = shutil.which("memcached") or "/usr/bin/memcached"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def memcached() -> Iterator[LoadPlan]:
+    if not shutil.which(MEMCACHED):
+        pytest.skip("memcached is not installed")
+    port = free_port()
+    command = [MEMCACHED, "-u", "nobody", "-l", "127.0.0.1", "-p", str(port), "-U", "0"]
+    with subprocess.Popen(command) as process:
+        deadline = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            assert time.monotonic() < deadline, "memcached does not listen"
+            time.sleep(0.02)
+        yield LoadPlan(host="127.0.0.1", port=port, seconds=0.3, warmup=0.05)
+        process.terminate()
+
+
+Answer = Callable[[bytes], bytes | None]
+
+
+@contextlib.contextmanager
+def fake_server(answer: Answer, **plan: float) -> Iterator[LoadPlan]:
+    """A server that stores everything and answers a GET with ``answer(right reply)``."""
+    right = {
+        b"get " + key_of(index): b"VALUE %s 0 64\r\n%s\r\nEND\r\n" % (key_of(index), value)
+        for index, value in ((index, value_of(index, 64)) for index in range(4))
+    }
+
+    def serve(sock: socket.socket) -> None:
+        with sock, sock.makefile("rb") as lines, contextlib.suppress(OSError):
+            while line := lines.readline():
+                words = line.split()
+                if words[0] == b"set":
+                    lines.read(int(words[4]) + 2)
+                    sock.sendall(b"STORED\r\n")
+                    continue
+                reply = answer(right[line.rstrip()])
+                if reply is None:
+                    return
+                sock.sendall(reply)
+
+    def accept(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],)).start()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    acceptor = threading.Thread(target=accept, args=(listener,))
+    acceptor.start()
+    try:
+        yield dataclasses.replace(
+            LoadPlan("127.0.0.1", listener.getsockname()[1], keys=4, warmup=0, timeout=0.2),
+            **plan,
+        )
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        acceptor.join()
+        listener.close()
+
+
+@pytest.mark.parametrize("connections", [1, 32])
+@pytest.mark.parametrize("value_size", [1, 64, 1_000_000])
+def test_closed_loop(memcached: LoadPlan, connections: int, value_size: int) -> None:
+    plan = dataclasses.replace(memcached, connections=connections, value_size=value_size)
+    result = run_load(plan)
+    assert result.requests > 0
+    assert result.errors == 0
+    assert result.first_wrong is None
+    assert 0 < result.latency_us["p50"] <= result.latency_us["p99"] <= result.latency_us["p999"]
+
+
+def test_mix_of_get_and_set(memcached: LoadPlan) -> None:
+    plan = dataclasses.replace(memcached, connections=8, set_share=0.5, value_size=100_000)
+    result = run_load(plan)
+    assert result.requests > 0
+    assert result.errors == 0
+
+
+def test_count_bounded(memcached: LoadPlan) -> None:
+    plan = dataclasses.replace(memcached, connections=7, seconds=None, requests=1000)
+    assert run_load(plan).requests == 1000
+
+
+def test_open_loop_keeps_its_rate(memcached: LoadPlan) -> None:
+    plan = dataclasses.replace(memcached, connections=10, rate=500.0, seconds=1.0)
+    assert run_load(plan).requests == pytest.approx(500, abs=50)
+
+
+def test_histogram_is_the_latencies(memcached: LoadPlan) -> None:
+    result = run_load(memcached)
+    histogram = HdrHistogram.decode(result.histogram)
+    assert histogram.get_total_count() == result.requests
+    assert histogram.get_value_at_percentile(50) / 1000 == result.latency_us["p50"]
+
+
+def test_phases_bracket_the_measurement(memcached: LoadPlan) -> None:
+    phases: list[str] = []
+    run_load(memcached, phases.append)
+    assert phases == ["measuring", "measured"]
+
+
+def test_right_replies_of_the_fake_server_are_no_errors() -> None:
+    with fake_server(lambda right: right, requests=100) as plan:
+        result = run_load(plan)
+    assert (result.requests, result.errors) == (100, 0)
+
+
+def test_one_wrong_byte_is_an_error() -> None:
+    def corrupt(right: bytes) -> bytes:
+        wrong = bytearray(right)
+        wrong[-20] ^= 1
+        return bytes(wrong)
+
+    with fake_server(corrupt, connections=3, requests=100) as plan:
+        result = run_load(plan)
+    assert (result.requests, result.errors, result.wrong) == (0, 3, 3)
+    assert result.first_wrong is not None
+    assert f"offset {len('VALUE load:0 0 64..') + 64 + len('..END..') - 20}" in result.first_wrong
+
+
+def test_a_surplus_byte_is_an_error() -> None:
+    with fake_server(lambda right: right + b"x", requests=10) as plan:
+        result = run_load(plan)
+    assert result.wrong == 1
+    assert result.first_wrong is not None
+    assert "expected the end, got 0x78" in result.first_wrong
+
+
+def test_a_closed_connection_is_an_error() -> None:
+    with fake_server(lambda _: None, connections=2, requests=10) as plan:
+        result = run_load(plan)
+    assert (result.requests, result.errors, result.lost) == (0, 2, 2)
+
+
+def test_an_incomplete_reply_is_an_error() -> None:
+    with fake_server(lambda right: right[:-1], connections=2, seconds=0.1) as plan:
+        result = run_load(plan)
+    assert (result.requests, result.errors, result.unanswered) == (0, 2, 2)
+
+
+def test_open_loop_counts_from_when_a_request_was_due() -> None:
+    """One stall of 200 ms is met by one request, and held up 20 that were due meanwhile."""
+    answered = 0
+
+    def stall_once(right: bytes) -> bytes:
+        nonlocal answered
+        answered += 1
+        if answered == 20:
+            time.sleep(0.2)
+        return right
+
+    with fake_server(stall_once, rate=100.0, seconds=None, requests=100) as plan:
+        open_loop = HdrHistogram.decode(run_load(plan).histogram)
+    slow = sum(
+        item.count_added_in_this_iter_step
+        for item in open_loop.get_recorded_iterator()
+        if item.value_iterated_to > 50_000_000
+    )
+    assert 10 <= slow <= 20
+
+
+def test_command_line(memcached: LoadPlan, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--host", memcached.host, "--port", str(memcached.port), "--requests", "50"]
+    assert main([*arguments, "--warmup", "0", "--json", "--counters"]) == 0
+    measuring, measured, record = capsys.readouterr().out.splitlines()
+    assert (measuring, measured) == ("measuring", "measured")
+    assert json.loads(record)["requests"] == 50
+    assert json.loads(record)["counters"] == {}
+
+
+def test_command_line_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--host", "127.0.0.1", "--port", str(free_port())]) == 1
+    assert "error: " in capsys.readouterr().err
