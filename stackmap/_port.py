@@ -15,10 +15,12 @@ from __future__ import annotations
 import abc
 import collections
 import enum
-import socket
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable
 
 Buffer = bytes | bytearray | memoryview
 
@@ -57,9 +59,7 @@ class Segment:
 
     __slots__ = ("connection", "errno", "event", "view")
 
-    def __init__(
-        self, connection: Connection, view: memoryview, event: Event, errno: int
-    ) -> None:
+    def __init__(self, connection: Connection, view: memoryview, event: Event, errno: int) -> None:
         self.connection = connection
         self.view = view
         self.event = event
@@ -110,14 +110,22 @@ class Connection(abc.ABC):
         app: free for the application, for instance its protocol state.
     """
 
-    __slots__ = ("__weakref__", "_closing", "_shutdown", "_waiting", "_waiting_bytes",
-                 "app", "id", "sock")
+    __slots__ = (
+        "__weakref__",
+        "_closing",
+        "_shutdown",
+        "_waiting",
+        "_waiting_bytes",
+        "app",
+        "id",
+        "sock",
+    )
 
     def __init__(self, sock: socket.socket, id: int) -> None:
         self.sock = sock
         self.id = id
         self.app: Any = None
-        self._waiting: collections.deque[bytes] = collections.deque()
+        self._waiting: collections.deque[bytes | memoryview] = collections.deque()
         self._waiting_bytes = 0
         self._shutdown = False
         self._closing = False
@@ -218,7 +226,7 @@ class Connection(abc.ABC):
             taken = self._send(data)
             self._waiting_bytes -= taken
             if taken < len(data):
-                self._waiting.appendleft(data[taken:])
+                self._waiting.appendleft(memoryview(data)[taken:])
                 return False
         if self._closing:
             self._release()
@@ -272,7 +280,7 @@ class Port(abc.ABC):
     def close(self) -> None:
         """Close the port and the sockets of its connections.  Idempotent."""
 
-    def __enter__(self) -> Port:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

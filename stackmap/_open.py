@@ -1,0 +1,87 @@
+"""Choosing a backend by name, and the NIC it runs on."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Literal
+
+from ._errors import BackendUnavailableError
+from ._sockets import SocketPort
+
+if TYPE_CHECKING:
+    from ._port import Port
+
+Backend = Literal["auto", "stackmap", "sockets"]
+
+DEVICE = "/dev/stackmap"
+
+
+def open_port(backend: Backend = "auto", nic: str | None = None) -> Port:
+    """Open a port; the caller closes it.
+
+    Args:
+        backend: ``"stackmap"`` for rings shared with the kernel module, ``"sockets"`` for ordinary
+            sockets, ``"auto"`` for rings where they can be had and sockets otherwise.
+        nic: the bound NIC whose rings to use; without it, the one NIC that is bound.
+
+    Raises:
+        BackendUnavailableError: ``backend`` is ``"stackmap"``, and rings cannot be had.
+    """
+    return choose_port(backend, nic)[0]
+
+
+def choose_port(backend: Backend, nic: str | None) -> tuple[Port, str]:
+    """Like :func:`open_port`; also says, for people to read, why it is this backend.
+
+    Raises:
+        BackendUnavailableError: as :func:`open_port`.
+    """
+    if backend == "sockets":
+        return SocketPort(), "as asked"
+    try:
+        return _open_rings(nic)
+    except BackendUnavailableError as reason:
+        if backend == "stackmap":
+            raise
+        return SocketPort(), f"because {reason}"
+
+
+def bound_nics() -> list[str]:
+    """Names of the NICs in this network namespace whose root qdisc is the module's."""
+    from pyroute2 import IPRoute  # noqa: PLC0415 (takes 0.3 s, and sockets do not need it)
+
+    with IPRoute() as route:
+        return [
+            socket.if_indextoname(qdisc["index"])
+            for qdisc in route.get_qdiscs()
+            if qdisc.get_attr("TCA_KIND") == "stackmap"
+        ]
+
+
+def _open_rings(nic: str | None) -> tuple[Port, str]:
+    try:
+        from ._ring import RingPort  # noqa: PLC0415 (needs the C extension; sockets do not)
+    except ImportError as reason:
+        raise BackendUnavailableError(
+            f"the package's extension module cannot be loaded ({reason})"
+        ) from reason
+    if not os.access(DEVICE, os.F_OK):
+        raise BackendUnavailableError(f"{DEVICE} does not exist: the kernel module is not loaded")
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        raise BackendUnavailableError(
+            f"you may not open {DEVICE}: run this as root, or give yourself access to it"
+        )
+    nic = nic or _only_bound_nic()
+    return RingPort(nic), f"on {nic}"
+
+
+def _only_bound_nic() -> str:
+    nics = bound_nics()
+    if not nics:
+        raise BackendUnavailableError("no NIC is bound: run `stackmap bind NIC` first")
+    if len(nics) > 1:
+        raise BackendUnavailableError(
+            f"more than one NIC is bound ({', '.join(sorted(nics))}): choose one with --nic"
+        )
+    return nics[0]

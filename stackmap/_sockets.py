@@ -1,0 +1,386 @@
+"""The second backend: the same ports and connections on ordinary non-blocking sockets.
+
+It needs no module and no rights, and it is the baseline of every measurement, so it is written
+the way a good epoll server is: level triggered, one ``recv`` per ready connection and exchange,
+``send`` at once and ``EPOLLOUT`` only while something is queued, and no system call to change an
+interest that has not changed.
+
+Each ``recv`` makes a new ``bytes``, which is then shown through a view.  Receiving into a pool of
+preallocated buffers was measured and costs the same; this way a view can never show other data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import socket
+import struct
+import sys
+from typing import TYPE_CHECKING, ClassVar
+
+from ._port import Buffer, Connection, Event, HasFileno, Port, PortStats, Segment
+from ._watch import Watches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+#: Bytes taken from one connection per exchange: the bound that keeps a fast sender from starving
+#: the others.
+READ_SIZE = 65536
+#: Ready descriptors handled per exchange; the rest are still ready at the next one.
+MAX_READY = 1024
+
+_IN = select.EPOLLIN
+_OUT = select.EPOLLOUT
+_ERR = select.EPOLLERR
+_HUP = select.EPOLLHUP
+_FAILED = _ERR | _HUP
+_UNREGISTERED = -1
+_NO_EVENT = Event.NONE
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class SocketConnection(Connection):
+    """One TCP connection on its own socket."""
+
+    __slots__ = (
+        "_failure",
+        "_fd",
+        "_interest",
+        "_paused",
+        "_port",
+        "_read_done",
+        "_recv",
+        "_send_now",
+    )
+
+    def __init__(self, port: SocketPort, sock: socket.socket) -> None:
+        super().__init__(sock, sock.fileno())
+        self._port = port
+        self._fd = sock.fileno()
+        self._recv = sock.recv
+        self._send_now = sock.send
+        self._interest = _UNREGISTERED
+        self._paused = False
+        self._read_done = False
+        self._failure = 0
+
+    def __repr__(self) -> str:
+        state = "closed" if self._fd < 0 else f"fd {self._fd}"
+        return f"<SocketConnection {self.id}, {state}>"
+
+    def writelines(self, parts: Iterable[Buffer]) -> None:
+        """Send several buffers in order, in one ``send``."""
+        self.write(b"".join(parts))
+
+    def abort(self) -> None:
+        """Close at once with RST; queued and unacknowledged data is dropped."""
+        if self._fd >= 0:
+            self._closing = self._shutdown = True
+            self._drop_queue()
+            with contextlib.suppress(OSError):
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._release()
+
+    def pause_reading(self) -> None:
+        """Take no more data from TCP, so that its window closes.  Idempotent."""
+        if not self._paused:
+            self._paused = True
+            self._update_interest()
+
+    def resume_reading(self) -> None:
+        """Undo :meth:`pause_reading`.  Idempotent."""
+        if self._paused:
+            self._paused = False
+            self._update_interest()
+
+    def close(self) -> None:
+        """Close after everything written so far has been handed to TCP.  Idempotent.
+
+        What the peer still sends is not delivered any more.
+        """
+        super().close()
+        self._update_interest()
+
+    # -- what Connection asks of a backend --
+
+    def _send(self, data: Buffer) -> int:
+        if self._failure:
+            return len(data)
+        try:
+            taken = self._send_now(data)
+        except BlockingIOError:
+            return 0
+        except OSError as failure:
+            self._fail(failure.errno or errno.EIO)
+            return len(data)
+        self._port._bytes_tx += taken
+        return taken
+
+    def _queue(self, data: bytes) -> None:
+        super()._queue(data)
+        self._update_interest()
+
+    def _send_fin(self) -> None:
+        if not self._failure:
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError as failure:
+                self._fail(failure.errno or errno.EIO)
+
+    def _release(self) -> None:
+        if self._fd >= 0:
+            self._port._forget(self)
+            self._fd = -1
+            self.sock.close()
+            self._port._announce(self, Event.CLOSED)
+
+    # -- readiness --
+
+    def _fail(self, code: int) -> None:
+        """Remember that sending failed.
+
+        The error is announced by a later exchange, after what the peer sent before it.
+        """
+        self._failure = code
+        self._port._failed.append(self)
+
+    def _update_interest(self) -> None:
+        """Tell epoll what is wanted now, if that has changed."""
+        if self._fd < 0:
+            return
+        interest = 0 if self._paused or self._read_done or self._closing else _IN
+        if self._waiting:
+            interest |= _OUT
+        self._set_interest(interest)
+
+    def _set_interest(self, interest: int) -> None:
+        if interest != self._interest:
+            epoll = self._port._epoll
+            if interest == _UNREGISTERED:
+                epoll.unregister(self._fd)
+            elif self._interest == _UNREGISTERED:
+                epoll.register(self._fd, interest)
+            else:
+                epoll.modify(self._fd, interest)
+            self._interest = interest
+
+
+class SocketPort(Port):
+    """A port whose connections are ordinary sockets, waited for with epoll."""
+
+    backend: ClassVar[str] = "sockets"
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watches = Watches(self._epoll)
+        self._connections: dict[int, SocketConnection] = {}
+        self._lent: list[Segment] = []
+        self._buffers: list[bytes] = []
+        self._events: list[Segment] = []
+        self._failed: list[SocketConnection] = []
+        self._bytes_rx = 0
+        self._bytes_tx = 0
+
+    # -- the contract --
+
+    def attach(self, sock: socket.socket) -> SocketConnection:
+        """Take over the payload of an established TCP connection.
+
+        The socket becomes non-blocking, and TCP_NODELAY is set.
+
+        Raises:
+            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (listening), ``ENOTCONN``, ``EALREADY``
+                (attached here before).
+        """
+        if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+            raise OSError(errno.EOPNOTSUPP, "only TCP sockets can be attached")
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError(errno.EINVAL, "a listening socket cannot be attached")
+        if sock.fileno() in self._connections:
+            raise OSError(errno.EALREADY, "the socket is attached already")
+        sock.getpeername()
+        sock.setblocking(False)  # noqa: FBT003 (positional only)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = SocketConnection(self, sock)
+        connection._update_interest()
+        self._connections[connection._fd] = connection
+        return connection
+
+    def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
+        """Return everything received (at most 64 KiB per connection); see :meth:`Port.exchange`."""
+        if self._lent:
+            self._take_back()
+        if self._failed:
+            self._report_failures()
+        segments, self._events = self._events, []
+        if segments:
+            timeout = 0.0
+        elif timeout is None:
+            timeout = -1
+        connections = self._connections
+        lent = self._lent
+        buffers = self._buffers
+        watched: list[int] | None = None
+        received = 0
+        for fd, ready in self._epoll.poll(timeout, MAX_READY):
+            connection = connections.get(fd)
+            if connection is None:
+                if watched is None:
+                    watched = []
+                watched.append(fd)
+                continue
+            if ready != _IN and not self._attend(connection, ready, segments):
+                continue
+            try:
+                data = connection._recv(READ_SIZE)
+            except BlockingIOError:
+                continue
+            except OSError as failure:
+                self._end(connection, failure.errno or errno.EIO, segments)
+                continue
+            if data:
+                received += len(data)
+                segment = Segment(connection, memoryview(data), _NO_EVENT, 0)
+                segments.append(segment)
+                lent.append(segment)
+                buffers.append(data)
+            elif connection._failure:
+                self._end(connection, connection._failure, segments)
+            else:
+                connection._read_done = True
+                connection._update_interest()
+                segments.append(Segment(connection, memoryview(b""), Event.EOF, 0))
+        self._bytes_rx += received
+        if self._events:
+            # A queue that emptied in this exchange released its socket.
+            segments.extend(self._events)
+            self._events.clear()
+        if watched is not None:
+            self._watches.run(watched)
+        return segments
+
+    def watch(self, file: HasFileno, callback: Callable[[], None]) -> None:
+        """Call ``callback`` from :meth:`exchange` whenever ``file`` is readable."""
+        self._watches.add(file, callback)
+
+    def unwatch(self, file: HasFileno) -> None:
+        """Stop watching ``file``."""
+        self._watches.remove(file)
+
+    def stats(self) -> PortStats:
+        """Payload bytes received and sent since the port was opened."""
+        return PortStats(socket_bytes_rx=self._bytes_rx, socket_bytes_tx=self._bytes_tx)
+
+    def close(self) -> None:
+        """Close the port and the sockets of its connections.  Idempotent.
+
+        What connections still had queued is dropped; views that are not in use elsewhere are
+        released.
+        """
+        for segment in self._lent:
+            with contextlib.suppress(BufferError):
+                segment.view.release()
+        self._lent.clear()
+        self._buffers.clear()
+        for connection in list(self._connections.values()):
+            connection._closing = connection._shutdown = True
+            connection._drop_queue()
+            connection._release()
+        self._events.clear()
+        if not self._epoll.closed:
+            self._watches.clear()
+            self._epoll.close()
+
+    # -- buffers --
+
+    def _take_back(self) -> None:
+        """Release the views of the previous exchange."""
+        lent = self._lent
+        buffers = self._buffers
+        while lent:
+            segment = lent[-1]
+            try:
+                segment.view.release()
+                # Referenced by the list and as the argument; anything more is a slice of the view.
+                in_use = sys.getrefcount(buffers[-1]) > 2
+            except BufferError:
+                in_use = True
+            if in_use:
+                raise BufferError(
+                    f"a view received from {segment.connection!r} is still in use; "
+                    "release its slices (or copy them) before the next exchange"
+                )
+            lent.pop()
+            buffers.pop()
+
+    # -- what readiness other than "data is here" means --
+
+    def _attend(self, connection: SocketConnection, ready: int, segments: list[Segment]) -> bool:
+        """Handle writability and failure; True if the connection is to be read from as well."""
+        if connection._waiting and connection._flush():
+            if connection._fd < 0:
+                return False
+            connection._update_interest()
+            segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
+        if not ready & _FAILED:
+            return bool(ready & _IN)
+        if connection._closing:
+            # What is queued can never be sent.
+            connection._drop_queue()
+            connection._release()
+            return False
+        if ready & _ERR or connection._interest & _IN:
+            return not connection._read_done or self._fail_after_eof(connection, segments)
+        # Both directions are shut down, and nothing is wanted from this socket now: without the
+        # next line, epoll would say so without end.
+        connection._set_interest(_UNREGISTERED)
+        return False
+
+    def _fail_after_eof(self, connection: SocketConnection, segments: list[Segment]) -> bool:
+        failure = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if failure:
+            self._end(connection, failure, segments)
+        else:
+            connection._set_interest(_UNREGISTERED)
+        return False
+
+    def _report_failures(self) -> None:
+        """Announce sends that failed, after what was received before."""
+        failed, self._failed = self._failed, []
+        for connection in failed:
+            if connection._fd < 0:
+                continue
+            if not connection._read_done:
+                try:
+                    data = connection._recv(READ_SIZE)
+                except BlockingIOError:
+                    data = b""
+                except OSError as failure:
+                    connection._failure = failure.errno or errno.EIO
+                    data = b""
+                if data:
+                    self._bytes_rx += len(data)
+                    segment = Segment(connection, memoryview(data), _NO_EVENT, 0)
+                    self._events.append(segment)
+                    self._lent.append(segment)
+                    self._buffers.append(data)
+                    self._failed.append(connection)
+                    continue
+            self._end(connection, connection._failure, self._events)
+
+    def _end(self, connection: SocketConnection, code: int, segments: list[Segment]) -> None:
+        """The connection failed: say how, and close it."""
+        segments.append(Segment(connection, memoryview(b""), Event.ERROR, code))
+        connection._failure = code
+        connection._closing = True
+        connection._drop_queue()
+        connection._release()
+
+    def _announce(self, connection: SocketConnection, event: Event) -> None:
+        self._events.append(Segment(connection, memoryview(b""), event, 0))
+
+    def _forget(self, connection: SocketConnection) -> None:
+        connection._set_interest(_UNREGISTERED)
+        del self._connections[connection._fd]
