@@ -1,0 +1,88 @@
+# The main job is `make demo`, the proof is `make test`.  Both install what a fresh Debian 12
+# machine lacks; run them as root.
+
+KERNEL ?= 6.12
+KERNELS := 6.12 6.1
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+OUT := out/demo
+
+# The suites that boot machines run once for each kernel; the others once.
+HOST_SUITES := unit $(notdir $(wildcard tests/netns))
+GUEST_SUITES := $(notdir $(wildcard tests/vm tests/lab))
+PYTEST := $(PYTHON) -m pytest -q
+comma := ,
+empty :=
+list = $(subst $(empty) ,$(comma),$(strip $(1)))
+
+PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackmap/_ring_build.py \
+	testbed/_load.[ch] testbed/_load_build.py)
+CHECKED_PYTHON := stackmap cli testbed tests setup.py
+
+.NOTPARALLEL:
+.PHONY: demo lab test test-host check check-python check-shell check-kmod kmod setup packages clean
+
+demo: setup
+	@$(PYTHON) -m stackmap_testbed.demo --kernel $(KERNEL) --out $(OUT)
+
+lab: setup
+	@$(VENV)/bin/stackmap lab up --kernel $(KERNEL)
+
+test: test-host $(addprefix test-guest-,$(if $(GUEST_SUITES),$(KERNELS)))
+
+test-host: setup
+	STACKMAP_REQUIRE=$(call list,$(HOST_SUITES)) $(PYTEST) $(addprefix tests/,$(HOST_SUITES))
+
+test-guest-%: test-host
+	STACKMAP_REQUIRE=$(call list,$(GUEST_SUITES)) \
+		$(PYTEST) --kernel $* $(addprefix tests/,$(GUEST_SUITES))
+
+check: check-python check-shell check-kmod
+
+check-python: setup build/typing
+	$(VENV)/bin/ruff check $(CHECKED_PYTHON)
+	$(VENV)/bin/mypy -p stackmap -p stackmap_cli -p stackmap_testbed
+	$(VENV)/bin/mypy tests
+
+check-shell:
+	@if command -v shellcheck >/dev/null; then shellcheck testbed/setup.sh .ci/run; \
+	else echo 'shellcheck is not installed: shell scripts not checked'; fi
+
+# Warnings fail here: in the compiler (W=1), in sparse (C=2) and in the kernel's own style checker,
+# which Debian packages only inside linux-source.
+check-kmod: packages build/checkpatch/checkpatch.pl
+	testbed/setup.sh module $(CURDIR)/build/kmod-check W=1 C=2
+	@if [ -s build/checkpatch/checkpatch.pl ]; then \
+		perl build/checkpatch/checkpatch.pl --no-tree --terse --strict --no-summary \
+			--file $$(git ls-files 'kmod/*.[ch]'); \
+	else echo 'linux-source-6.12 is not installed: checkpatch not run'; fi
+
+build/checkpatch/checkpatch.pl:
+	@mkdir -p $(@D)
+	@if [ -e /usr/src/linux-source-6.12.tar.xz ]; then \
+		tar -xJf /usr/src/linux-source-6.12.tar.xz -C $(@D) --strip-components=2 \
+			--wildcards '*/scripts/checkpatch.pl' '*/scripts/spelling.txt' \
+			'*/scripts/const_structs.checkpatch'; \
+	else touch $@; fi
+
+# mypy's view of the names under which cli/ and testbed/ are installed.
+build/typing:
+	@mkdir -p $@
+	@ln -s ../../cli $@/stackmap_cli
+	@ln -s ../../testbed $@/stackmap_testbed
+
+setup: packages $(VENV)/.installed kmod
+
+packages:
+	@testbed/setup.sh packages
+
+$(VENV)/.installed: $(PYTHON_INPUTS) | packages
+	@testbed/setup.sh python $(VENV)
+	@touch $@
+
+kmod: packages
+	@testbed/setup.sh module $(CURDIR)/build/kmod
+
+clean:
+	rm -rf build dist out *.egg-info stackmap/_ring_c.* testbed/_load_c.* $(VENV)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
