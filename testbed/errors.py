@@ -1,0 +1,34 @@
+"""What can go wrong in the lab, each as the one sentence a person needs."""
+
+from __future__ import annotations
+
+from stackmap._errors import StackmapError
+
+
+class LabError(StackmapError):
+    """The lab cannot be built or used here; ``str()`` says why and what to do."""
+
+
+class MissingToolError(LabError):
+    """A program or kernel the lab needs is not installed."""
+
+
+class GuestDiedError(LabError):
+    """The guest's machine ended (a panic, or QEMU was killed) while it was needed."""
+
+
+class GuestTimeoutError(LabError):
+    """Something in a guest did not finish in time: a hang, with what it had said so far."""
+
+
+class GuestCommandError(LabError):
+    """A command in a guest failed and the caller had asked for success."""
+
+
+class KernelLogError(LabError):
+    """A guest's kernel reported a bug, a warning, a stall or a leak."""
+
+    def __init__(self, guest: str, lines: list[str]) -> None:
+        """Keep the offending lines, and quote them in the message."""
+        super().__init__(f"the kernel log of {guest} reports: " + " | ".join(lines))
+        self.lines = lines

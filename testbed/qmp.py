@@ -1,0 +1,49 @@
+"""Ask QEMU which host threads run a guest's processors, and what those have used."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+
+class Qmp:
+    """QEMU's machine protocol over a connected socket: one command at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Use this socket; QEMU greets on it once it runs."""
+        self._sock = sock
+        self._file = sock.makefile("rb")
+        self._lock = threading.Lock()
+        self._ready = False
+
+    def execute(self, command: str) -> Any:
+        """Run a command without arguments and return what it returns."""
+        with self._lock:
+            if not self._ready:
+                self._file.readline()
+                self._command("qmp_capabilities")
+                self._ready = True
+            return self._command(command)
+
+    def _command(self, command: str) -> Any:
+        self._sock.sendall(json.dumps({"execute": command}).encode() + b"\n")
+        for line in self._file:
+            answer = json.loads(line)
+            if "return" in answer:
+                return answer["return"]
+            if "error" in answer:
+                raise ConnectionError(answer["error"]["desc"])
+        raise ConnectionError("QEMU closed its control connection")
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._file.close()
+        self._sock.close()
+
+
+def thread_cpu_nanoseconds(pid: int, tid: int) -> int:
+    """Return the processor time a host thread has had, to the nanosecond."""
+    return int(Path(f"/proc/{pid}/task/{tid}/schedstat").read_text().split()[0])
