@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0
+/* stackmap.ko: the kernel's TCP with netmap rings as data path. */
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+
+#include "stackmap.h"
+
+static struct miscdevice sm_device = {
+	.minor	= MISC_DYNAMIC_MINOR,
+	.name	= "stackmap",
+	.fops	= &sm_port_fops,
+	.mode	= 0600,
+};
+
+static int __init sm_init(void)
+{
+	int err;
+
+	BUILD_BUG_ON(sizeof(struct sm_slot) != 16);
+	BUILD_BUG_ON(offsetof(struct sm_ring, slot) != 256);
+	BUILD_BUG_ON(sizeof(struct sm_req_header) != 88);
+	BUILD_BUG_ON(sizeof(struct sm_req_register) != 56);
+	BUILD_BUG_ON(offsetof(struct sm_if, ring_ofs) != 56);
+
+	sm_wq = alloc_workqueue("stackmap", WQ_UNBOUND, 0);
+	if (!sm_wq)
+		return -ENOMEM;
+	err = sm_qdisc_register();
+	if (err)
+		goto err_wq;
+	err = misc_register(&sm_device);
+	if (err)
+		goto err_qdisc;
+	return 0;
+
+err_qdisc:
+	sm_qdisc_unregister();
+err_wq:
+	destroy_workqueue(sm_wq);
+	return err;
+}
+
+/* No port and no qdisc is left: each holds the module. */
+static void __exit sm_exit(void)
+{
+	misc_deregister(&sm_device);
+	sm_qdisc_unregister();
+	destroy_workqueue(sm_wq);
+	rcu_barrier();		/* connections freed by kfree_rcu() need no code of ours; skbs' */
+				/* completions that have just put the last port do */
+}
+
+module_init(sm_init);
+module_exit(sm_exit);
+
+MODULE_DESCRIPTION("StackMap: kernel TCP with netmap rings as data path");
+MODULE_LICENSE("GPL");
+MODULE_VERSION("0.1.0");
+MODULE_ALIAS("sch_stackmap");
+MODULE_ALIAS("net-sch-stackmap");

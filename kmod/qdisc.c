@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The queueing discipline "stackmap".  Being a NIC's root qdisc is what makes the NIC bound.
+ *
+ * It is a FIFO that holds packets back while a port's transmit sync is under way, and lets them
+ * go together at its end.  The qdisc core then dequeues several at a time and the driver sees
+ * xmit_more, so that one doorbell serves many packets: on a virtual NIC that is the dearest step.
+ */
+#include <linux/netdevice.h>
+#include <linux/rtnetlink.h>
+#include <linux/slab.h>
+#include <net/busy_poll.h>
+#include <net/pkt_sched.h>
+
+#include "stackmap.h"
+
+#define SM_HOLD_MAX	256	/* packets held at most: a sync that takes long delays no one */
+
+struct sm_qdisc {
+	struct sm_nic *nic;
+	bool draining;		/* more than SM_HOLD_MAX were held: let all go */
+};
+
+static struct Qdisc_ops sm_qdisc_ops;
+
+static int sm_qdisc_enqueue(struct sk_buff *skb, struct Qdisc *sch, struct sk_buff **to_free)
+{
+	if (unlikely(sch->q.qlen >= READ_ONCE(sch->limit)))
+		return qdisc_drop(skb, sch, to_free);
+	return qdisc_enqueue_tail(skb, sch);
+}
+
+/* Called under the root lock, as enqueue is. */
+static struct sk_buff *sm_qdisc_dequeue(struct Qdisc *sch)
+{
+	struct sm_qdisc *q = qdisc_priv(sch);
+
+	if (!sch->q.qlen) {
+		q->draining = false;
+		return NULL;
+	}
+	if (!q->draining && atomic_read(&q->nic->held)) {
+		if (sch->q.qlen < SM_HOLD_MAX) {
+			/*
+			 * Pairs with the barrier in sm_nic_release(): either we see that the
+			 * hold is over, or the releaser sees this packet's qlen.
+			 */
+			smp_mb();
+			if (atomic_read(&q->nic->held))
+				return NULL;
+		} else {
+			q->draining = true;
+		}
+	}
+	return qdisc_dequeue_head(sch);
+}
+
+static unsigned int sm_first_napi_id(struct net_device *dev)
+{
+	struct napi_struct *napi;
+
+	/* The list is changed under RTNL, which the caller holds. */
+	ASSERT_RTNL();
+	list_for_each_entry(napi, &dev->napi_list, dev_list)
+		if (napi->napi_id >= MIN_NAPI_ID)
+			return napi->napi_id;
+	return 0;
+}
+
+static int sm_qdisc_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_ext_ack *extack)
+{
+	struct sm_qdisc *q = qdisc_priv(sch);
+	struct sm_nic *nic;
+
+	if (sch->parent != TC_H_ROOT) {
+		NL_SET_ERR_MSG(extack, "stackmap must be the root qdisc");
+		return -EOPNOTSUPP;
+	}
+	nic = kzalloc(sizeof(*nic), GFP_KERNEL);
+	if (!nic)
+		return -ENOMEM;
+	kref_init(&nic->kref);
+	nic->napi_id = sm_first_napi_id(qdisc_dev(sch));
+	RCU_INIT_POINTER(nic->sch, sch);
+	q->nic = nic;
+	sch->limit = max_t(u32, qdisc_dev(sch)->tx_queue_len, SM_HOLD_MAX);
+	/*
+	 * Bulk dequeue of a qdisc with this flag is bounded by BQL, which drivers without BQL
+	 * keep at nothing; without the flag it is bounded by a number of packets.
+	 */
+	sch->flags &= ~TCQ_F_ONETXQUEUE;
+	return 0;
+}
+
+static void sm_qdisc_destroy(struct Qdisc *sch)
+{
+	struct sm_qdisc *q = qdisc_priv(sch);
+
+	if (!q->nic)
+		return;		/* init failed */
+	RCU_INIT_POINTER(q->nic->sch, NULL);
+	sm_nic_put(q->nic);
+}
+
+static int sm_qdisc_dump(struct Qdisc *sch, struct sk_buff *skb)
+{
+	return skb->len;
+}
+
+static struct Qdisc_ops sm_qdisc_ops __read_mostly = {
+	.id		= "stackmap",
+	.priv_size	= sizeof(struct sm_qdisc),
+	.enqueue	= sm_qdisc_enqueue,
+	.dequeue	= sm_qdisc_dequeue,
+	.peek		= qdisc_peek_dequeued,
+	.init		= sm_qdisc_init,
+	.reset		= qdisc_reset_queue,
+	.destroy	= sm_qdisc_destroy,
+	.dump		= sm_qdisc_dump,
+	.owner		= THIS_MODULE,
+};
+
+/* The bound NIC of that name, with a reference; NULL if it is not there or not bound. */
+struct sm_nic *sm_nic_get(struct net *net, const char *name)
+{
+	struct sm_nic *nic = NULL;
+	struct net_device *dev;
+	struct Qdisc *sch;
+
+	rtnl_lock();
+	dev = __dev_get_by_name(net, name);
+	if (dev) {
+		sch = rtnl_dereference(dev->qdisc);
+		if (sch && sch->ops == &sm_qdisc_ops) {
+			nic = ((struct sm_qdisc *)qdisc_priv(sch))->nic;
+			kref_get(&nic->kref);
+		}
+	}
+	rtnl_unlock();
+	return nic;
+}
+
+static void sm_nic_free(struct kref *kref)
+{
+	kfree(container_of(kref, struct sm_nic, kref));
+}
+
+void sm_nic_put(struct sm_nic *nic)
+{
+	kref_put(&nic->kref, sm_nic_free);
+}
+
+/* Hold the NIC's packets until as many releases. */
+void sm_nic_hold(struct sm_nic *nic)
+{
+	atomic_inc(&nic->held);
+}
+
+void sm_nic_release(struct sm_nic *nic)
+{
+	struct Qdisc *sch;
+
+	if (!atomic_dec_and_test(&nic->held))
+		return;
+	/* Pairs with sm_qdisc_dequeue(): the hold ends before qlen is read. */
+	smp_mb__after_atomic();
+	rcu_read_lock();
+	sch = rcu_dereference(nic->sch);
+	/*
+	 * The core sets DEACTIVATED, waits for RCU readers, then waits for a qdisc that is still
+	 * scheduled: seeing it clear here makes scheduling safe.
+	 */
+	if (sch && READ_ONCE(sch->q.qlen) && !test_bit(__QDISC_STATE_DEACTIVATED, &sch->state)) {
+		local_bh_disable();
+		__netif_schedule(sch);
+		local_bh_enable();	/* transmits here, in our own context */
+	}
+	rcu_read_unlock();
+}
+
+int sm_qdisc_register(void)
+{
+	return register_qdisc(&sm_qdisc_ops);
+}
+
+void sm_qdisc_unregister(void)
+{
+	unregister_qdisc(&sm_qdisc_ops);
+}

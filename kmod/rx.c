@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Receiving: from TCP's receive queue into ring slots.
+ *
+ * The kernel's side of the ring, rx->slot[], is filled in whatever context TCP delivers: inside
+ * the application's own sync while that polls the NIC, in softirq otherwise.  It is written to
+ * the mapped ring only when a sync or poll publishes it.  No more is read from TCP than there are
+ * free slots, so TCP's own window holds a fast peer back.
+ *
+ * Positions, walking forward:  head <= published <= fill  (all modulo n)
+ *	[head, published)	the application's
+ *	[published, fill)	filled, not seen by the application yet
+ *	[fill, head - 1)	free
+ */
+#include <linux/slab.h>
+#include <net/tcp.h>
+
+#include "stackmap.h"
+
+/* Open the next free slot; NULL if there is none.  Caller holds rx->lock. */
+static struct sm_rxslot *sm_rx_open(struct sm_port *port, u32 id)
+{
+	struct sm_rxring *rx = &port->rx;
+	struct sm_rxslot *slot = &rx->slot[rx->fill];
+	u32 next = sm_next(rx->fill, rx->n);
+
+	if (next == rx->head)
+		return NULL;
+	if (!slot->buf && !sm_pool_get(&port->pool, &slot->buf, 1, SM_RX_FILL))
+		return NULL;
+	slot->id = id;
+	slot->len = 0;
+	slot->flags = 0;
+	slot->err = 0;
+	WRITE_ONCE(rx->fill, next);	/* pairs with READ_ONCE() in sm_rx_ready() */
+	return slot;
+}
+
+/* The last slot, if it is this connection's, unpublished, and has room. */
+static struct sm_rxslot *sm_rx_last(struct sm_rxring *rx, u32 id)
+{
+	struct sm_rxslot *slot;
+
+	if (rx->fill == rx->published)
+		return NULL;
+	slot = &rx->slot[sm_prev(rx->fill, rx->n)];
+	if (slot->id != id || slot->flags || slot->len == SM_BUF_SIZE)
+		return NULL;
+	return slot;
+}
+
+/* tcp_read_sock()'s actor.  The socket is locked.  Returns the bytes taken. */
+static int sm_rx_actor(read_descriptor_t *desc, struct sk_buff *skb, unsigned int offset,
+		       size_t len)
+{
+	struct sm_conn *conn = desc->arg.data;
+	struct sm_port *port = conn->port;
+	struct sm_rxring *rx = &port->rx;
+	size_t left = len;
+
+	spin_lock_bh(&rx->lock);
+	while (left) {
+		struct sm_rxslot *slot = sm_rx_last(rx, conn->id);
+		size_t n;
+
+		if (!slot)
+			slot = sm_rx_open(port, conn->id);
+		if (!slot)
+			break;
+		n = min_t(size_t, left, SM_BUF_SIZE - slot->len);
+		if (skb_copy_bits(skb, offset, sm_pool_addr(&port->pool, slot->buf) + slot->len,
+				  n))
+			break;
+		slot->len += n;
+		offset += n;
+		left -= n;
+	}
+	spin_unlock_bh(&rx->lock);
+
+	if (left)
+		desc->count = 0;	/* full: stop reading, the window will close */
+	return len - left;
+}
+
+/*
+ * Move what TCP has for a connection into the ring.  The caller holds the socket, by its spinlock
+ * in softirq or by lock_sock().
+ */
+void sm_rx_drain(struct sm_conn *conn)
+{
+	read_descriptor_t desc = { .arg.data = conn, .count = 1 };
+	int n;
+
+	if (test_bit(SM_CONN_PAUSED, &conn->bits))
+		return;
+	n = tcp_read_sock(conn->sk, &desc, sm_rx_actor);
+	if (n > 0) {
+		sm_count(conn->port, SM_RX_BYTES, n);
+		sm_port_wake(conn->port);
+	}
+	if (!desc.count)
+		sm_conn_kick(conn);	/* go on when the application gives slots back */
+}
+
+/* Put an event slot into the ring; false if there is no room. */
+bool sm_rx_event(struct sm_port *port, u32 id, u8 flags, u8 err)
+{
+	struct sm_rxring *rx = &port->rx;
+	struct sm_rxslot *slot;
+
+	spin_lock_bh(&rx->lock);
+	slot = sm_rx_open(port, id);
+	if (slot) {
+		slot->flags = flags;
+		slot->err = err;
+	}
+	spin_unlock_bh(&rx->lock);
+	return slot;
+}
+
+/* Something to publish, or somebody to serve? */
+bool sm_rx_ready(struct sm_port *port)
+{
+	return READ_ONCE(port->rx.fill) != READ_ONCE(port->rx.published) ||
+	       !list_empty_careful(&port->pending);
+}
+
+/*
+ * Take back the slots that the application is done with.  Caller holds port->mutex.
+ */
+int sm_rx_take_back(struct sm_port *port)
+{
+	struct sm_rxring *rx = &port->rx;
+	struct sm_ring *ring = rx->ring;
+	/* Pairs with the application's release store: its last reads of the buffers are done. */
+	u32 head = smp_load_acquire(&ring->head);
+	u32 cur = READ_ONCE(ring->cur);
+	u32 owned = sm_distance(rx->head, rx->published, rx->n);
+	u32 i;
+
+	if (head >= rx->n || cur >= rx->n || sm_distance(rx->head, head, rx->n) > owned ||
+	    sm_distance(rx->head, cur, rx->n) > owned ||
+	    sm_distance(rx->head, cur, rx->n) < sm_distance(rx->head, head, rx->n)) {
+		WRITE_ONCE(ring->head, rx->head);
+		WRITE_ONCE(ring->cur, rx->head);
+		WRITE_ONCE(ring->tail, rx->published);
+		sm_count(port, SM_BAD_RING, 1);
+		return -EINVAL;
+	}
+	if (head == rx->head)
+		return 0;
+
+	spin_lock_bh(&rx->lock);
+	for (i = rx->head; i != head; i = sm_next(i, rx->n)) {
+		u32 idx = READ_ONCE(ring->slot[i].buf_idx);
+		u32 ours = rx->slot[i].buf;
+
+		if (likely(!sm_pool_claim(&port->pool, idx, SM_RX_FILL))) {
+			rx->slot[i].buf = idx;
+			continue;
+		}
+		sm_count(port, SM_BAD_SLOT, 1);
+		/* The buffer we gave, if it is still the application's; else one when needed. */
+		if (sm_pool_claim(&port->pool, ours, SM_RX_FILL))
+			ours = 0;
+		rx->slot[i].buf = ours;
+	}
+	rx->head = head;
+	spin_unlock_bh(&rx->lock);
+	return 0;
+}
+
+/* Show the application what was filled.  Caller holds port->mutex. */
+void sm_rx_publish(struct sm_port *port)
+{
+	struct sm_rxring *rx = &port->rx;
+	struct sm_ring *ring = rx->ring;
+	u32 i, n = 0;
+
+	sm_conn_service_pending(port);
+
+	spin_lock_bh(&rx->lock);
+	for (i = rx->published; i != rx->fill; i = sm_next(i, rx->n)) {
+		struct sm_rxslot *slot = &rx->slot[i];
+		u64 ptr = SM_PTR(slot->id, 0) | SM_PTR_EVENT(slot->flags, slot->err);
+
+		WRITE_ONCE(ring->slot[i].buf_idx, slot->buf);
+		WRITE_ONCE(ring->slot[i].len, slot->len);
+		WRITE_ONCE(ring->slot[i].flags, NS_BUF_CHANGED);
+		WRITE_ONCE(ring->slot[i].ptr, ptr);
+		sm_pool_give(&port->pool, slot->buf);
+		n++;
+	}
+	WRITE_ONCE(rx->published, i);
+	spin_unlock_bh(&rx->lock);
+
+	/* Pairs with the application's acquire load: slots and buffers before tail. */
+	smp_store_release(&ring->tail, i);
+	if (n)
+		sm_count(port, SM_RX_SLOTS, n);
+}
+
+int sm_rx_init(struct sm_port *port, u32 slots)
+{
+	struct sm_rxring *rx = &port->rx;
+	u32 i;
+
+	rx->n = slots;
+	rx->slot = kvcalloc(slots, sizeof(*rx->slot), GFP_KERNEL_ACCOUNT);
+	if (!rx->slot)
+		return -ENOMEM;
+	for (i = 0; i < slots; i++)
+		if (!sm_pool_get(&port->pool, &rx->slot[i].buf, 1, SM_RX_FILL))
+			return -ENOMEM;
+	return 0;
+}
+
+void sm_rx_destroy(struct sm_port *port)
+{
+	kvfree(port->rx.slot);
+}

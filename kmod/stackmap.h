@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Objects, and who holds whom:
+ *
+ *	sm_port		one open /dev/stackmap; kref held by the file, by each connection and by
+ *			each batch in flight.  Its memory outlives the file until the last ACK.
+ *	sm_conn		one attached socket; refcount held by the port's table, by the pending
+ *			list, by queued work and by each batch.  Holds its sock and its port.
+ *	sm_batch	buffers given to TCP in one send; refcount is that of its ubuf_info.
+ *	sm_nic		one bound NIC; kref held by its qdisc and by each port on it.
+ *
+ * Locks, outermost first:
+ *
+ *	port->mutex		user context: one sync, poll, register at a time; and every
+ *				change of a buffer's owner from or to USER
+ *	lock_sock(conn->sk)	conn->attached, conn->rest, conn->refused_in, the socket
+ *	port->rx.lock		the receive ring's kernel side (taken from softirq)
+ *	port->pending_lock	port->pending (any context)
+ *	pool->lock		free list, pins (any context)
+ */
+#ifndef _SM_STACKMAP_H
+#define _SM_STACKMAP_H
+
+#include <linux/fs.h>
+#include <linux/kref.h>
+#include <linux/mutex.h>
+#include <linux/refcount.h>
+#include <linux/skbuff.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+#include <linux/xarray.h>
+#include <net/sock.h>
+
+#include "compat.h"
+#include "uapi/stackmap.h"
+
+#define SM_BUF_SIZE		PAGE_SIZE
+#define SM_FIRST_BUF		2	/* netmap reserves indices 0 and 1 */
+#define SM_MIN_SLOTS		4
+#define SM_MAX_SLOTS		16384
+#define SM_DEFAULT_SLOTS	1024
+#define SM_SPARES_PER_TX_SLOT	4
+#define SM_BATCH_MAX		64	/* buffers in one send */
+
+/* buffers.c */
+
+enum sm_owner {
+	SM_FREE,	/* on the free list */
+	SM_USER,	/* the application's */
+	SM_RX_FILL,	/* in the receive ring, the kernel's */
+	SM_TX_PINNED,	/* TCP may still read it */
+};
+
+struct sm_buf {
+	struct page *page;
+	u16 pins;	/* batches and rests that hold it; guarded by pool->lock */
+	u8 owner;	/* enum sm_owner */
+};
+
+struct sm_pool {
+	spinlock_t lock;	/* guards nfree, npinned, free[], pins, owners FREE */
+	u32 nbufs;		/* valid indices are SM_FIRST_BUF .. nbufs - 1 */
+	u32 nfree;
+	u32 npinned;
+	u32 *free;
+	struct sm_buf *buf;
+};
+
+int sm_pool_init(struct sm_pool *pool, u32 count);
+void sm_pool_destroy(struct sm_pool *pool);
+u32 sm_pool_get(struct sm_pool *pool, u32 *idx, u32 count, enum sm_owner owner);
+void sm_pool_put(struct sm_pool *pool, const u32 *idx, u32 count);
+int sm_pool_claim(struct sm_pool *pool, u32 idx, enum sm_owner owner);
+void sm_pool_give(struct sm_pool *pool, u32 idx);
+void sm_pool_pin(struct sm_pool *pool, const u32 *idx, u32 count);
+void sm_pool_unpin_refused(struct sm_pool *pool, const u32 *idx, u32 count);
+u32 sm_pool_unpin(struct sm_pool *pool, const u32 *idx, u32 count);
+
+static inline void *sm_pool_addr(const struct sm_pool *pool, u32 idx)
+{
+	return page_address(pool->buf[idx].page);
+}
+
+/* qdisc.c */
+
+struct sm_nic {
+	struct kref kref;
+	struct Qdisc __rcu *sch;	/* NULL once unbound */
+	atomic_t held;			/* syncs that hold packets back now */
+	unsigned int napi_id;		/* 0: the NIC cannot be busy polled */
+};
+
+int sm_qdisc_register(void);
+void sm_qdisc_unregister(void);
+struct sm_nic *sm_nic_get(struct net *net, const char *name);
+void sm_nic_put(struct sm_nic *nic);
+void sm_nic_hold(struct sm_nic *nic);
+void sm_nic_release(struct sm_nic *nic);
+
+/* port.c */
+
+struct sm_group;
+
+struct sm_txring {
+	struct sm_ring *ring;	/* mapped by the application */
+	u32 n;
+	u32 head;		/* last head seen */
+	u32 done;		/* first slot not processed yet */
+	u32 *spare;		/* buffers for slots of the sync under way */
+	u32 nspare;
+	bool stalled;		/* no spare was left; wake the application when one is */
+	struct sm_group *group;	/* scratch of the sync under way */
+};
+
+/* A slot in kernel memory, until it is published. */
+struct sm_rxslot {
+	u32 buf;		/* 0: none yet */
+	u32 id;
+	u16 len;
+	u8 flags;
+	u8 err;
+};
+
+struct sm_rxring {
+	spinlock_t lock;	/* guards all below, but for the application's half of ring */
+	struct sm_ring *ring;
+	u32 n;
+	u32 head;		/* first slot the application owns */
+	u32 published;		/* first slot it has not seen: ring->tail */
+	u32 fill;		/* next slot to fill */
+	struct sm_rxslot *slot;
+};
+
+enum sm_counter {
+	SM_RX_BYTES, SM_TX_BYTES, SM_RX_SLOTS, SM_SENT, SM_RELEASED_ACK, SM_RELEASED_RESET,
+	SM_AGAIN, SM_BAD_SLOT, SM_UNKNOWN_CONN, SM_DEAD_CONN, SM_BAD_RING, SM_STALL, SM_SYNCS,
+	SM_CONNECTIONS, SM_COUNTERS
+};
+
+struct sm_port {
+	struct kref kref;
+	struct mutex mutex;		/* see the top of this file */
+	struct work_struct free_work;
+	bool registered;		/* set once, under mutex, after all below is valid */
+
+	struct sm_nic *nic;
+	u64 net_cookie;			/* the namespace the port belongs to */
+
+	void *rings;			/* vmalloc: sm_if, transmit ring, receive ring */
+	size_t rings_size;		/* whole pages */
+	u16 mem_id;
+	struct sm_pool pool;
+	struct sm_txring tx;
+	struct sm_rxring rx;
+
+	struct xarray conns;		/* id -> sm_conn */
+	u32 next_id;
+	u32 sync_seq;			/* numbers transmit syncs, for conn->refused_in */
+
+	spinlock_t pending_lock;
+	struct list_head pending;	/* connections that need user context */
+
+	wait_queue_head_t wait;
+	int armed;			/* a poller found nothing and wants a wake-up */
+
+	atomic64_t counter[SM_COUNTERS];
+};
+
+extern const struct file_operations sm_port_fops;
+extern struct workqueue_struct *sm_wq;
+
+void sm_port_put(struct sm_port *port);
+void sm_port_wake(struct sm_port *port);
+
+static inline void sm_port_get(struct sm_port *port)
+{
+	kref_get(&port->kref);
+}
+
+static inline void sm_count(struct sm_port *port, enum sm_counter which, s64 n)
+{
+	atomic64_add(n, &port->counter[which]);
+}
+
+static inline u32 sm_next(u32 i, u32 n)
+{
+	return i + 1 == n ? 0 : i + 1;
+}
+
+static inline u32 sm_prev(u32 i, u32 n)
+{
+	return i ? i - 1 : n - 1;
+}
+
+/* Slots from a up to b, walking forward. */
+static inline u32 sm_distance(u32 a, u32 b, u32 n)
+{
+	return b >= a ? b - a : b + n - a;
+}
+
+/* conn.c */
+
+enum sm_conn_bit {
+	SM_CONN_PENDING,	/* on port->pending */
+	SM_CONN_BLOCKED,	/* a slot was refused with EAGAIN */
+	SM_CONN_WRITABLE,	/* owes the application a WRITABLE event */
+	SM_CONN_PAUSED,		/* the application wants no data */
+	SM_CONN_EOF_SENT,	/* this event was put into the ring */
+	SM_CONN_ERROR_SENT,
+	SM_CONN_CLOSED_SENT,
+};
+
+struct sm_conn {
+	refcount_t refs;
+	u32 id;
+	struct sm_port *port;
+	struct sock *sk;
+	unsigned long bits;		/* enum sm_conn_bit, atomic */
+	struct list_head pending;	/* in port->pending while SM_CONN_PENDING */
+	atomic_t pinned;		/* pins of its buffers: those that wait for an ACK */
+
+	/* guarded by the socket lock */
+	bool attached;
+	u32 refused_in;			/* sync in which a slot was refused */
+	u32 rest_buf;			/* accepted, but TCP took only part of it */
+	u16 rest_off;
+	u16 rest_len;			/* 0: no rest */
+
+	struct work_struct flush_work;	/* sends the rest when TCP has space */
+
+	/* what attach replaced */
+	const struct proto_ops *saved_ops;
+	void (*saved_data_ready)(struct sock *sk);
+	void (*saved_write_space)(struct sock *sk);
+	void (*saved_state_change)(struct sock *sk);
+	void (*saved_error_report)(struct sock *sk);
+
+	struct rcu_head rcu;
+};
+
+int sm_conn_attach(struct sm_port *port, struct sm_attach *req);
+int sm_conn_detach(struct sm_port *port, u32 id);
+int sm_conn_rxctl(struct sm_port *port, const struct sm_conn_ctl *req);
+void sm_conn_detach_all(struct sm_port *port);
+struct sm_conn *sm_conn_lookup(struct sm_port *port, u32 id);
+void sm_conn_put(struct sm_conn *conn);
+void sm_conn_kick(struct sm_conn *conn);
+void sm_conn_service_pending(struct sm_port *port);
+
+static inline void sm_conn_get(struct sm_conn *conn)
+{
+	refcount_inc(&conn->refs);
+}
+
+/* tx.c */
+
+int sm_tx_init(struct sm_port *port, u32 slots);
+void sm_tx_destroy(struct sm_port *port);
+int sm_tx_sync(struct sm_port *port);
+void sm_tx_flush_rest(struct sm_conn *conn, bool closing);
+void sm_tx_check_writable(struct sm_conn *conn);
+
+/* rx.c */
+
+int sm_rx_init(struct sm_port *port, u32 slots);
+void sm_rx_destroy(struct sm_port *port);
+int sm_rx_take_back(struct sm_port *port);
+void sm_rx_publish(struct sm_port *port);
+void sm_rx_drain(struct sm_conn *conn);
+bool sm_rx_event(struct sm_port *port, u32 id, u8 flags, u8 err);
+bool sm_rx_ready(struct sm_port *port);
+
+#endif /* _SM_STACKMAP_H */

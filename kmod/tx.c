@@ -1,0 +1,492 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Sending: from ring slots into TCP, by reference, and the release of buffers by ACK.
+ *
+ * Consecutive slots of one connection become one send.  TCP's skbs reference the pages and carry
+ * one ubuf_info for the whole send, whose count reaches zero when the last skb that holds it is
+ * freed: when the peer acknowledged it, or when the connection was reset.  That, and nothing
+ * else, makes the buffers free.
+ */
+#include <linux/bvec.h>
+#include <linux/slab.h>
+#include <linux/uio.h>
+#include <net/tcp.h>
+
+#include "stackmap.h"
+
+/* Buffers of one send.  Freed by whoever drops the last reference of ubuf, in any context. */
+struct sm_batch {
+	struct ubuf_info ubuf;
+	struct sm_conn *conn;
+	u32 end_seq;		/* the sequence number after its last byte */
+	u32 n;
+	u32 buf[];
+};
+
+/* One group of slots, from the ring to TCP. */
+struct sm_group {
+	struct sm_conn *conn;
+	u32 n;
+	u32 bytes;
+	u32 slot[SM_BATCH_MAX];
+	struct bio_vec vec[SM_BATCH_MAX];
+	struct sm_batch *batch;
+};
+
+/* May the connection take a slot, so that an application that waits should be told? */
+static bool sm_tx_may_send(struct sm_conn *conn)
+{
+	struct sm_pool *pool = &conn->port->pool;
+	u32 pinned = atomic_read(&conn->pinned);
+
+	return !READ_ONCE(conn->rest_len) && sk_stream_is_writeable(conn->sk) &&
+	       (!pinned || pinned <= READ_ONCE(pool->nfree) / 2);
+}
+
+/* Tell the application that waits, if it is worth it.  Any context. */
+void sm_tx_check_writable(struct sm_conn *conn)
+{
+	if (!test_bit(SM_CONN_BLOCKED, &conn->bits) || !sm_tx_may_send(conn))
+		return;
+	if (test_and_clear_bit(SM_CONN_BLOCKED, &conn->bits)) {
+		set_bit(SM_CONN_WRITABLE, &conn->bits);
+		sm_conn_kick(conn);
+	}
+}
+
+/* The last skb that held these buffers is gone. */
+static void sm_batch_complete(struct sm_batch *batch)
+{
+	struct sm_conn *conn = batch->conn;
+	struct sm_port *port = conn->port;
+	bool acked = !before(READ_ONCE(tcp_sk(conn->sk)->snd_una), batch->end_seq);
+
+	sm_count(port, acked ? SM_RELEASED_ACK : SM_RELEASED_RESET,
+		 sm_pool_unpin(&port->pool, batch->buf, batch->n));
+	atomic_sub(batch->n, &conn->pinned);
+	/*
+	 * Pairs with the barrier in sm_tx_block(): either we see BLOCKED, or the sender sees
+	 * these buffers released.
+	 */
+	smp_mb__after_atomic();
+	sm_tx_check_writable(conn);
+	if (READ_ONCE(port->tx.stalled))
+		sm_port_wake(port);
+	sm_conn_put(conn);
+	kfree(batch);
+}
+
+static void sm_ubuf_complete(struct sk_buff *skb, struct ubuf_info *ubuf, bool success)
+{
+	if (refcount_dec_and_test(&ubuf->refcnt))
+		sm_batch_complete(container_of(ubuf, struct sm_batch, ubuf));
+}
+
+SM_DEFINE_UBUF_OPS(sm_ubuf_ops, sm_ubuf_complete);
+
+static struct sm_batch *sm_batch_alloc(struct sm_conn *conn, u32 n, gfp_t gfp)
+{
+	struct sm_batch *batch = kmalloc(struct_size(batch, buf, n), gfp);
+
+	if (!batch)
+		return NULL;
+	sm_ubuf_init(&batch->ubuf, sm_ubuf_ops);
+	refcount_set(&batch->ubuf.refcnt, 1);
+	batch->ubuf.flags = SKBFL_ZEROCOPY_FRAG | SKBFL_DONT_ORPHAN;
+	sm_conn_get(conn);
+	batch->conn = conn;
+	batch->end_seq = 0;
+	batch->n = 0;
+	return batch;
+}
+
+/*
+ * Give @vec to TCP under @batch, which must hold its buffers already.  Returns what
+ * tcp_sendmsg() returns.  Caller holds the socket lock.
+ */
+static int sm_tx_send(struct sm_conn *conn, struct sm_batch *batch, struct bio_vec *vec, u32 n,
+		      u32 bytes)
+{
+	struct msghdr msg = {
+		.msg_flags = MSG_ZEROCOPY | MSG_DONTWAIT | MSG_NOSIGNAL,
+		.msg_ubuf = &batch->ubuf,
+	};
+	int sent;
+
+	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, vec, n, bytes);
+	sent = tcp_sendmsg_locked(conn->sk, &msg, bytes);
+	batch->end_seq = tcp_sk(conn->sk)->write_seq;
+	if (sent > 0)
+		sm_count(conn->port, SM_TX_BYTES, sent);
+	return sent;
+}
+
+/*
+ * Remember that a slot was refused with EAGAIN.  Returns after making sure that the event which
+ * ends the wait cannot have been missed.  Caller holds the socket lock.
+ */
+static void sm_tx_block(struct sm_conn *conn)
+{
+	conn->refused_in = conn->port->sync_seq;
+	set_bit(SOCK_NOSPACE, &conn->sk->sk_socket->flags);
+	set_bit(SM_CONN_BLOCKED, &conn->bits);
+	smp_mb__after_atomic();		/* pairs with sm_batch_complete() */
+	sm_tx_check_writable(conn);
+}
+
+/*
+ * Send what is left of a slot of which TCP took only part.  Caller holds the socket lock.
+ *
+ * With @closing the connection is about to be closed, shut down or given back, so this is the
+ * last chance: the send buffer's limit is lifted for these few bytes.  If TCP has no memory even
+ * so, the connection will be reset when it is closed: the peer must not take a hole for the end.
+ */
+void sm_tx_flush_rest(struct sm_conn *conn, bool closing)
+{
+	struct sm_pool *pool = &conn->port->pool;
+	struct sock *sk = conn->sk;
+	int limit = sk->sk_sndbuf;
+	struct sm_batch *batch;
+	struct bio_vec vec;
+	int sent;
+
+	if (!conn->rest_len)
+		return;
+	batch = sm_batch_alloc(conn, 1, GFP_KERNEL | (closing ? __GFP_NOFAIL : 0));
+	if (!batch)
+		return;		/* the next write_space or sync tries again */
+	batch->buf[0] = conn->rest_buf;
+	batch->n = 1;
+	sm_pool_pin(pool, batch->buf, 1);
+	atomic_inc(&conn->pinned);
+
+	bvec_set_page(&vec, pool->buf[conn->rest_buf].page, conn->rest_len, conn->rest_off);
+	if (closing)
+		WRITE_ONCE(sk->sk_sndbuf, INT_MAX / 2);
+	sent = sm_tx_send(conn, batch, &vec, 1, conn->rest_len);
+	if (closing)
+		WRITE_ONCE(sk->sk_sndbuf, limit);
+
+	if (sent > 0) {
+		conn->rest_off += sent;
+		WRITE_ONCE(conn->rest_len, conn->rest_len - sent);
+	} else if (sent != -EAGAIN) {
+		WRITE_ONCE(conn->rest_len, 0);	/* the connection is dead */
+	}
+	if (closing && conn->rest_len) {
+		sock_set_flag(sk, SOCK_LINGER);
+		sk->sk_lingertime = 0;
+		WRITE_ONCE(conn->rest_len, 0);
+	}
+	if (!conn->rest_len) {
+		u32 buf = conn->rest_buf;
+
+		sm_pool_unpin(pool, &buf, 1);
+		atomic_dec(&conn->pinned);
+	}
+	sm_ubuf_complete(NULL, &batch->ubuf, true);
+	sm_tx_check_writable(conn);
+}
+
+/* -- slots ---------------------------------------------------------------------------------- */
+
+static void sm_slot_refuse(struct sm_port *port, u32 i, int err)
+{
+	struct sm_slot *slot = &port->tx.ring->slot[i];
+	u64 ptr = READ_ONCE(slot->ptr) & GENMASK_ULL(47, 0);
+
+	WRITE_ONCE(slot->ptr, ptr | SM_PTR_EVENT(SM_SLOT_REFUSED, err));
+	switch (err) {
+	case EAGAIN:
+		sm_count(port, SM_AGAIN, 1);
+		break;
+	case EINVAL:
+	case ERANGE:
+	case EPERM:
+		sm_count(port, SM_BAD_SLOT, 1);
+		break;
+	case ENOENT:
+		sm_count(port, SM_UNKNOWN_CONN, 1);
+		break;
+	default:
+		sm_count(port, SM_DEAD_CONN, 1);
+	}
+}
+
+/* The slot was accepted: give it another buffer at once. */
+static void sm_slot_replace(struct sm_port *port, u32 i)
+{
+	struct sm_txring *tx = &port->tx;
+	struct sm_slot *slot = &tx->ring->slot[i];
+	u32 idx = tx->spare[--tx->nspare];
+
+	sm_pool_give(&port->pool, idx);
+	WRITE_ONCE(slot->buf_idx, idx);
+	WRITE_ONCE(slot->len, 0);
+	WRITE_ONCE(slot->flags, NS_BUF_CHANGED);
+	WRITE_ONCE(slot->ptr, 0);
+}
+
+/*
+ * Add slot @i to the group if it is sound; refuse it otherwise.  @slot is our copy of it.
+ * Caller holds port->mutex.
+ */
+static void sm_group_add(struct sm_port *port, struct sm_group *g, u32 i,
+			 const struct sm_slot *slot)
+{
+	u32 off = SM_PTR_OFFSET(slot->ptr);
+	int err;
+
+	if (!slot->len || off + slot->len > SM_BUF_SIZE ||
+	    SM_PTR_FLAGS(slot->ptr) || SM_PTR_ERRNO(slot->ptr)) {
+		sm_slot_refuse(port, i, EINVAL);
+		return;
+	}
+	err = sm_pool_claim(&port->pool, slot->buf_idx, SM_TX_PINNED);
+	if (err) {
+		sm_slot_refuse(port, i, -err);
+		return;
+	}
+	g->slot[g->n] = i;
+	bvec_set_page(&g->vec[g->n], port->pool.buf[slot->buf_idx].page, slot->len, off);
+	g->batch->buf[g->n] = slot->buf_idx;
+	g->bytes += slot->len;
+	g->n++;
+}
+
+/* How many buffers the connection may pin: as many as are free, so that it leaves others some. */
+static u32 sm_tx_allowance(struct sm_conn *conn)
+{
+	struct sm_port *port = conn->port;
+	u32 avail = READ_ONCE(port->pool.nfree) + port->tx.nspare;
+	u32 pinned = atomic_read(&conn->pinned);
+
+	if (!pinned)
+		return max(avail / 2, 1U);
+	return avail > pinned ? (avail - pinned + 1) / 2 : 0;
+}
+
+/* Buffers [from, g->n) were not accepted. */
+static void sm_group_refuse(struct sm_port *port, struct sm_group *g, u32 from, int err)
+{
+	u32 i;
+
+	for (i = from; i < g->n; i++) {
+		sm_pool_give(&port->pool, g->batch->buf[i]);
+		sm_slot_refuse(port, g->slot[i], err);
+	}
+	g->n = from;
+}
+
+/* Send the group.  Caller holds port->mutex and the socket lock. */
+static void sm_group_send(struct sm_port *port, struct sm_group *g)
+{
+	struct sm_conn *conn = g->conn;
+	struct sm_batch *batch = g->batch;
+	u32 allowed, i;
+	bool block;
+	int sent;
+
+	if (!conn->attached) {
+		sm_group_refuse(port, g, 0, ENOENT);
+		return;
+	}
+	sm_tx_flush_rest(conn, false);
+	if (conn->rest_len || conn->refused_in == port->sync_seq) {
+		sm_group_refuse(port, g, 0, EAGAIN);
+		sm_tx_block(conn);
+		return;
+	}
+	allowed = sm_tx_allowance(conn);
+	for (i = g->n; i > allowed; i--)
+		g->bytes -= g->vec[i - 1].bv_len;
+	block = allowed < g->n;
+	if (block)
+		sm_group_refuse(port, g, allowed, EAGAIN);
+	if (!g->n) {
+		sm_tx_block(conn);
+		return;
+	}
+
+	/* Pinned before TCP can see them; what TCP does not take is unpinned below. */
+	batch->n = g->n;
+	sm_pool_pin(&port->pool, batch->buf, g->n);
+	atomic_add(g->n, &conn->pinned);
+	sent = sm_tx_send(conn, batch, g->vec, g->n, g->bytes);
+
+	for (i = 0; i < g->n && sent > 0; i++) {
+		u32 len = g->vec[i].bv_len;
+
+		if (sent < len) {
+			/* TCP has the first part; we keep the buffer for the second too. */
+			conn->rest_buf = batch->buf[i];
+			conn->rest_off = g->vec[i].bv_offset + sent;
+			WRITE_ONCE(conn->rest_len, len - sent);
+			sm_pool_pin(&port->pool, &batch->buf[i], 1);
+			atomic_inc(&conn->pinned);
+		}
+		sent -= len;
+	}
+	if (i < g->n) {
+		int err = sent < 0 && !i ? -sent : EAGAIN;
+
+		batch->n = i;
+		atomic_sub(g->n - i, &conn->pinned);
+		sm_pool_unpin_refused(&port->pool, batch->buf + i, g->n - i);
+		sm_group_refuse(port, g, i, err);
+		if (err == EAGAIN)
+			block = true;
+	}
+	sm_count(port, SM_SENT, g->n);
+	if (block || conn->rest_len)
+		sm_tx_block(conn);
+}
+
+static void sm_slot_read(const struct sm_ring *ring, u32 i, struct sm_slot *slot)
+{
+	slot->buf_idx = READ_ONCE(ring->slot[i].buf_idx);
+	slot->len = READ_ONCE(ring->slot[i].len);
+	slot->ptr = READ_ONCE(ring->slot[i].ptr);
+}
+
+/* Make sure that @want spare buffers are at hand; returns how many there are. */
+static u32 sm_tx_spares(struct sm_port *port, u32 want)
+{
+	struct sm_txring *tx = &port->tx;
+
+	if (tx->nspare < want)
+		tx->nspare += sm_pool_get(&port->pool, tx->spare + tx->nspare,
+					  want - tx->nspare, SM_FREE);
+	return tx->nspare;
+}
+
+/*
+ * Process slots of one connection from @i on, at most up to @head.  Returns the next slot to
+ * process; @i itself when no buffer or no memory was there.  Caller holds port->mutex.
+ */
+static u32 sm_tx_group(struct sm_port *port, u32 i, u32 head)
+{
+	struct sm_txring *tx = &port->tx;
+	u32 room = min_t(u32, sm_tx_spares(port, sm_distance(i, head, tx->n)), SM_BATCH_MAX);
+	struct sm_group *g = tx->group;
+	struct sm_slot slot;
+	u32 id, len, n, j;
+
+	if (!room)
+		return i;
+	sm_slot_read(tx->ring, i, &slot);
+	id = SM_PTR_ID(slot.ptr);
+	g->conn = sm_conn_lookup(port, id);
+	if (!g->conn) {
+		sm_slot_refuse(port, i, ENOENT);
+		return sm_next(i, tx->n);
+	}
+	/* How many follow; what they say is read, once, below. */
+	for (n = 1, j = sm_next(i, tx->n); n < room && j != head; n++, j = sm_next(j, tx->n))
+		if (SM_PTR_ID(READ_ONCE(tx->ring->slot[j].ptr)) != id)
+			break;
+	g->n = 0;
+	g->bytes = 0;
+	g->batch = sm_batch_alloc(g->conn, n, GFP_KERNEL);
+	if (!g->batch)
+		goto put_conn;
+
+	sm_group_add(port, g, i, &slot);
+	for (len = 1, j = sm_next(i, tx->n); len < n; len++, j = sm_next(j, tx->n)) {
+		sm_slot_read(tx->ring, j, &slot);
+		if (SM_PTR_ID(slot.ptr) != id)
+			break;		/* changed since: the next group's */
+		sm_group_add(port, g, j, &slot);
+	}
+	i = j;
+	if (g->n) {
+		u32 k;
+
+		lock_sock(g->conn->sk);
+		sm_group_send(port, g);
+		release_sock(g->conn->sk);
+		for (k = 0; k < g->n; k++)
+			sm_slot_replace(port, g->slot[k]);
+	}
+	sm_ubuf_complete(NULL, &g->batch->ubuf, true);
+put_conn:
+	sm_conn_put(g->conn);
+	return i;
+}
+
+int sm_tx_init(struct sm_port *port, u32 slots)
+{
+	struct sm_txring *tx = &port->tx;
+	u32 i;
+
+	tx->n = slots;
+	tx->spare = kvmalloc_array(slots, sizeof(*tx->spare), GFP_KERNEL_ACCOUNT);
+	tx->group = kvmalloc(sizeof(*tx->group), GFP_KERNEL_ACCOUNT);
+	if (!tx->spare || !tx->group)
+		return -ENOMEM;
+	if (sm_pool_get(&port->pool, tx->spare, slots, SM_USER) != slots)
+		return -ENOMEM;
+	for (i = 0; i < slots; i++)
+		tx->ring->slot[i].buf_idx = tx->spare[i];
+	tx->ring->tail = slots - 1;
+	return 0;
+}
+
+void sm_tx_destroy(struct sm_port *port)
+{
+	kvfree(port->tx.spare);
+	kvfree(port->tx.group);
+}
+
+/* Send what the application submitted.  Caller holds port->mutex. */
+int sm_tx_sync(struct sm_port *port)
+{
+	struct sm_txring *tx = &port->tx;
+	struct sm_ring *ring = tx->ring;
+	/* Pairs with the application's release store: slots and payload before head. */
+	u32 head = smp_load_acquire(&ring->head);
+	u32 cur = READ_ONCE(ring->cur);
+	u32 tail = sm_prev(tx->done, tx->n);
+	u32 owned = sm_distance(tx->head, tail, tx->n);
+	u32 next;
+
+	if (head >= tx->n || cur >= tx->n || sm_distance(tx->head, head, tx->n) > owned ||
+	    sm_distance(tx->head, cur, tx->n) > owned ||
+	    sm_distance(tx->head, cur, tx->n) < sm_distance(tx->head, head, tx->n)) {
+		WRITE_ONCE(ring->head, tx->head);
+		WRITE_ONCE(ring->cur, tx->head);
+		WRITE_ONCE(ring->tail, tail);
+		sm_count(port, SM_BAD_RING, 1);
+		return -EINVAL;
+	}
+	tx->head = head;
+	if (tx->done == head)
+		return 0;
+
+	if (!++port->sync_seq)
+		port->sync_seq = 1;	/* 0 means: never refused */
+	WRITE_ONCE(tx->stalled, false);
+	sm_nic_hold(port->nic);
+	while (tx->done != head) {
+		next = sm_tx_group(port, tx->done, head);
+		if (next == tx->done) {
+			sm_count(port, SM_STALL, 1);
+			WRITE_ONCE(tx->stalled, true);
+			/*
+			 * Pairs with the pool lock in sm_batch_complete(): either it sees
+			 * stalled, or we see the buffer that it released.
+			 */
+			smp_mb();
+			if (READ_ONCE(port->pool.nfree))
+				sm_port_wake(port);
+			break;
+		}
+		tx->done = next;
+	}
+	sm_nic_release(port->nic);
+	sm_pool_put(&port->pool, tx->spare, tx->nspare);
+	tx->nspare = 0;
+	/* Pairs with the application's acquire load of tail: slots are replaced or refused. */
+	smp_store_release(&ring->tail, sm_prev(tx->done, tx->n));
+	return 0;
+}
