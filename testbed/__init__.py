@@ -1,4 +1,4 @@
-"""A lab of two Linux hosts under QEMU, joined by a wire of their own.
+r"""A lab of two Linux hosts under QEMU, joined by a wire of their own.
 
     from stackmap_testbed.lab import Lab
 
@@ -6,7 +6,7 @@
         lab.server.run(["ip", "-br", "addr"]).stdout     # Completed: returncode, stdout, stderr
         lab.server.run("dmesg | tail -3")                # a string goes to the shell
         server = lab.server.popen([sys.executable, "server.py"])
-        server.wait_for_output(r"listening on port (\\d+)", timeout=30)
+        server.wait_for_output(r"listening on port (\d+)", timeout=30)
         lab.wire.configure(loss=0.05, reorder=0.25, duplicate=0.02, delay_ms=1, seed=1)
         lab.wire.configure(drop_acks="to-server")        # withhold pure ACKs; "off" stops that
         sent, delivered = lab.wire.capture(Path("run"))  # run.sent.pcap, run.delivered.pcap

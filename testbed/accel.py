@@ -1,4 +1,4 @@
-"""Choose between hardware virtualisation and emulation by trying, and remember the answer until the next boot."""
+"""Choose hardware virtualisation or emulation by trying, once per boot of this machine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .initramfs import PROBE_MARKER, build_probe_initramfs
-from .kernels import Kernel
 from .places import runtime_directory
 from .qemu import machine_arguments
+
+if TYPE_CHECKING:
+    from .kernels import Kernel
 
 _DEADLINE_SECONDS = 10.0
 _MEMORY_MB = 256

@@ -7,10 +7,12 @@ import itertools
 import json
 import socket
 import threading
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import GuestDiedError, GuestTimeoutError, LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Message = dict[str, Any]
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import MissingToolError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 
 def start_process(
@@ -51,7 +55,5 @@ def end_process(process: subprocess.Popen[bytes], grace: float = 2.0) -> None:
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it may have ended by itself meanwhile
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass  # it ended by itself meanwhile

@@ -16,7 +16,7 @@ def guest_python() -> str:
 
 
 def guest_environment() -> dict[str, str]:
-    """Return the environment of commands in a guest: the caller's Python first, its home in /tmp."""
+    """Return the environment of commands in a guest: the caller's Python, a home in /tmp."""
     inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     return {
         **inherited,

@@ -10,7 +10,7 @@ _ACK = 0x10
 
 
 def is_pure_ack(frame: bytes) -> bool:
-    """Return whether the frame is a TCP segment that carries an acknowledgement and nothing else."""
+    """Return whether the frame is a TCP segment with an acknowledgement and nothing else."""
     if len(frame) < 54:
         return False
     kind = int.from_bytes(frame[12:14], "big")

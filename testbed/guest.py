@@ -7,12 +7,11 @@ import contextlib
 import itertools
 import shlex
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .agent import __file__ as agent_script
 from .channel import Channel, Message
@@ -21,11 +20,16 @@ from .environment import guest_environment, guest_python, visible_paths
 from .errors import GuestCommandError, GuestDiedError, GuestTimeoutError, KernelLogError
 from .initramfs import GuestIdentity, build_initramfs
 from .kernel_log import offending_lines, parse_record
-from .kernels import Kernel
 from .process import Completed, GuestProcess
 from .qemu import AGENT_PORT, Sockets, device_arguments, machine_arguments
 from .qmp import Qmp, thread_cpu_nanoseconds
 from .virtiofs import RootShare
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from .kernels import Kernel
 
 _FILE_CHUNK = 512 * 1024
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .cpio import CpioWriter
 from .errors import MissingToolError
 from .kernels import Kernel, ModuleSet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PROBE_MARKER = "stackmap-probe-booted"
 ROOT_TAG = "root"

@@ -83,7 +83,7 @@ class ModuleSet:
                 continue
             if name not in self._paths:
                 raise MissingToolError(
-                    f"the kernel in {self._root} has no module {name}: install a Debian kernel that has it"
+                    f"the kernel in {self._root} has no module {name}: install one of Debian's"
                 )
             self._add(self._paths[name], order)
         return list(order)

@@ -10,8 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from .accel import choose_accel
 from .errors import LabError
@@ -21,6 +20,9 @@ from .kernels import find_kernel
 from .qemu import find_qemu
 from .virtiofs import find_virtiofsd
 from .wire import RelayProcess, Wire
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 Progress = Callable[[str], None]
 
@@ -68,7 +70,7 @@ class Lab:
         """
         if os.geteuid() != 0:
             raise LabError(
-                "the lab shares this machine's root with its guests and so must be run as root: use sudo"
+                "the lab shares this machine's root directory with its guests: run it as root"
             )
         if wire == "relay" and set(guests) != {"server", "client"}:
             raise LabError("a wire needs two guests: use wire='direct' with only one")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import struct
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _MAGIC_NANOSECONDS = 0xA1B23C4D
 _LINKTYPE_ETHERNET = 1

@@ -8,12 +8,15 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from .channel import Message
 from .errors import GuestDiedError, GuestTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .channel import Message
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,8 @@ class GuestProcess:
             match = expression.search(self._mixed)
         if match is None:
             raise GuestTimeoutError(
-                f"{self._title()} ended with {self.returncode} and did not print {pattern!r}: {self._tail()}"
+                f"{self._title()} ended with {self.returncode} and did not print {pattern!r}: "
+                f"{self._tail()}"
             )
         return match
 
@@ -145,17 +149,16 @@ class GuestProcess:
         """Return what each stream wrote past the lengths in ``seen``, waiting a while for some."""
         with self._changed:
             self._changed.wait_for(
-                lambda: (
-                    self._closed
-                    or self._guest_died
-                    or any(len(text) > seen.get(name, 0) for name, text in self._output.items())
-                ),
-                timeout,
+                lambda: self._closed or self._guest_died or self.unread(seen), timeout
             )
             fresh = {name: text[seen.get(name, 0) :] for name, text in self._output.items()}
             for name, text in self._output.items():
                 seen[name] = len(text)
             return fresh
+
+    def unread(self, seen: dict[str, int]) -> bool:
+        """Whether there is output past the lengths in ``seen``."""
+        return any(len(text) > seen.get(name, 0) for name, text in self._output.items())
 
     @property
     def finished(self) -> bool:

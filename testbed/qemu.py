@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import MissingToolError
-from .kernels import Kernel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .kernels import Kernel
 
 AGENT_PORT = "stackmap.agent"
 
@@ -16,7 +20,7 @@ _ACCEL_ARGUMENTS = {"kvm": ["-accel", "kvm"], "tcg": ["-accel", "tcg,thread=mult
 
 @dataclass(frozen=True)
 class Sockets:
-    """The descriptors a guest's QEMU inherits, already connected, so that no path can be in use or go stale."""
+    """Descriptors a guest's QEMU inherits, connected already: no path can be in use or stale."""
 
     root: int
     agent: int
@@ -41,7 +45,7 @@ def find_qemu() -> str:
 def machine_arguments(
     accel: str, kernel: Kernel, initramfs: Path, console: Path, memory: int
 ) -> list[str]:
-    """Return the command for a bare machine that boots this kernel: what a probe and a guest share."""
+    """Return the command for a bare machine that boots this kernel, be it a probe or a guest."""
     return [
         find_qemu(),
         *_ACCEL_ARGUMENTS[accel],

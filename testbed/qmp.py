@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import socket
 
 
 class Qmp:

@@ -1,4 +1,4 @@
-"""The wire itself: a process that carries frames between the two guests and impairs them on request.
+"""The wire itself: a process that carries frames between the guests and impairs them on request.
 
 Each guest's NIC is one end of a pair of connected datagram sockets and this
 process holds the other; a frame is a datagram.  It is told what to do over a
@@ -127,7 +127,7 @@ class Relay:
         return max(0.0, (min(times) - time.monotonic()) * 1000.0) if times else None
 
     def _watch(self, direction: Direction) -> None:
-        """Ask for room in a receiver that is full, and stop hearing a sender that is too far ahead."""
+        """Wait for room in a receiver that is full, and do not hear a sender too far ahead."""
         opposite = next(d for d in self._directions.values() if d is not direction)
         # A socket is the source of one direction and the target of the other.
         events = select.POLLIN if len(direction.queue) < _MAX_QUEUE else 0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .children import end_process, start_process
 from .errors import MissingToolError
+
+if TYPE_CHECKING:
+    import subprocess
 
 _PLACES = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 

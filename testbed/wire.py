@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
-import subprocess
 import sys
 import threading
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .children import end_process, start_process
 from .errors import LabError
 from .impairment import DIRECTIONS, Conditions
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
 
 Way = Literal["to-server", "to-client"]
 
@@ -134,7 +137,7 @@ class RelayProcess:
                 listener.bind(str(self.control))
             except OSError as error:
                 raise LabError(
-                    f"{self.control} cannot be created ({error.strerror}): is a lab already using it?"
+                    f"{self.control} cannot be created ({error.strerror}): does a lab use it?"
                 ) from None
             listener.listen()
             descriptors = [sock.fileno() for sock in (server, client, listener)]
@@ -151,10 +154,8 @@ class RelayProcess:
 
     def close(self) -> None:
         """End the relay, finishing any capture, and remove its socket."""
-        try:
+        with contextlib.suppress(LabError, OSError):  # gone already, it has nothing to finish
             self.wire.stop_capture()
-        except (LabError, OSError):
-            pass  # it is gone already; there is nothing left to finish
         self.wire.close()
         end_process(self._process)
         self.control.unlink(missing_ok=True)

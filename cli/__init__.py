@@ -1,0 +1,1 @@
+"""The ``stackmap`` command."""
