@@ -83,7 +83,7 @@ def key_of(index: int) -> bytes:
 
 def value_of(index: int, size: int) -> bytes:
     """The one right value of a preset key; values of different keys differ."""
-    return random.Random(index).randbytes(size)  # noqa: S311
+    return random.Random(index).randbytes(size)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class _Load:
             self._buffers += [request, reply]
             entry.request, entry.request_len = request, len(exchange.request)
             entry.reply, entry.reply_len = reply, len(exchange.reply)
-        chance = random.Random(plan.keys)  # noqa: S311
+        chance = random.Random(plan.keys)
         order = array("I")
         for _ in range(_ORDER_LENGTH):
             stores = chance.random() < plan.set_share
@@ -202,9 +202,7 @@ class _Load:
         if not result.wrong:
             return None
         what = self._exchanges[result.wrong_exchange].request.split(b"\r\n", 1)[0].decode()
-        expected = (
-            "the end" if result.wrong_expected < 0 else f"byte 0x{result.wrong_expected:02x}"
-        )
+        expected = "the end" if result.wrong_expected < 0 else f"byte 0x{result.wrong_expected:02x}"
         return (
             f"connection {result.wrong_connection}, reply to {what!r}, offset "
             f"{result.wrong_offset}: expected {expected}, got 0x{result.wrong_received:02x}"

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hdrh.histogram import HdrHistogram
@@ -48,7 +49,7 @@ Answer = Callable[[bytes], bytes | None]
 
 
 @contextlib.contextmanager
-def fake_server(answer: Answer, **plan: float) -> Iterator[LoadPlan]:
+def fake_server(answer: Answer, **plan: Any) -> Iterator[LoadPlan]:
     """A server that stores everything and answers a GET with ``answer(right reply)``."""
     right = {
         b"get " + key_of(index): b"VALUE %s 0 64\r\n%s\r\nEND\r\n" % (key_of(index), value)
