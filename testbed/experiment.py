@@ -167,10 +167,15 @@ def measure(hosts: TwoHosts, plan: Plan, connections: int, number: int, backend:
                 "--counters", "--json",
             ]
         )  # fmt: skip
-        load.wait_for_output("measuring", timeout=plan.patience)
-        before = hosts.server.vcpu_cpu_seconds()
-        load.wait_for_output("measured", timeout=plan.seconds + plan.patience)
-        cpu = hosts.server.vcpu_cpu_seconds() - before
+        try:
+            load.wait_for_output("measuring", timeout=plan.patience)
+            before = hosts.server.vcpu_cpu_seconds()
+            load.wait_for_output("measured", timeout=plan.seconds + plan.patience)
+            cpu = hosts.server.vcpu_cpu_seconds() - before
+        except BaseException:
+            load.kill(signal.SIGKILL)
+            load.wait(timeout=plan.patience)
+            raise
         status = load.wait(timeout=plan.patience)
     record = _record(load.stdout)
     if record is None or not record["requests"]:
