@@ -2,4 +2,4 @@
 
 from setuptools import setup
 
-setup(cffi_modules=["testbed/_load_build.py:ffibuilder"])
+setup(cffi_modules=["stackmap/_ring_build.py:ffibuilder", "testbed/_load_build.py:ffibuilder"])

@@ -7,6 +7,7 @@ exchange segments with it.
 from ._errors import BackendUnavailableError, StackmapError
 from ._open import open_port
 from ._port import Connection, Event, Port, PortStats, Segment
+from ._ring import RingConnection, RingPort
 from ._sockets import SocketPort
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Event",
     "Port",
     "PortStats",
+    "RingConnection",
+    "RingPort",
     "Segment",
     "SocketPort",
     "StackmapError",

@@ -207,12 +207,12 @@ class Connection(abc.ABC):
     # -- the queue of what could not be sent at once -------------------------------------------
 
     def _queue(self, data: bytes) -> None:
-        self._waiting.append(data)
+        self._waiting.append(memoryview(data))
         self._waiting_bytes += len(data)
 
     def _requeue(self, data: bytes) -> None:
         """Put back at the front what the backend had taken but gave back."""
-        self._waiting.appendleft(data)
+        self._waiting.appendleft(memoryview(data))
         self._waiting_bytes += len(data)
 
     def _drop_queue(self) -> None:

@@ -1,0 +1,41 @@
+/* The hot loops of RingPort: what cffi sees.  Functions return -errno where they can fail. */
+
+struct smr_port {
+	int fd;
+	char *mem;
+	size_t size;
+	struct sm_ring *tx;
+	struct sm_ring *rx;
+	uint32_t tx_head;	/* next transmit slot to fill */
+	uint32_t tx_synced;	/* first slot of the batch that is not synced yet */
+	uint32_t rx_seen;	/* slots before this one have been handed out */
+};
+
+/* One received slot, or one refused transmit slot. */
+struct smr_segment {
+	uint32_t id;
+	uint32_t buf;
+	uint16_t off;
+	uint16_t len;
+	uint8_t flags;
+	uint8_t err;
+};
+
+struct smr_stats {
+	uint64_t rx_bytes, tx_bytes, rx_slots, slots_sent, slots_released_ack;
+	uint64_t slots_released_reset, slots_pinned, slots_again, bad_slots, unknown_conn;
+	uint64_t dead_conn, bad_rings, ring_stalls, syncs, connections, bufs_free;
+};
+
+int smr_open(struct smr_port *port, const char *device, const char *name, uint32_t tx_slots,
+	     uint32_t rx_slots);
+void smr_close(struct smr_port *port);
+int smr_attach(struct smr_port *port, int fd, uint32_t *id);
+int smr_detach(struct smr_port *port, uint32_t id);
+int smr_pause(struct smr_port *port, uint32_t id, int paused);
+int smr_stats(struct smr_port *port, struct smr_stats *stats);
+char *smr_buffer(struct smr_port *port, uint32_t buf);
+size_t smr_write(struct smr_port *port, uint32_t id, const char *data, size_t len);
+int smr_send(struct smr_port *port, struct smr_segment *refused, int max);
+int smr_exchange(struct smr_port *port, uint32_t spin_us, struct smr_segment *received, int max,
+		 struct smr_segment *refused, int max_refused, int *n_refused);

@@ -1,0 +1,410 @@
+"""The first backend: rings shared with the kernel module.
+
+One exchange is one system call: it sends the batch that was written, polls the NIC, and returns
+what arrived for all connections.  Slots are walked in C, a batch per call (:mod:`_ring.c`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import struct
+import sys
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ._errors import BackendUnavailableError
+from ._port import Buffer, Connection, Event, HasFileno, Port, PortStats, Segment
+from ._ring_c import ffi, lib
+from ._watch import Watches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEVICE = "/dev/stackmap"
+
+#: Bytes written to a connection between two syncs: bounds what TCP may give back.
+_WRITE_MAX = 64 * 4096
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_NO_EVENT = Event.NONE
+_EVENTS = [Event(flags) for flags in range(16)]
+_EMPTY = memoryview(b"")
+#: References to a lent page that are not a view's: the list of pages, the list of lent ones, and
+#: the argument of getrefcount().
+_OWN_REFERENCES = 3
+
+_OPEN_ERRORS = {
+    errno.ENOENT: "{device} does not exist: load the kernel module (`stackmap bind NIC` does)",
+    errno.EACCES: "you may not open {device}: run this as root, or give yourself access to it",
+    errno.EPERM: "opening a port needs CAP_NET_ADMIN: run this as root",
+    errno.ENXIO: "the NIC {nic} is not bound: run `stackmap bind {nic}` first",
+    errno.ENOMEM: "there is not enough kernel memory for {tx} transmit and {rx} receive slots:"
+    " ask for fewer",
+    errno.EINVAL: "the module refuses rings of {tx} and {rx} slots: it takes 4 to 16384",
+}
+
+
+class RingConnection(Connection):
+    """One TCP connection whose payload travels in ring slots."""
+
+    __slots__ = ("_paused", "_port", "_released")
+
+    def __init__(self, port: RingPort, sock: socket.socket, id: int) -> None:
+        super().__init__(sock, id)
+        self._port = port
+        self._paused = False
+        self._released = False
+
+    def __repr__(self) -> str:
+        return f"<RingConnection {self.id}{', closed' if self._released else ''}>"
+
+    def abort(self) -> None:
+        """Close at once with RST; queued and unacknowledged data is dropped."""
+        if not self._released:
+            self._closing = self._shutdown = True
+            self._drop_queue()
+            with contextlib.suppress(OSError):
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._close_socket()
+
+    def pause_reading(self) -> None:
+        """Take no more data from TCP, so that its window closes.  Idempotent."""
+        if not self._paused and not self._released:
+            self._paused = True
+            self._port._pause(self)
+
+    def resume_reading(self) -> None:
+        """Undo :meth:`pause_reading`.  Idempotent."""
+        if self._paused:
+            self._paused = False
+            if not self._released:
+                self._port._pause(self)
+
+    # -- what Connection asks of a backend --
+
+    def _send(self, data: Buffer) -> int:
+        port = self._port
+        size = len(data)
+        source = ffi.from_buffer(data)
+        taken: int = lib.smr_write(port._ring, self.id, source, min(size, _WRITE_MAX))
+        waiting = len(self._waiting)
+        while taken < size:
+            # The ring is full, or this is a large write.  A sync empties the ring, unless the
+            # kernel is short of buffers; it may also give slots of this connection back, and
+            # then the rest must wait behind them.
+            port._send_batch()
+            if len(self._waiting) > waiting or self._released:
+                break
+            more = lib.smr_write(
+                port._ring, self.id, source + taken, min(size - taken, _WRITE_MAX)
+            )
+            if not more:
+                break
+            taken += more
+        return taken
+
+    def _send_fin(self) -> None:
+        self._port._after_send.append(self)
+
+    def _release(self) -> None:
+        self._port._after_send.append(self)
+
+    # -- called by the port once this connection's slots have been handed to TCP --
+
+    def _finish(self) -> None:
+        if self._released or self._waiting:
+            return  # closed meanwhile, or given something back: _flush() comes here again
+        if self._closing:
+            self._close_socket()
+        else:
+            with contextlib.suppress(OSError):  # reset meanwhile: an event says so
+                self.sock.shutdown(socket.SHUT_WR)
+
+    def _close_socket(self) -> None:
+        if not self._released:
+            self._released = True
+            self.sock.close()
+
+
+class RingPort(Port):
+    """A port on a NIC that ``stackmap bind`` has bound.
+
+    Args:
+        nic: the NIC's name.
+        tx_slots: size of the transmit ring.  The kernel adds four spare buffers (4 KiB each) per
+            slot, which is what can be pinned waiting for acknowledgements.
+        rx_slots: size of the receive ring.
+        spin: seconds for which an exchange that finds nothing polls the NIC before it returns or
+            sleeps, at most 0.001.
+
+    Raises:
+        BackendUnavailableError: no module, no right, or the NIC is not bound.
+    """
+
+    backend: ClassVar[str] = "stackmap"
+
+    def __init__(
+        self, nic: str, *, tx_slots: int = 1024, rx_slots: int = 1024, spin: float = 0.0
+    ) -> None:
+        self._ring = ffi.new("struct smr_port *")
+        self._ring.fd = -1
+        error = lib.smr_open(self._ring, DEVICE.encode(), nic.encode(), tx_slots, rx_slots)
+        if error:
+            sentence = _OPEN_ERRORS.get(-error, f"{DEVICE}: {os.strerror(-error)}")
+            raise BackendUnavailableError(
+                sentence.format(device=DEVICE, nic=nic, tx=tx_slots, rx=rx_slots)
+            )
+        self._spin_us = round(spin * 1e6)
+        self._max = rx_slots
+        self._received = ffi.new("struct smr_segment[]", rx_slots)
+        self._max_refused = tx_slots
+        self._refused = ffi.new("struct smr_segment[]", tx_slots)
+        self._n_refused = ffi.new("int *")
+        self._page_size: int = 4096
+        self._pages: dict[int, Any] = {}
+        self._lent: list[tuple[Any, Segment]] = []
+        self._connections: dict[int, RingConnection] = {}
+        self._after_send: list[RingConnection] = []
+        self._events: list[Segment] = []
+        self._final_stats: PortStats | None = None
+        self._epoll = select.epoll()
+        self._watches = Watches(self._epoll)
+        self._epoll.register(self._ring.fd, select.EPOLLIN)
+        # Watched files are looked at without waiting now and then, also when the rings are busy.
+        self._watch_countdown = 0
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when :meth:`exchange` would return something."""
+        return self._epoll.fileno()
+
+    # -- the contract --
+
+    def attach(self, sock: socket.socket) -> RingConnection:
+        """Take over the payload of an established TCP connection.
+
+        TCP_NODELAY is set: a batch is already what Nagle's algorithm would wait for.
+
+        Raises:
+            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (listening), ``ENOTCONN``, ``EALREADY``
+                (attached here or elsewhere), ``EBUSY`` (taken by kTLS, sockmap or KCM), ``EXDEV``
+                (of another network namespace).
+        """
+        id = ffi.new("uint32_t *")
+        self._check(lib.smr_attach(self._ring, sock.fileno(), id), "attach")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = RingConnection(self, sock, id[0])
+        self._connections[id[0]] = connection
+        return connection
+
+    def detach(self, connection: RingConnection) -> None:
+        """Make the connection's socket an ordinary one again.
+
+        What was written is handed to TCP first.  What is in the receive ring still comes, up to
+        ``Event.CLOSED``; everything after it is read from ``connection.sock``, which the caller
+        now owns.
+
+        Raises:
+            OSError: ``ENOENT``, the connection is gone already; ``EAGAIN``, it has unsent data
+                (:attr:`Connection.pending`): exchange until ``Event.WRITABLE``.
+        """
+        self._send_batch()
+        if connection._waiting:
+            raise OSError(errno.EAGAIN, "the connection has unsent data")
+        self._check(lib.smr_detach(self._ring, connection.id), "detach")
+        connection._released = connection._shutdown = connection._closing = True
+
+    def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
+        """Send everything written, and return everything received; see :meth:`Port.exchange`."""
+        if self._lent:
+            self._take_back()
+        segments = self._exchange()
+        if self._watch_countdown:
+            self._watch_countdown -= 1
+        if not segments and timeout != 0:
+            self._run_watches(-1 if timeout is None else timeout)
+            segments = self._exchange()
+        elif not self._watch_countdown:
+            self._run_watches(0)
+        return segments
+
+    def watch(self, file: HasFileno, callback: Callable[[], None]) -> None:
+        """Call ``callback`` from :meth:`exchange` whenever ``file`` is readable."""
+        self._watches.add(file, callback)
+
+    def unwatch(self, file: HasFileno) -> None:
+        """Stop watching ``file``."""
+        self._watches.remove(file)
+
+    def stats(self) -> PortStats:
+        """The kernel's counters since the port was opened."""
+        if self._final_stats is not None:
+            return self._final_stats
+        st = ffi.new("struct smr_stats *")
+        self._check(lib.smr_stats(self._ring, st), "stats")
+        return PortStats(
+            ring_bytes_rx=st.rx_bytes,
+            ring_bytes_tx=st.tx_bytes,
+            slots_sent=st.slots_sent,
+            slots_released_by_ack=st.slots_released_ack,
+            slots_released_by_reset=st.slots_released_reset,
+            slots_pinned=st.slots_pinned,
+            bad_slots=st.bad_slots,
+            unknown_connections=st.unknown_conn,
+            slots_refused_again=st.slots_again,
+            bad_rings=st.bad_rings,
+        )
+
+    def close(self) -> None:
+        """Close the port and the sockets of its connections.  Idempotent.
+
+        What the ring holds is handed to TCP first; what connections still had queued is dropped.
+
+        Raises:
+            BufferError: a view is still in use elsewhere; unmapping would crash its user.
+        """
+        if self._final_stats is not None:
+            return
+        self._take_back()
+        with contextlib.suppress(OSError):
+            self._send_batch()
+        for connection in self._connections.values():
+            connection._closing = connection._shutdown = True
+            connection._drop_queue()
+            connection._close_socket()
+        self._connections.clear()
+        self._final_stats = self.stats()
+        self._watches.clear()
+        self._epoll.close()
+        self._pages.clear()
+        lib.smr_close(self._ring)
+
+    # -- receiving --
+
+    def _exchange(self) -> list[Segment]:
+        received = self._received
+        count = lib.smr_exchange(
+            self._ring, self._spin_us, received, self._max,
+            self._refused, self._max_refused, self._n_refused,
+        )  # fmt: skip
+        if count < 0:
+            self._check(count, "sync")
+        if self._n_refused[0]:
+            self._give_back(self._n_refused[0])
+        if self._after_send:
+            self._finish_sent()
+        segments, self._events = self._events, []
+        connections = self._connections
+        pages = self._pages
+        lent = self._lent
+        for i in range(count):
+            slot = received[i]
+            connection = connections.get(slot.id)
+            if connection is None:
+                continue
+            if slot.flags:
+                self._event(connection, slot.flags, slot.err, segments)
+            elif not connection._closing:
+                page = pages.get(slot.buf)
+                if page is None:
+                    page = self._page(slot.buf)
+                segment = Segment(
+                    connection, memoryview(page)[: slot.len].toreadonly(), _NO_EVENT, 0
+                )
+                segments.append(segment)
+                lent.append((page, segment))
+        return segments
+
+    def _page(self, index: int) -> Any:
+        """A Python buffer for one page; the mapping does not move, so it is made once."""
+        page = ffi.buffer(lib.smr_buffer(self._ring, index), self._page_size)
+        self._pages[index] = page
+        return page
+
+    def _event(
+        self, connection: RingConnection, flags: int, code: int, segments: list[Segment]
+    ) -> None:
+        if flags & Event.WRITABLE:
+            if connection._waiting and connection._flush() and not connection._closing:
+                segments.append(Segment(connection, _EMPTY, Event.WRITABLE, 0))
+            flags &= ~Event.WRITABLE
+        if flags & Event.ERROR:
+            connection._drop_queue()
+        if flags & Event.CLOSED:
+            del self._connections[connection.id]
+            connection._closing = connection._shutdown = True
+            connection._drop_queue()
+            connection._close_socket()
+        elif connection._closing and not flags & Event.ERROR:
+            return
+        if flags:
+            segments.append(Segment(connection, _EMPTY, _EVENTS[flags], code))
+
+    def _take_back(self) -> None:
+        """Release the views of the previous exchange; the next sync returns their slots."""
+        lent = self._lent
+        while lent:
+            page, segment = lent[-1]
+            try:
+                segment.view.release()
+                # One more than our own for the name "page".
+                in_use = sys.getrefcount(page) > _OWN_REFERENCES + 1
+            except BufferError:
+                in_use = True
+            if in_use:
+                raise BufferError(
+                    f"a view received from {segment.connection!r} is still in use; "
+                    "release its slices (or copy them) before the next exchange"
+                )
+            lent.pop()
+
+    # -- sending --
+
+    def _send_batch(self) -> None:
+        """Hand what was written to TCP now, in the middle of a batch."""
+        refused = lib.smr_send(self._ring, self._refused, self._max_refused)
+        if refused < 0:
+            self._check(refused, "sync")
+        if refused:
+            self._give_back(refused)
+
+    def _give_back(self, count: int) -> None:
+        """Queue again what the kernel refused with "try again"; drop what can never be sent."""
+        again: dict[RingConnection, list[bytes]] = {}
+        for i in range(count):
+            slot = self._refused[i]
+            connection = self._connections.get(slot.id)
+            if connection is None or connection._released:
+                continue
+            if slot.err == errno.EAGAIN:
+                start = lib.smr_buffer(self._ring, slot.buf) + slot.off
+                again.setdefault(connection, []).append(bytes(ffi.buffer(start, slot.len)))
+            else:
+                connection._drop_queue()
+        for connection, parts in again.items():
+            for part in reversed(parts):
+                connection._requeue(part)
+
+    def _finish_sent(self) -> None:
+        """Shut down or close what the application asked to, now that its slots are sent."""
+        finish, self._after_send = self._after_send, []
+        for connection in finish:
+            connection._finish()
+
+    # -- the rest --
+
+    def _run_watches(self, timeout: float) -> None:
+        self._watch_countdown = 16
+        ready = [fd for fd, _ in self._epoll.poll(timeout)]
+        self._watches.run(ready)
+
+    def _pause(self, connection: RingConnection) -> None:
+        error = lib.smr_pause(self._ring, connection.id, connection._paused)
+        if error and error != -errno.ENOENT:  # ENOENT: closed by the peer meanwhile
+            self._check(error, "pause")
+
+    @staticmethod
+    def _check(error: int, what: str) -> None:
+        if error:
+            raise OSError(-error, f"{what}: {os.strerror(-error)}")
