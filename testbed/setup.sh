@@ -88,13 +88,14 @@ module() {
 	for release in $(releases); do
 		folder=$out/$release
 		mkdir -p "$folder"
-		(cd kmod && find . -name '*.[ch]' ! -name '*.mod.c' -o -name Makefile -o -name Kbuild) |
+		(cd kmod && find . -name '*.[ch]' ! -name '*.mod.c' -o -name Kbuild) |
 			while read -r file; do
 				mkdir -p "$folder/$(dirname "$file")"
 				cmp -s "kmod/$file" "$folder/$file" || cp "kmod/$file" "$folder/$file"
 			done
 		log=$(mktemp)
-		if ! make -C "$folder" KDIR="/lib/modules/$release/build" "$@" >"$log" 2>&1; then
+		if ! make -C "/lib/modules/$release/build" M="$folder" W=1 "$@" modules >"$log" 2>&1
+		then
 			cat "$log" >&2
 			fail "stackmap.ko does not build for $release"
 		fi
