@@ -1,0 +1,337 @@
+"""The items: a dictionary in least-recently-used order, bounded by the memory it really takes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .codec import parse_unsigned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: What an item costs besides the bytes of its key and value: the two bytes objects' headers, the
+#: Item, its numbers and header text, and its places in the dictionary and in the order.
+ITEM_OVERHEAD = 380
+#: The largest item, by memcached's own accounting of it (its 1 MiB includes its item header).
+MAX_ITEM = 1 << 20
+_MEMCACHED_HEADER = 59
+_MEMCACHED_FLAGS = 4
+#: Larger exptimes are absolute times.
+MAX_RELATIVE = 60 * 60 * 24 * 30
+_NEVER_FLUSH = math.inf
+_MODULUS = 1 << 64
+
+Value = bytes | bytearray
+
+#: How a storage command ended, in the words the client is told.
+Outcome = bytes
+STORED = b"STORED\r\n"
+NOT_STORED = b"NOT_STORED\r\n"
+EXISTS = b"EXISTS\r\n"
+NOT_FOUND = b"NOT_FOUND\r\n"
+NO_MEMORY = b"SERVER_ERROR out of memory storing object\r\n"
+
+
+def item_fits(key: bytes, flags: int, length: int) -> bool:
+    """Whether memcached would take a value of ``length`` bytes under this key and these flags."""
+    flags_size = _MEMCACHED_FLAGS if flags else 0
+    return _MEMCACHED_HEADER + len(key) + flags_size + length <= MAX_ITEM
+
+
+class Item:
+    r"""One value.
+
+    Attributes:
+        value: the bytes, never changed in place.
+        flags: the client's 32 bits.
+        expires: when it does, in seconds of the store's clock; 0 for never.
+        cas: unique among all values ever stored.
+        header: what goes between the key and the value in a reply, ``b" FLAGS LENGTH\\r\\n"``.
+    """
+
+    __slots__ = ("cas", "expires", "flags", "header", "value")
+
+    def __init__(self, value: Value, flags: int, expires: int, cas: int) -> None:
+        self.value = value
+        self.flags = flags
+        self.expires = expires
+        self.cas = cas
+        self.header = b" %d %d\r\n" % (flags, len(value))
+
+
+@dataclass(slots=True)
+class Counters:
+    """What was asked of a store.  ``cmd_get`` and ``cmd_touch`` are sums of hits and misses."""
+
+    cmd_set: int = 0
+    cmd_flush: int = 0
+    get_hits: int = 0
+    get_misses: int = 0
+    get_expired: int = 0
+    delete_hits: int = 0
+    delete_misses: int = 0
+    incr_hits: int = 0
+    incr_misses: int = 0
+    decr_hits: int = 0
+    decr_misses: int = 0
+    cas_hits: int = 0
+    cas_misses: int = 0
+    cas_badval: int = 0
+    touch_hits: int = 0
+    touch_misses: int = 0
+    store_too_large: int = 0
+    store_no_memory: int = 0
+    total_items: int = 0
+    evictions: int = 0
+    reclaimed: int = 0
+
+
+class Store:
+    """All items of a server.
+
+    Args:
+        limit: how many bytes of memory the items may take, overhead included.
+        clock: seconds since the epoch.
+
+    Time stands still between calls of :meth:`tick`, as in memcached, whose clock has a resolution
+    of one second.
+
+    Attributes:
+        bytes: memory taken by the items now, overhead included.
+        counters: see :class:`Counters`.
+        now: the time of the last tick, in whole seconds.
+    """
+
+    def __init__(self, limit: int, clock: Callable[[], float] = time.time) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self.counters = Counters()
+        self._clock = clock
+        self._items: OrderedDict[bytes, Item] = OrderedDict()
+        self._cas = 0
+        self._flush_at = _NEVER_FLUSH
+        self.now = self._started = int(clock())
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def tick(self) -> None:
+        """Look at the clock."""
+        self.now = now = int(self._clock())
+        if now >= self._flush_at:
+            self._flush_at = _NEVER_FLUSH
+            self._clear()
+
+    # -- retrieval --
+
+    def get(self, key: bytes) -> Item | None:
+        """The item, which becomes the most recently used one."""
+        item = self._items.get(key)
+        if item is None:
+            self.counters.get_misses += 1
+            return None
+        if item.expires and item.expires <= self.now:
+            self._expire(key, item)
+            self.counters.get_expired += 1
+            self.counters.get_misses += 1
+            return None
+        self._items.move_to_end(key)
+        self.counters.get_hits += 1
+        return item
+
+    def touch(self, key: bytes, exptime: int) -> Item | None:
+        """Give the item a new exptime, and return it."""
+        item = self._find(key)
+        if item is None:
+            self.counters.touch_misses += 1
+            return None
+        self.counters.touch_hits += 1
+        item.expires = self._deadline(exptime)
+        self._items.move_to_end(key)
+        return item
+
+    # -- storage --
+
+    def set(self, key: bytes, flags: int, exptime: int, value: Value) -> Outcome:
+        """Store unconditionally."""
+        self.counters.cmd_set += 1
+        return self._put(key, value, flags, self._deadline(exptime) if exptime else 0)
+
+    def add(self, key: bytes, flags: int, exptime: int, value: Value) -> Outcome:
+        """Store only if the key has no item; if it has, that becomes the most recently used."""
+        self.counters.cmd_set += 1
+        if self._find(key) is not None:
+            self._items.move_to_end(key)
+            return NOT_STORED
+        return self._put(key, value, flags, self._deadline(exptime))
+
+    def replace(self, key: bytes, flags: int, exptime: int, value: Value) -> Outcome:
+        """Store only if the key has an item."""
+        self.counters.cmd_set += 1
+        if self._find(key) is None:
+            return NOT_STORED
+        return self._put(key, value, flags, self._deadline(exptime))
+
+    def append(self, key: bytes, value: Value) -> Outcome:
+        """Add to the end of an item; its flags and exptime stay."""
+        return self._extend(key, b"", value)
+
+    def prepend(self, key: bytes, value: Value) -> Outcome:
+        """Add to the beginning of an item; its flags and exptime stay."""
+        return self._extend(key, value, b"")
+
+    def compare_and_set(
+        self, key: bytes, flags: int, exptime: int, cas: int, value: Value
+    ) -> Outcome:
+        """Store only if the item is still the one with this ``cas``."""
+        self.counters.cmd_set += 1
+        item = self._find(key)
+        if item is None:
+            self.counters.cas_misses += 1
+            return NOT_FOUND
+        if item.cas != cas:
+            self.counters.cas_badval += 1
+            return EXISTS
+        self.counters.cas_hits += 1
+        return self._put(key, value, flags, self._deadline(exptime))
+
+    def count(self, key: bytes, delta: int, *, down: bool) -> int | None:
+        """Add ``delta`` to an item that holds a decimal number, or subtract it.
+
+        Sums wrap at 64 bits; differences stop at 0.  A number that has become shorter is padded
+        with spaces to its old length.
+
+        Returns:
+            The new number; None if there is no such item.
+
+        Raises:
+            ValueError: the item does not hold a number.
+        """
+        counters = self.counters
+        item = self._find(key)
+        if item is None:
+            if down:
+                counters.decr_misses += 1
+            else:
+                counters.incr_misses += 1
+            return None
+        number = parse_unsigned(bytes(item.value))
+        if number is None:
+            raise ValueError("not a number")
+        if down:
+            counters.decr_hits += 1
+            number = max(number - delta, 0)
+        else:
+            counters.incr_hits += 1
+            number = (number + delta) % _MODULUS
+        self._put(key, b"%d" % number, item.flags, item.expires, pad=len(item.value))
+        return number
+
+    # -- removal --
+
+    def delete(self, key: bytes) -> bool:
+        """Remove the item; False if there is none."""
+        if self._find(key) is None:
+            self.counters.delete_misses += 1
+            return False
+        self.counters.delete_hits += 1
+        self._remove(key)
+        return True
+
+    def discard(self, key: bytes) -> None:
+        """Remove the item, if there is one, because its new value could not be stored."""
+        if key in self._items:
+            self._remove(key)
+
+    def flush(self, exptime: int) -> None:
+        """Remove all items, now or ``exptime`` later (as in storage commands)."""
+        self.counters.cmd_flush += 1
+        when = self._deadline(exptime)
+        if when <= self.now:
+            self._flush_at = _NEVER_FLUSH
+            self._clear()
+        else:
+            self._flush_at = when
+
+    # -- inside --
+
+    def _find(self, key: bytes) -> Item | None:
+        item = self._items.get(key)
+        if item is not None and item.expires and item.expires <= self.now:
+            self._expire(key, item)
+            return None
+        return item
+
+    def _deadline(self, exptime: int) -> int:
+        """When an item with this exptime expires; 0 for never."""
+        if exptime == 0:
+            return 0
+        if exptime < 0:
+            return self._started
+        if exptime <= MAX_RELATIVE:
+            return self.now + exptime
+        return max(exptime, self._started)
+
+    def _put(self, key: bytes, value: Value, flags: int, expires: int, pad: int = 0) -> Outcome:
+        items = self._items
+        if pad > len(value):
+            value = value.ljust(pad)
+        old = items.get(key)
+        size = len(value)
+        if old is None:
+            size += len(key) + ITEM_OVERHEAD
+        else:
+            size -= len(old.value)
+        if self.bytes + size > self.limit and not self._make_room(key, size):
+            return NO_MEMORY
+        self._cas += 1
+        items[key] = Item(value, flags, expires, self._cas)
+        if old is not None:
+            items.move_to_end(key)
+        self.bytes += size
+        self.counters.total_items += 1
+        return STORED
+
+    def _make_room(self, key: bytes, size: int) -> bool:
+        """Evict the least recently used items other than ``key`` until ``size`` more bytes fit."""
+        items = self._items
+        old = items.get(key)
+        kept = len(key) + len(old.value) + ITEM_OVERHEAD if old is not None else 0
+        if kept + size > self.limit:
+            self.counters.store_no_memory += 1
+            self.discard(key)
+            return False
+        if old is not None:
+            items.move_to_end(key)
+        while self.bytes + size > self.limit:
+            victim, item = items.popitem(last=False)
+            self.bytes -= len(victim) + len(item.value) + ITEM_OVERHEAD
+            self.counters.evictions += 1
+        return True
+
+    def _extend(self, key: bytes, before: Value, after: Value) -> Outcome:
+        self.counters.cmd_set += 1
+        item = self._find(key)
+        if item is None:
+            return NOT_STORED
+        value = b"".join((before, item.value, after))
+        if not item_fits(key, item.flags, len(value)):
+            return NOT_STORED
+        return self._put(key, value, item.flags, item.expires)
+
+    def _expire(self, key: bytes, item: Item) -> None:
+        del self._items[key]
+        self.bytes -= len(key) + len(item.value) + ITEM_OVERHEAD
+        self.counters.reclaimed += 1
+
+    def _remove(self, key: bytes) -> None:
+        item = self._items.pop(key)
+        self.bytes -= len(key) + len(item.value) + ITEM_OVERHEAD
+
+    def _clear(self) -> None:
+        self._items.clear()
+        self.bytes = 0
