@@ -201,7 +201,7 @@ class SocketPort(Port):
         if sock.fileno() in self._connections:
             raise OSError(errno.EALREADY, "the socket is attached already")
         sock.getpeername()
-        sock.setblocking(False)  # noqa: FBT003 (positional only)
+        sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = SocketConnection(self, sock)
         connection._update_interest()

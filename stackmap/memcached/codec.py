@@ -119,7 +119,7 @@ class Decoder(abc.ABC):
         """A command without a value; ``words`` has at least one element, none empty or spaced."""
 
     @abc.abstractmethod
-    def storage(
+    def storage(  # noqa: PLR0917 (called by position, once per request)
         self,
         verb: bytes,
         key: bytes,

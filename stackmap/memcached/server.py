@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import time
@@ -145,7 +146,7 @@ class Server:
     def _start_accepting(self) -> None:
         self._accepting = True
         for listener in self._listeners:
-            self._port.watch(listener, lambda listener=listener: self._accept(listener))
+            self._port.watch(listener, functools.partial(self._accept, listener))
 
     def _stop_accepting(self) -> None:
         if self._accepting:

@@ -20,6 +20,10 @@ VERSION = b"1.6.18-stackmap"
 #: has taken them.
 OUTPUT_LIMIT = 256 << 10
 
+#: Bounds of cache_memlimit's argument.
+_LEAST_MEMORY = 8
+_MOST_MEMORY = 1_000_000_000
+
 _END = b"END\r\n"
 _VALUE_END = b"\r\nEND\r\n"
 _OK = b"OK\r\n"
@@ -109,7 +113,7 @@ class Session(Decoder):
             self._out.append(_TOO_LARGE)
         return False
 
-    def storage(
+    def storage(  # noqa: PLR0917 (called by position, once per request)
         self,
         verb: bytes,
         key: bytes,
@@ -256,6 +260,17 @@ class Session(Decoder):
         self._store.flush(delay)
         return _OK
 
+    def _cache_memlimit(self, words: list[bytes]) -> bytes:
+        megabytes = parse_unsigned(words[1])
+        if megabytes is None:
+            return ERROR
+        if megabytes < _LEAST_MEMORY:
+            return b"MEMLIMIT_TOO_SMALL cannot set maxbytes to less than 8m\r\n"
+        if megabytes > _MOST_MEMORY:
+            return b"MEMLIMIT_ADJUST_FAILED input value is megabytes not bytes\r\n"
+        self._store.set_limit(megabytes << 20)
+        return _OK
+
     def _version(self, _words: list[bytes]) -> bytes:
         # Like quit and stats, memcached's version ignores "noreply".
         self._out.append(b"VERSION %b\r\n" % VERSION)
@@ -292,6 +307,7 @@ _COMMANDS: dict[bytes, tuple[Callable[[Session, list[bytes]], bytes | None], int
     b"decr": (Session._count_up_or_down, 3, 4),
     b"touch": (Session._touch, 3, 4),
     b"flush_all": (Session._flush_all, 1, 3),
+    b"cache_memlimit": (Session._cache_memlimit, 2, 3),
     b"version": (Session._version, 1, _ANY),
     b"verbosity": (Session._verbosity, 2, 3),
     b"stats": (Session._stats, 1, _ANY),

@@ -8,6 +8,7 @@ import resource
 import time
 from typing import TYPE_CHECKING
 
+from .codec import parse_unsigned
 from .session import VERSION
 from .store import MAX_ITEM, Counters
 
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from stackmap._port import Port
 
     from .store import Store
+
+
+#: The last slab class memcached can have.
+_MAX_CLASS = 63
+#: Keys listed by "stats cachedump" at most.
+_MAX_DUMP = 10_000
 
 
 @dataclasses.dataclass
@@ -54,6 +61,8 @@ class ServerStatistics:
             lines = {"sizes_status": "disabled"}
         elif words[0] == b"conns":
             lines = {}
+        elif words[0] == b"cachedump":
+            return self._cachedump(words[1:])
         elif words[0] == b"stackmap":
             lines = self._stackmap()
         else:
@@ -165,8 +174,23 @@ class ServerStatistics:
     def _slabs(self) -> dict[str, object]:
         return {"active_slabs": 0, "total_malloced": self._store.bytes}
 
+    def _cachedump(self, words: list[bytes]) -> bytes:
+        if len(words) < 2:
+            return b"CLIENT_ERROR bad command line\r\n"
+        slab_class = parse_unsigned(words[0])
+        limit = parse_unsigned(words[1])
+        if slab_class is None or limit is None:
+            return b"CLIENT_ERROR bad command line format\r\n"
+        if slab_class > _MAX_CLASS:
+            return b"CLIENT_ERROR Illegal slab id\r\n"
+        lines = []
+        if slab_class == 1:
+            for key, item in self._store.newest(min(limit or _MAX_DUMP, _MAX_DUMP)):
+                lines.append(b"ITEM %b [%d b; %d s]\r\n" % (key, len(item.value), item.expires))
+        return b"".join(lines) + b"END\r\n"
+
     def _stackmap(self) -> dict[str, object]:
-        lines: dict[str, object] = {"stackmap_backend": self._port.backend}
+        lines: dict[str, object] = {"backend": self._port.backend}
         for name, value in dataclasses.asdict(self._port.stats()).items():
             lines[f"stackmap_{name}"] = value
         return lines

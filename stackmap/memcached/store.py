@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections import OrderedDict
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from .codec import parse_unsigned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 #: What an item costs besides the bytes of its key and value: the two bytes objects' headers, the
 #: Item, its numbers and header text, and its places in the dictionary and in the order.
@@ -125,6 +126,21 @@ class Store:
         if now >= self._flush_at:
             self._flush_at = _NEVER_FLUSH
             self._clear()
+
+    def set_limit(self, limit: int) -> None:
+        """Change how many bytes the items may take, and evict what is too much."""
+        self.limit = limit
+        while self.bytes > limit:
+            self._evict()
+
+    def newest(self, count: int) -> Iterator[tuple[bytes, Item]]:
+        """Up to ``count`` live items, most recently used ones first."""
+        live = (
+            (key, item)
+            for key, item in reversed(self._items.items())
+            if not item.expires or item.expires > self.now
+        )
+        return itertools.islice(live, count)
 
     # -- retrieval --
 
@@ -308,10 +324,13 @@ class Store:
         if old is not None:
             items.move_to_end(key)
         while self.bytes + size > self.limit:
-            victim, item = items.popitem(last=False)
-            self.bytes -= len(victim) + len(item.value) + ITEM_OVERHEAD
-            self.counters.evictions += 1
+            self._evict()
         return True
+
+    def _evict(self) -> None:
+        victim, item = self._items.popitem(last=False)
+        self.bytes -= len(victim) + len(item.value) + ITEM_OVERHEAD
+        self.counters.evictions += 1
 
     def _extend(self, key: bytes, before: Value, after: Value) -> Outcome:
         self.counters.cmd_set += 1
