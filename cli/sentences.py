@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,19 +10,31 @@ import click
 from stackmap._errors import StackmapError
 
 if TYPE_CHECKING:
-    from click import Context
+    from collections.abc import Iterator
 
 
-class SentenceGroup(click.Group):
-    """A group whose commands end with exit code 1 and a sentence instead of a traceback."""
+@contextmanager
+def _in_a_sentence() -> Iterator[None]:
+    try:
+        yield
+    except StackmapError as error:
+        raise click.ClickException(str(error)) from error
 
-    def invoke(self, ctx: Context) -> Any:
+
+class SentenceCommand(click.Command):
+    """A command that ends with exit code 1 and a sentence instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
         """Run the command.
 
         Raises:
             ClickException: it failed for a reason that a person can put right.
         """
-        try:
+        with _in_a_sentence():
             return super().invoke(ctx)
-        except StackmapError as error:
-            raise click.ClickException(str(error)) from error
+
+
+class SentenceGroup(click.Group):
+    """A group of such commands."""
+
+    command_class = SentenceCommand
