@@ -129,7 +129,10 @@ def kernel_logs(lab: Lab) -> dict[str, list[str]]:
 
 def ratio_table(report: dict[str, Any]) -> Table:
     """The result in a terminal."""
-    table = Table(title="rings over sockets: median of rounds (smallest to largest); 1 is equal")
+    table = Table(
+        title="rings over sockets: median of rounds, and their extremes; 1 is equal",
+        show_lines=True,
+    )
     table.add_column("connections", justify="right")
     for _, heading, _ in RATIO_COLUMNS:
         table.add_column(heading, justify="right")
@@ -139,8 +142,8 @@ def ratio_table(report: dict[str, Any]) -> Table:
         for name, _, more_is_better in RATIO_COLUMNS:
             values = ratio[name]
             colour = colours[verdict(values, more_is_better=more_is_better)]
-            extremes = f"({values['min']:.2f} to {values['max']:.2f})"
-            cells.append(f"[{colour}]{values['median']:.2f}[/] [dim]{extremes}[/]")
+            extremes = f"{values['min']:.2f} to {values['max']:.2f}"
+            cells.append(f"[{colour}]{values['median']:.2f}[/]\n[dim]{extremes}[/]")
         table.add_row(connections, *cells)
     return table
 
