@@ -5,6 +5,7 @@
 #   setup.sh packages               Debian's packages
 #   setup.sh python VENV            a virtual environment with the project (editable) in it
 #   setup.sh module OUT [MAKE...]   stackmap.ko for Debian's kernels, as OUT/<release>/stackmap.ko
+#                                   (OUT absolute; warnings are errors)
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -13,9 +14,19 @@ PACKAGES="
 linux-image-cloud-amd64 linux-headers-cloud-amd64
 linux-image-6.12-cloud-amd64 linux-headers-6.12-cloud-amd64
 qemu-system-x86 qemu-system-common busybox-static
-gcc make sparse cpio kmod xz-utils
+gcc libc6-dev make sparse shellcheck cpio kmod xz-utils
 python3-dev python3-venv
 iproute2 tcpdump memcached libmemcached-tools"
+POLICY=/usr/sbin/policy-rc.d
+
+log=$(mktemp)
+policy_is_ours=
+
+clean_up() {
+	rm -f "$log"
+	[ -z "$policy_is_ours" ] || rm -f "$POLICY"
+}
+trap clean_up EXIT
 
 say() {
 	echo "setup: $*" >&2
@@ -26,19 +37,25 @@ fail() {
 	exit 1
 }
 
+# Keeps what a command prints in the log, and shows it if the command fails.
+quietly() {
+	if ! "$@" >"$log" 2>&1; then
+		cat "$log" >&2
+		fail "failed: $*"
+	fi
+}
+
 installed() {
 	[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
 
-# The guests and tests start the daemons they need; none is to run on this machine.
-without_daemons() {
-	policy=/usr/sbin/policy-rc.d
-	if [ ! -e "$policy" ]; then
-		trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-		printf '#!/bin/sh\nexit 101\n' >"$policy"
-		chmod 755 "$policy"
+# Tests start the daemons they need: installing one's package starts none on this machine.
+forbid_daemons() {
+	if [ ! -e "$POLICY" ]; then
+		policy_is_ours=yes
+		printf '#!/bin/sh\nexit 101\n' >"$POLICY"
+		chmod 755 "$POLICY"
 	fi
-	"$@"
 }
 
 packages() {
@@ -49,27 +66,23 @@ packages() {
 	[ -n "$missing" ] || return 0
 	[ "$(id -u)" = 0 ] || fail "as root, please: apt-get install$missing"
 	say "installing Debian packages:$missing"
-	log=$(mktemp)
 	export DEBIAN_FRONTEND=noninteractive
+	forbid_daemons
+	quietly apt-get update
 	# shellcheck disable=SC2086 # a list of words
-	if ! { apt-get update && without_daemons apt-get install -y --no-install-recommends $missing
-	} >"$log" 2>&1; then
-		cat "$log" >&2
-		fail "apt-get could not install:$missing"
-	fi
-	rm -f "$log"
+	quietly apt-get install -y --no-install-recommends $missing
 }
 
 python() {
 	venv=$1
 	if ! [ -x "$venv/bin/pip" ]; then
 		say "making a Python environment in $venv"
-		/usr/bin/python3 -m venv "$venv"
+		quietly /usr/bin/python3 -m venv "$venv"
 	fi
 	say "installing stackmap and its Python dependencies in $venv"
 	export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-	"$venv/bin/pip" install -q 'setuptools>=77' 'cffi>=2.0'
-	"$venv/bin/pip" install -q --no-build-isolation -e '.[testbed,test,dev]'
+	quietly "$venv/bin/pip" install 'setuptools>=77' 'cffi>=2.0'
+	quietly "$venv/bin/pip" install --no-build-isolation -e '.[testbed,test,dev]'
 }
 
 # The newest kernel of each series that has headers: what the lab boots.
@@ -87,28 +100,25 @@ module() {
 	shift
 	for release in $(releases); do
 		folder=$out/$release
-		mkdir -p "$folder"
-		(cd kmod && find . -name '*.[ch]' ! -name '*.mod.c' -o -name Kbuild) |
-			while read -r file; do
-				mkdir -p "$folder/$(dirname "$file")"
-				cmp -s "kmod/$file" "$folder/$file" || cp "kmod/$file" "$folder/$file"
-			done
-		log=$(mktemp)
-		if ! make -C "/lib/modules/$release/build" M="$folder" W=1 "$@" modules >"$log" 2>&1
-		then
-			cat "$log" >&2
-			fail "stackmap.ko does not build for $release"
-		fi
+		find kmod -name '*.[ch]' ! -name '*.mod.c' -o -name Kbuild | while read -r file; do
+			copy=$folder/${file#kmod/}
+			mkdir -p "$(dirname "$copy")"
+			cmp -s "$file" "$copy" || cp "$file" "$copy"
+		done
+		[ -e "$folder/stackmap.ko" ] || say "building stackmap.ko for Linux $release"
+		quietly make -C "/lib/modules/$release/build" M="$folder" W=1 "$@" modules
 		if grep -E '(warning|error):' "$log" >&2; then
-			fail "stackmap.ko does not build cleanly for $release"
+			rm -f "$folder"/*.o
+			fail "stackmap.ko does not build cleanly for Linux $release"
 		fi
-		rm -f "$log"
 	done
 }
 
-step=${1:?packages, python or module}
-shift
+step=${1:-}
 case $step in
-packages | python | module) "$step" "$@" ;;
-*) fail "no such step: $step" ;;
+packages | python | module)
+	shift
+	"$step" "$@"
+	;;
+*) fail "name a step: packages, python or module" ;;
 esac
