@@ -61,7 +61,7 @@ def _check_built_for_this_kernel(module: Path) -> None:
     if wanted != running:
         raise ModuleError(
             f"wrong kernel: {module} was built for Linux {wanted} and this is {running}; "
-            f"build it again with 'make -C kmod clean all'"
+            f"build it again with 'make -C kmod'"
         )
 
 

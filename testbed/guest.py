@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from .kernels import Kernel
 
 _FILE_CHUNK = 512 * 1024
+_CONSOLE_LINES = 25
+# How long QEMU may take to end after the agent's connection did.
+_DEATH_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -278,17 +281,17 @@ class Guest:
         self._channel.request("stdin", process=process, data=text)
 
     def obituary(self) -> str:
-        """Say whether the guest still runs and what it last printed on its console."""
-        lines = (
-            self.console.read_text(errors="replace").splitlines() if self.console.exists() else []
-        )
-        state = (
-            f"{self.name} is still running"
-            if self._machine.poll() is None
-            else f"{self.name} has ended"
-        )
-        tail = "\n".join(line for line in lines if line.strip()).splitlines()[-25:]
-        return f"{state}; the last lines of its console ({self.console}):\n" + "\n".join(tail)
+        """Say whether the guest still runs, with the end of its console or its first complaint."""
+        if self._channel.dead:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._machine.wait(_DEATH_SECONDS)
+        state = "is still running" if self._machine.poll() is None else "has ended"
+        text = self.console.read_text(errors="replace") if self.console.exists() else ""
+        lines = [line for line in text.splitlines() if line.strip()]
+        complaints = offending_lines(lines)
+        start = lines.index(complaints[0]) if complaints else len(lines) - _CONSOLE_LINES
+        shown = "\n".join(lines[max(start, 0) :][:_CONSOLE_LINES])
+        return f"{self.name} {state}; from its console ({self.console}):\n{shown}"
 
     def _handle(self, message: Message) -> None:
         kind = message["event"]

@@ -139,16 +139,21 @@ class Lab:
 
     def _connect(self, workdir: Path) -> dict[str, socket.socket]:
         """Return each guest's end of the wire."""
-        server, server_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        server, server_far = self._pair()
         if self._wire_kind == "direct":
             return {"server": server, "client": server_far}
-        client, client_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        client, client_far = self._pair()
         with server_far, client_far:
             relay = self._resources.enter_context(
                 contextlib.closing(RelayProcess(server_far, client_far, workdir))
             )
         self._wire = relay.wire
         return {"server": server, "client": client}
+
+    def _pair(self) -> tuple[socket.socket, socket.socket]:
+        """Return two connected frame sockets, which are closed at the latest with the lab."""
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        return self._resources.enter_context(near), self._resources.enter_context(far)
 
     @property
     def guests(self) -> dict[str, Guest]:

@@ -1,0 +1,112 @@
+"""A broken environment is one sentence that says what to do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+
+from stackmap_cli.lab import lab as lab_command
+from stackmap_testbed.channel import Channel
+from stackmap_testbed.errors import GuestDiedError, LabError, MissingToolError
+from stackmap_testbed.lab import Lab
+from stackmap_testbed.session import Session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def own_runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+def test_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(LabError, match="run it as root"):
+        Lab()
+
+
+def test_without_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingToolError, match="apt-get install qemu-system-x86"):
+        Lab()
+
+
+def test_a_lab_that_is_down() -> None:
+    runner = CliRunner()
+    assert runner.invoke(lab_command, ["status"]).output == "down\n"
+    assert runner.invoke(lab_command, ["status", "--json"]).output == '{\n  "up": false\n}\n'
+    assert runner.invoke(lab_command, ["down"]).output == "The lab was not up.\n"
+    refused = runner.invoke(lab_command, ["exec", "server", "--", "true"])
+    assert refused.exit_code == 1
+    assert refused.output == "Error: the lab 'lab' is not up: use 'stackmap lab up'\n"
+
+
+def test_a_kernel_that_is_not_installed() -> None:
+    refused = CliRunner().invoke(lab_command, ["up", "--kernel", "5.99"])
+    assert refused.exit_code == 1
+    assert refused.output.startswith("Error: ")
+    assert refused.output.count("\n") == 1
+
+
+def test_a_direct_wire_that_is_to_lose() -> None:
+    refused = CliRunner().invoke(lab_command, ["up", "--wire", "direct", "--loss", "5"])
+    assert refused.exit_code == 2
+    assert "--wire relay" in refused.output
+
+
+def test_a_lab_that_is_up_already() -> None:
+    session = Session("mine")
+    with session.claim():
+        assert session.held()
+        with pytest.raises(LabError, match="is up already"), Session("mine").claim():
+            pass
+        with pytest.raises(LabError, match="is still booting"):
+            session.status()
+    assert not session.held()
+
+
+def test_what_a_dead_lab_left_is_removed() -> None:
+    session = Session("dead")
+    session.directory.mkdir()
+    (session.directory / "control.sock").touch()
+    assert session.status() == {"up": False}
+    with session.claim():
+        assert list(session.directory.iterdir()) == []
+    assert not session.directory.exists()
+
+
+@pytest.mark.parametrize("name", ["", "../x", "Capital", "a" * 33])
+def test_a_name_that_cannot_be_a_directory(name: str) -> None:
+    with pytest.raises(LabError, match="cannot be named"):
+        Session(name)
+
+
+def test_every_waiting_request_fails_at_once_when_the_guest_dies() -> None:
+    near, far = socket.socketpair()
+    channel = Channel(near, lambda _message: None, lambda: "the guest has ended")
+    channel.start()
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            channel.request("get", timeout=60)
+        except GuestDiedError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    far.close()
+    for thread in threads:
+        thread.join(10)
+    assert [str(failure) for failure in failures] == ["the guest has ended"] * 3
+    with pytest.raises(GuestDiedError):
+        channel.request("get")
+    channel.close()

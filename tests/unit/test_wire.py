@@ -1,0 +1,158 @@
+"""The wire's process, with datagram sockets where the guests would be."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import Ether
+from scapy.utils import rdpcap
+
+from stackmap_testbed.errors import LabError
+from stackmap_testbed.wire import RelayProcess, Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ACK = bytes(Ether() / IP() / TCP(flags="A"))
+DATA = bytes(Ether() / IP() / TCP(flags="A") / b"payload")
+
+
+class Ends:
+    """A running wire and the two sockets at its ends."""
+
+    def __init__(self, directory: Path) -> None:
+        self.server, server_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.client, client_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with server_far, client_far:
+            self.relay = RelayProcess(server_far, client_far, directory)
+        self.wire = self.relay.wire
+
+    def close(self) -> None:
+        self.relay.close()
+        self.server.close()
+        self.client.close()
+
+
+@pytest.fixture
+def ends(tmp_path: Path) -> Iterator[Ends]:
+    pair = Ends(tmp_path)
+    yield pair
+    pair.close()
+
+
+def received(sock: socket.socket, quiet: float = 0.2) -> list[bytes]:
+    """What arrives until nothing does for a while."""
+    sock.settimeout(quiet)
+    frames = []
+    while True:
+        try:
+            frames.append(sock.recv(65536))
+        except TimeoutError:
+            return frames
+
+
+def exchange(source: socket.socket, target: socket.socket, frames: list[bytes]) -> list[bytes]:
+    arrived = []
+    target.setblocking(False)
+    for frame in frames:
+        source.send(frame)
+        try:
+            while True:
+                arrived.append(target.recv(65536))
+        except BlockingIOError:
+            pass
+    return arrived + received(target)
+
+
+def numbered(count: int) -> list[bytes]:
+    return [number.to_bytes(4, "big").ljust(60, b".") for number in range(count)]
+
+
+def test_frames_cross_both_ways_unchanged_and_in_order(ends: Ends) -> None:
+    frames = numbered(3000)
+    assert exchange(ends.server, ends.client, frames) == frames
+    assert exchange(ends.client, ends.server, frames) == frames
+
+
+def test_a_receiver_that_pauses_loses_nothing(ends: Ends) -> None:
+    frames = numbered(1500)
+    for frame in frames:
+        ends.server.send(frame)
+    time.sleep(0.3)
+    assert received(ends.client) == frames
+
+
+def test_one_direction_can_be_impaired_alone(ends: Ends) -> None:
+    ends.wire.configure(loss=0.3, direction="to-client", seed=5)
+    frames = numbered(2000)
+    assert exchange(ends.client, ends.server, frames) == frames
+    assert 1200 < len(exchange(ends.server, ends.client, frames)) < 1600
+    stats = ends.wire.stats()
+    assert stats["to-server"]["dropped"] == 0
+    assert 400 < stats["to-client"]["dropped"] < 800
+
+
+def test_acks_are_withheld_and_let_through_live(ends: Ends) -> None:
+    ends.wire.configure(drop_acks="to-server")
+    assert exchange(ends.server, ends.client, [ACK]) == [ACK]
+    assert exchange(ends.client, ends.server, [ACK, DATA]) == [DATA]
+    ends.wire.configure(drop_acks="off")
+    assert exchange(ends.client, ends.server, [ACK]) == [ACK]
+
+
+def test_a_cut_wire_heals(ends: Ends) -> None:
+    ends.wire.configure(drop="both")
+    assert exchange(ends.client, ends.server, [b"lost"]) == []
+    ends.wire.clear()
+    assert exchange(ends.client, ends.server, [b"found"]) == [b"found"]
+
+
+def test_delay_is_real_time(ends: Ends) -> None:
+    ends.wire.configure(delay_ms=80)
+    start = time.monotonic()
+    ends.client.send(b"late")
+    ends.server.settimeout(5)
+    assert ends.server.recv(100) == b"late"
+    assert 0.08 <= time.monotonic() - start < 0.5
+
+
+def test_captures_hold_what_was_sent_and_what_arrived(ends: Ends, tmp_path: Path) -> None:
+    segments = [bytes(Ether() / IP() / TCP(seq=n) / b"data") for n in range(500)]
+    sent, delivered = ends.wire.capture(tmp_path / "run")
+    ends.wire.configure(loss=0.2, reorder=0.2, seed=2)
+    before = time.time()
+    arrived = exchange(ends.client, ends.server, segments)
+    assert ends.wire.stop_capture() == {"sent": 500, "delivered": len(arrived)}
+    assert [bytes(packet) for packet in rdpcap(str(sent))] == segments
+    packets = rdpcap(str(delivered))
+    assert [bytes(packet) for packet in packets] == arrived
+    assert len(arrived) < 450
+    assert all(before - 1 < float(packet.time) < time.time() + 1 for packet in packets)
+
+
+def test_a_capture_goes_on_after_one_end_has_gone(ends: Ends) -> None:
+    ends.server.close()
+    ends.client.send(b"to nobody")
+    time.sleep(0.1)
+    assert ends.wire.stats()["to-server"]["received"] == 1
+
+
+def test_a_refused_setting_says_why(ends: Ends) -> None:
+    with pytest.raises(LabError, match="loss is a probability"):
+        ends.wire.configure(loss=3)
+    assert ends.wire.stats()["to-server"]["conditions"]["loss"] == 0.0
+
+
+def test_two_wires_cannot_share_a_directory(ends: Ends, tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="does a lab use it"):
+        RelayProcess(ends.server, ends.client, tmp_path)
+
+
+def test_a_missing_wire_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="no wire answers"):
+        Wire(tmp_path / "wire.sock")

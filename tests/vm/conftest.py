@@ -1,0 +1,43 @@
+"""One guest for all tests of this folder, and a look into its kernel log after each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stackmap_testbed.errors import GuestDiedError, KernelLogError, LabError
+from stackmap_testbed.lab import Lab
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stackmap_testbed.guest import Guest
+
+
+@pytest.fixture(scope="session")
+def vm_lab(kernel: str) -> Iterator[Lab]:
+    """A lab with only the server in it."""
+    try:
+        lab = Lab(kernel=kernel, guests=("server",))
+    except LabError as reason:
+        pytest.skip(str(reason))
+    with lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def server(vm_lab: Lab) -> Guest:
+    """The guest."""
+    return vm_lab.server
+
+
+@pytest.fixture(autouse=True)
+def clean_kernel_log(server: Guest, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that made the kernel complain."""
+    server.mark_kernel_log(request.node.nodeid)
+    yield
+    try:
+        server.check_kernel_log()
+    except (KernelLogError, GuestDiedError) as complaint:
+        pytest.fail(str(complaint), pytrace=False)
