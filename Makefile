@@ -16,7 +16,7 @@ empty :=
 list = $(subst $(empty) ,$(comma),$(strip $(1)))
 
 PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackmap/_ring_build.py \
-	testbed/_load.[ch] testbed/_load_build.py)
+	kmod/uapi/*.h testbed/_load.[ch] testbed/_load_build.py)
 CHECKED_PYTHON := stackmap cli testbed tests setup.py
 
 .NOTPARALLEL:

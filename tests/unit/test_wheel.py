@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ["pyproject.toml", "setup.py", "README.md", "MANIFEST.in", "stackmap", "cli", "testbed"]
+SOURCES = [
+    "pyproject.toml",
+    "setup.py",
+    "README.md",
+    "MANIFEST.in",
+    "stackmap",
+    "cli",
+    "testbed",
+    "kmod",
+]
 
 
 @pytest.fixture(scope="module")
