@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: What an item costs besides the bytes of its key and value: the two bytes objects' headers, the
 #: Item, its numbers and header text, and its places in the dictionary and in the order.
-ITEM_OVERHEAD = 380
+ITEM_OVERHEAD = 340
 #: The largest item, by memcached's own accounting of it (its 1 MiB includes its item header).
 MAX_ITEM = 1 << 20
 _MEMCACHED_HEADER = 59

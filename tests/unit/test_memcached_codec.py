@@ -1,0 +1,229 @@
+"""The memcached protocol without I/O: replies, whatever way the stream is cut, and its bounds."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stackmap.memcached import Session, Store
+from stackmap.memcached.codec import MAX_GET_LINE, parse_signed, parse_unsigned
+from stackmap.memcached.session import OUTPUT_LIMIT
+from stackmap_testbed.conformance import random_command
+
+
+class NoStatistics:
+    def report(self, words: list[bytes]) -> bytes | None:
+        return b"END\r\n" if not words else None
+
+    def reset(self) -> None:
+        pass
+
+
+def new_session(store: Store | None = None) -> Session:
+    return Session(store or Store(64 << 20, clock=lambda: 1_000_000.0), NoStatistics())
+
+
+def feed(session: Session, data: bytes, size: int | None = None) -> bytes:
+    """Everything that is answered to ``data``, given in segments of ``size`` bytes."""
+    out = bytearray()
+    for start in range(0, len(data), size or len(data)):
+        session.receive(memoryview(data)[start : start + (size or len(data))])
+        out += session.take_output()
+        while session.paused:
+            session.resume()
+            out += session.take_output()
+    return bytes(out)
+
+
+def ask(data: bytes) -> bytes:
+    return feed(new_session(), data)
+
+
+commands = st.one_of(
+    st.sampled_from(
+        [
+            b"get a\r\n", b"gets a b\r\n", b"get a\n", b"\r\n", b" \r\n", b"  get  a  b \r\n",
+            b"set a 0 0 3\r\nabc\r\n", b"set a 0 0 0\r\n\r\n", b"set b 7 0 5\r\na\r\nb\n\r\n",
+            b"set a 0 0 3 noreply\r\nxyz\r\n", b"set a 0 0 3\r\nabcdef\r\n", b"incr a 1\r\n",
+            b"set a x 0 3\r\nabc\r\n", b"append a 0 0 2\r\nzz\r\n", b"cas a 0 0 1 2\r\nq\r\n",
+            b"add a 0 0 1\r\n5\r\n", b"gat 0 a b\r\n", b"touch a 10\r\n", b"delete a\r\n",
+            b"flush_all\r\n", b"version\r\n", b"stats\r\n", b"nonsense\r\n", b"decr a 1 noreply\r\n",
+            b"set " + b"k" * 251 + b" 0 0 1\r\nx\r\n", b"get " + b"k" * 251 + b"\r\n",
+            b"set big 0 0 3000\r\n" + b"v" * 3000 + b"\r\n", b"get big a\r\n",
+            b"set big 0 0 2000000\r\n" + b"\n" * 2000000 + b"\r\n",
+            b"get " + b"nokey " * 600 + b"\r\n",
+        ]
+    ),
+    st.integers(0, 2**32).map(
+        lambda seed: random_command(random.Random(seed)).replace(b"{cas}", b"1")
+    ),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(commands, min_size=1, max_size=12).map(b"".join), st.randoms())
+def test_the_cuts_do_not_matter(stream: bytes, generator: random.Random) -> None:
+    # A line that is too long hangs up only when it arrives cut, so there must be none.
+    if any(len(line) > 2048 and not line.startswith(b"get ") for line in stream.split(b"\n")):
+        stream = stream[:2000].rpartition(b"\n")[0] + b"\n"
+    whole = ask(stream)
+    session = new_session()
+    out = bytearray()
+    start = 0
+    while start < len(stream):
+        end = start + generator.choice([1, 2, 3, 7, 100, 1448, 4096, 65536, 1 << 20])
+        out += feed(session, stream[start:end])
+        start = end
+    assert bytes(out) == whole
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13])
+def test_small_cuts(size: int) -> None:
+    stream = (
+        b"set a 5 0 10\r\n0123456789\r\nget a\r\nget a b\r\nset b 0 0 1 noreply\r\nx\r\n"
+        b"set c 0 0 3\r\nabcde\r\n\r\nset d 0 0 2000000\r\n" + b"z" * 2_000_000 + b"\r\n"
+        b"gets a\r\nincr b 1\r\nset a 0 0 1\r\n"
+    )
+    assert feed(new_session(), stream, size * 1000 + size) == ask(stream)
+    assert feed(new_session(), stream[:150], size) == ask(stream[:150])
+
+
+# -- values --
+
+
+@pytest.mark.parametrize("length", [0, 1, 4095, 4096, 4097, 65536, 1_048_516])
+def test_a_value_comes_back(length: int) -> None:
+    value = random.Random(length).randbytes(length)
+    session = new_session()
+    stream = b"set k 0 0 %d\r\n%b\r\n" % (length, value)
+    assert feed(session, stream, 4096) == b"STORED\r\n"
+    assert feed(session, b"get k\r\n") == b"VALUE k 0 %d\r\n%b\r\nEND\r\n" % (length, value)
+
+
+def test_a_value_that_is_too_large_is_swallowed() -> None:
+    session = new_session()
+    too_large = b"set k 0 0 1048517\r\n" + b"get k\r\n" * 149789
+    assert feed(session, b"set k 0 0 1\r\nx\r\n") == b"STORED\r\n"
+    stream = too_large[: 1048517 + 19] + b"\r\nversion\r\nget k\r\n"
+    reply = feed(session, stream, 4000)
+    assert reply.startswith(b"SERVER_ERROR object too large for cache\r\nVERSION ")
+    assert reply.endswith(b"\r\nEND\r\n")
+    assert reply.count(b"\r\n") == 3
+
+
+def test_received_views_are_not_kept() -> None:
+    session = new_session()
+    for part in (b"set k 0 0 10000\r\n", b"v" * 9000, b"v" * 1000 + b"\r\nget", b" k\r\nge"):
+        buffer = bytearray(part)
+        view = memoryview(buffer)
+        session.receive(view)
+        view.release()
+        buffer.clear()  # BufferError if a slice of the view were left
+    assert bytes(session.take_output()).startswith(b"STORED\r\nVALUE k 0 10000\r\nvvv")
+
+
+def test_no_cycles_are_made() -> None:
+    session = new_session()
+    gc.collect()
+    for seed in range(2000):
+        command = random_command(random.Random(seed)).replace(b"{cas}", b"1")
+        if len(command) < 2000:
+            feed(session, command, 50)
+    assert gc.collect() == 0
+
+
+# -- bounds --
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"x" * 2049,
+        b"set " + b"x" * 2049,
+        b" " * 101 + b"get " + b"k " * 1500,
+        b"get " + b"k " * (MAX_GET_LINE // 2),
+        b"GET / HTTP/1.1\r\n",
+        b"POST /x HTTP/1.0\r\n",
+        b"\x80" + bytes(23),
+        b"quit\r\n",
+    ],
+)
+def test_hanging_up(data: bytes) -> None:
+    session = new_session()
+    assert feed(session, data, 4096) == b""
+    assert session.hang_up
+    assert feed(session, b"version\r\n") == b""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"x" * 2048, b"get " + b"k " * 2000, b" " * 100 + b"gets " + b"k " * 2000, b"x\x80\r\n"],
+)
+def test_not_hanging_up(data: bytes) -> None:
+    session = new_session()
+    feed(session, data, 4096)
+    assert not session.hang_up
+    assert feed(session, b"\r\nversion\r\n").endswith(b"\r\n")
+
+
+def test_output_is_put_off_until_it_is_taken() -> None:
+    session = new_session()
+    value = b"v" * 1_000_000
+    feed(session, b"set k 0 0 1000000\r\n" + value + b"\r\n")
+    stream = b"get k\r\n" * 20 + b"get" + b" k" * 20 + b"\r\n" + b"version\r\n"
+    session.receive(stream)
+    rounds = 1
+    total = len(session.take_output())
+    assert session.paused
+    session.receive(b"version\r\n")
+    assert session.take_output() == b""
+    while session.paused:
+        session.resume()
+        output = session.take_output()
+        assert len(output) <= OUTPUT_LIMIT + len(value) + 2000
+        total += len(output)
+        rounds += 1
+    assert rounds >= 40
+    assert total > 40 * len(value)
+    assert output.count(b"VERSION") == 2
+
+
+def test_time_is_linear() -> None:
+    """A long line in small segments: searching it anew each time would take minutes."""
+    session = new_session()
+    start = time.process_time()
+    line = b"get " + b"k" * 249 + b" "
+    feed(session, line + (b"k" * 249 + b" ") * 8000 + b"\r\n", 64)
+    assert time.process_time() - start < 10
+
+
+# -- numbers --
+
+
+@pytest.mark.parametrize(
+    ("word", "number"),
+    [
+        (b"0", 0), (b"007", 7), (b"+5", 5), (b"18446744073709551615", 2**64 - 1), (b"1\t", 1),
+        (b"\t1", 1), (b"1 x", 1), (b"-18446744073709551615", 1), (b"0" * 9000 + b"1", 1),
+        (b"18446744073709551616", None), (b"-1", None), (b"x", None), (b"1x", None), (b"", None),
+        (b"1_0", None), (b"9" * 9000, None), (b"+", None), (b"\xb2", None),
+    ],
+)  # fmt: skip
+def test_unsigned_numbers(word: bytes, number: int | None) -> None:
+    assert parse_unsigned(word) == number
+
+
+@pytest.mark.parametrize(
+    ("word", "number"),
+    [
+        (b"0", 0), (b"-1", -1), (b"+5", 5), (b"2147483647", 2**31 - 1), (b"2147483648", -(2**31)),
+        (b"9999999999999", 1316134911), (b"9223372036854775808", None), (b"1.5", None), (b"", None),
+    ],
+)  # fmt: skip
+def test_signed_numbers(word: bytes, number: int | None) -> None:
+    assert parse_signed(word) == number

@@ -1,0 +1,499 @@
+"""What every backend promises (``stackmap/_port.py``), as tests over two fixtures.
+
+To hold another backend to it, import everything from here into a module that has fixtures of its
+own with these names.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import socket
+import struct
+import time
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stackmap import Connection, Event, Port, Segment, SocketPort
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PATIENCE = 20.0
+PATTERN = bytes(range(251)) * 4096
+
+
+@pytest.fixture
+def port_factory() -> Callable[[], Port]:
+    """Makes ports of the backend under test."""
+    return SocketPort
+
+
+@pytest.fixture
+def socket_pair() -> Callable[[], tuple[socket.socket, socket.socket]]:
+    """Makes established connections; the first socket is the peer's, the second is for a port."""
+
+    def connect() -> tuple[socket.socket, socket.socket]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            peer = socket.create_connection(listener.getsockname())
+            accepted, _address = listener.accept()
+        peer.settimeout(PATIENCE)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return peer, accepted
+
+    return connect
+
+
+class Link:
+    """An attached connection and its peer, and everything the port said about it so far."""
+
+    def __init__(self, port: Port, peer: socket.socket, connection: Connection) -> None:
+        self.port = port
+        self.peer = peer
+        self.connection = connection
+        #: Received bytes and events in order; adjacent bytes are joined.
+        self.story: list[bytes | tuple[Event, int]] = []
+
+    def hear(self, timeout: float = 0.0) -> None:
+        """Exchange once."""
+        for segment in self.port.exchange(timeout):
+            self.take(segment)
+
+    def take(self, segment: Segment) -> None:
+        if segment.connection is not self.connection:
+            return
+        if segment.event:
+            self.story.append((segment.event, segment.errno))
+        elif self.story and isinstance(self.story[-1], bytes):
+            self.story[-1] += bytes(segment.view)
+        else:
+            self.story.append(bytes(segment.view))
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Exchange until ``done``."""
+        deadline = time.monotonic() + PATIENCE
+        while not done():
+            assert time.monotonic() < deadline, f"still waiting, after {self.summary()}"
+            self.hear(0.05)
+
+    def until_event(self, event: Event) -> None:
+        self.until(lambda: event in self.events())
+
+    def events(self) -> list[Event]:
+        return [entry[0] for entry in self.story if not isinstance(entry, bytes)]
+
+    def received(self) -> bytes:
+        return b"".join(entry for entry in self.story if isinstance(entry, bytes))
+
+    def summary(self) -> list[object]:
+        return [f"{len(e)} bytes" if isinstance(e, bytes) else e for e in self.story]
+
+    def read_peer(self, size: int) -> bytes:
+        """Read exactly ``size`` bytes on the peer's side, while the port goes on."""
+        self.peer.setblocking(False)
+        data = bytearray()
+
+        def all_there() -> bool:
+            while len(data) < size:
+                try:
+                    got = self.peer.recv(min(1 << 20, size - len(data)))
+                except BlockingIOError:
+                    return False
+                assert got, f"the peer saw the end after {len(data)} bytes"
+                data.extend(got)
+            return True
+
+        self.until(all_there)
+        self.peer.settimeout(PATIENCE)
+        return bytes(data)
+
+    def fill(self) -> int:
+        """Write until the backend cannot take more; returns how many bytes were written."""
+        written = 0
+        while self.connection.pending < 4 << 20:
+            self.connection.write(PATTERN)
+            written += len(PATTERN)
+            self.hear()
+            assert written < 1 << 30
+        return written
+
+
+def reset(peer: socket.socket) -> None:
+    """Close with RST."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+
+@pytest.fixture
+def port(port_factory: Callable[[], Port]) -> Iterator[Port]:
+    with port_factory() as opened:
+        yield opened
+
+
+@pytest.fixture
+def make_link(
+    port: Port, socket_pair: Callable[[], tuple[socket.socket, socket.socket]]
+) -> Iterator[Callable[[], Link]]:
+    links = []
+
+    def make() -> Link:
+        peer, sock = socket_pair()
+        links.append(Link(port, peer, port.attach(sock)))
+        return links[-1]
+
+    yield make
+    for link in links:
+        link.peer.close()
+
+
+@pytest.fixture
+def link(make_link: Callable[[], Link]) -> Link:
+    return make_link()
+
+
+# -- data --
+
+
+def test_data_arrives_in_order(link: Link) -> None:
+    for start in range(0, len(PATTERN), 50_000):
+        link.peer.sendall(PATTERN[start : start + 50_000])
+        link.hear()
+    link.until(lambda: len(link.received()) >= len(PATTERN))
+    assert link.story == [PATTERN]
+
+
+def test_bytes_that_came_before_attaching_are_first(
+    port: Port, socket_pair: Callable[[], tuple[socket.socket, socket.socket]]
+) -> None:
+    peer, sock = socket_pair()
+    with closing(peer):
+        peer.sendall(b"early ")
+        time.sleep(0.05)
+        link = Link(port, peer, port.attach(sock))
+        peer.sendall(b"late")
+        link.until(lambda: len(link.received()) == 10)
+        assert link.story == [b"early late"]
+
+
+def test_written_data_reaches_the_peer_in_order(link: Link) -> None:
+    link.connection.write(b"one ")
+    link.connection.writelines([b"two ", bytearray(b"three "), memoryview(b"four")])
+    assert link.read_peer(18) == b"one two three four"
+
+
+def test_written_data_is_copied(link: Link) -> None:
+    data = bytearray(b"before")
+    link.connection.write(data)
+    data[:] = b"after!"
+    assert link.read_peer(6) == b"before"
+
+
+def test_echo_of_a_large_stream(link: Link) -> None:
+    total = 0
+    expected = PATTERN * 3
+    sent = 0
+    answer = bytearray()
+    link.peer.setblocking(False)
+    deadline = time.monotonic() + PATIENCE
+    while len(answer) < len(expected):
+        assert time.monotonic() < deadline
+        if sent < len(expected):
+            with suppress(BlockingIOError):
+                sent += link.peer.send(expected[sent : sent + 100_000])
+        for segment in link.port.exchange(0.001):
+            if not segment.event:
+                total += len(segment.view)
+                segment.connection.write(segment.view)
+        with suppress(BlockingIOError):
+            answer += link.peer.recv(1 << 20)
+    assert bytes(answer) == expected
+    assert total == len(expected)
+
+
+# -- the end, in all its forms --
+
+
+def test_eof_follows_the_data_and_sending_goes_on(link: Link) -> None:
+    link.peer.sendall(PATTERN[:100_000])
+    link.peer.shutdown(socket.SHUT_WR)
+    link.until_event(Event.EOF)
+    assert link.story == [PATTERN[:100_000], (Event.EOF, 0)]
+    link.connection.write(b"still here")
+    assert link.read_peer(10) == b"still here"
+    assert link.events() == [Event.EOF]
+
+
+def test_fin_riding_on_data(link: Link) -> None:
+    link.peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    link.peer.send(b"last words")
+    link.peer.shutdown(socket.SHUT_WR)
+    link.until_event(Event.EOF)
+    assert link.story == [b"last words", (Event.EOF, 0)]
+
+
+def test_reset_by_the_peer(link: Link) -> None:
+    reset(link.peer)
+    link.until_event(Event.CLOSED)
+    assert link.story == [(Event.ERROR, errno.ECONNRESET), (Event.CLOSED, 0)]
+
+
+def test_writing_to_a_reset_connection_is_no_error(link: Link) -> None:
+    reset(link.peer)
+    time.sleep(0.05)
+    for _ in range(3):
+        link.connection.write(b"into the void")
+    link.connection.shutdown_write()
+    link.until_event(Event.CLOSED)
+    link.connection.close()
+    link.connection.abort()
+    assert link.events() == [Event.ERROR, Event.CLOSED]
+    assert link.story[0] in ((Event.ERROR, errno.ECONNRESET), (Event.ERROR, errno.EPIPE))
+    assert link.connection.pending == 0
+
+
+def test_reset_while_data_is_queued(link: Link) -> None:
+    link.fill()
+    reset(link.peer)
+    link.until_event(Event.CLOSED)
+    assert link.events()[-2:] == [Event.ERROR, Event.CLOSED]
+    assert link.connection.pending == 0
+
+
+def test_half_close_by_the_application(link: Link) -> None:
+    link.connection.write(b"bye")
+    link.connection.shutdown_write()
+    link.connection.shutdown_write()
+    assert link.read_peer(3) == b"bye"
+    assert link.peer.recv(1) == b""
+    link.peer.sendall(b"not yet")
+    link.until(lambda: link.received() == b"not yet")
+    with pytest.raises(BrokenPipeError):
+        link.connection.write(b"more")
+    link.peer.close()
+    link.until_event(Event.EOF)
+    link.connection.close()
+    link.until_event(Event.CLOSED)
+    assert link.events() == [Event.EOF, Event.CLOSED]
+
+
+def test_half_close_waits_for_what_is_queued(link: Link) -> None:
+    written = link.fill()
+    link.connection.shutdown_write()
+    data = link.read_peer(written)
+    assert data == PATTERN * (written // len(PATTERN))
+    link.hear()
+    assert link.peer.recv(1) == b""
+
+
+def test_close_delivers_what_was_written(link: Link) -> None:
+    written = link.fill()
+    link.connection.close()
+    link.connection.close()
+    with pytest.raises(BrokenPipeError):
+        link.connection.write(b"more")
+    data = link.read_peer(written)
+    assert data == PATTERN * (written // len(PATTERN))
+    link.until_event(Event.CLOSED)
+    assert link.peer.recv(1) == b""
+    for _ in range(3):
+        link.hear()
+    assert link.events().count(Event.CLOSED) == 1
+    assert link.events()[-1] is Event.CLOSED
+
+
+def test_abort_resets(link: Link) -> None:
+    link.fill()
+    link.connection.abort()
+    link.connection.abort()
+    link.until_event(Event.CLOSED)
+    assert link.connection.pending == 0
+    with pytest.raises(ConnectionResetError):
+        while link.peer.recv(1 << 20):
+            pass
+
+
+def test_nothing_follows_closed(link: Link) -> None:
+    link.peer.sendall(b"unread")
+    link.connection.close()
+    link.until_event(Event.CLOSED)
+    for _ in range(3):
+        link.hear(0.01)
+    assert link.story[-1] == (Event.CLOSED, 0)
+
+
+# -- flow control --
+
+
+def test_pending_and_writable(link: Link) -> None:
+    written = link.fill()
+    assert link.connection.pending > 0
+    assert Event.WRITABLE not in link.events()
+    assert link.read_peer(written) == PATTERN * (written // len(PATTERN))
+    link.until_event(Event.WRITABLE)
+    assert link.connection.pending == 0
+    assert link.events() == [Event.WRITABLE]
+
+
+def test_pausing_stops_the_sender_and_loses_nothing(link: Link) -> None:
+    link.connection.pause_reading()
+    link.connection.pause_reading()
+    link.peer.setblocking(False)
+    sent = 0
+    quiet = 0
+    while quiet < 20:
+        try:
+            sent += link.peer.send(PATTERN[sent % len(PATTERN) :])
+            quiet = 0
+        except BlockingIOError:
+            quiet += 1
+            link.hear(0.01)
+        assert sent < 1 << 30
+    before = len(link.received())
+    assert before < sent
+    link.connection.resume_reading()
+    link.connection.resume_reading()
+    link.until(lambda: len(link.received()) >= sent)
+    assert link.received() == (PATTERN * (sent // len(PATTERN) + 1))[:sent]
+
+
+def test_a_client_that_never_reads_does_not_hold_up_another(
+    make_link: Callable[[], Link],
+) -> None:
+    stuck, lively = make_link(), make_link()
+    stuck.fill()
+    for number in range(100):
+        lively.connection.write(b"%03d" % number)
+        assert lively.read_peer(3) == b"%03d" % number
+
+
+# -- views --
+
+
+def one_segment(link: Link) -> Segment:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        segments = [s for s in link.port.exchange(0.05) if not s.event]
+        if segments:
+            return segments[0]
+        assert time.monotonic() < deadline
+
+
+def test_views_are_read_only(link: Link) -> None:
+    link.peer.sendall(b"look")
+    view = one_segment(link).view
+    assert view.readonly
+    assert view == b"look"
+    view.release()
+
+
+def test_a_view_dies_with_the_next_exchange(link: Link) -> None:
+    link.peer.sendall(b"look")
+    view = one_segment(link).view
+    link.port.exchange()
+    with pytest.raises(ValueError, match="released"):
+        bytes(view)
+
+
+def test_a_slice_in_use_is_refused_until_it_is_gone(link: Link) -> None:
+    link.peer.sendall(b"look closely")
+    piece = one_segment(link).view[5:]
+    with pytest.raises(BufferError, match=str(link.connection.id)):
+        link.port.exchange()
+    with pytest.raises(BufferError):
+        link.port.exchange()
+    assert piece == b"closely"
+    del piece
+    gc.collect()
+    link.peer.sendall(b"again")
+    link.until(lambda: link.received() == b"again")
+
+
+# -- the port --
+
+
+def test_what_cannot_be_attached(
+    port: Port, socket_pair: Callable[[], tuple[socket.socket, socket.socket]]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(OSError, match=r"."):
+        port.attach(listener)
+    with socket.socket() as fresh, pytest.raises(OSError, match=r"."):
+        port.attach(fresh)
+    with socket.socket(type=socket.SOCK_DGRAM) as udp, pytest.raises(OSError, match=r"."):
+        port.attach(udp)
+    here, there = socket.socketpair()
+    with here, there, pytest.raises(OSError, match=r"."):
+        port.attach(here)
+    peer, sock = socket_pair()
+    with closing(peer):
+        port.attach(sock)
+        with pytest.raises(OSError, match=r".") as caught:
+            port.attach(sock)
+        assert caught.value.errno == errno.EALREADY
+
+
+def test_exchange_waits_no_longer_than_told(port: Port) -> None:
+    start = time.monotonic()
+    assert port.exchange(0.1) == []
+    assert 0.09 < time.monotonic() - start < 5
+    assert port.exchange() == []
+
+
+def test_watched_files_end_the_wait(port: Port) -> None:
+    here, there = socket.socketpair()
+    seen = []
+    with here, there:
+        port.watch(here, lambda: seen.append(here.recv(10)))
+        there.send(b"now")
+        start = time.monotonic()
+        port.exchange(10.0)
+        assert seen == [b"now"]
+        assert time.monotonic() - start < 5
+        port.unwatch(here)
+        there.send(b"too late")
+        port.exchange(0.02)
+        assert seen == [b"now"]
+
+
+def test_bytes_are_counted_on_one_side_only(link: Link) -> None:
+    link.peer.sendall(b"12345")
+    link.until(lambda: link.received() == b"12345")
+    link.connection.write(b"123")
+    link.read_peer(3)
+    link.hear()
+    stats = link.port.stats()
+    received = {"rings": stats.ring_bytes_rx, "sockets": stats.socket_bytes_rx}
+    sent = {"rings": stats.ring_bytes_tx, "sockets": stats.socket_bytes_tx}
+    used, other = ("sockets", "rings") if link.port.backend == "sockets" else ("rings", "sockets")
+    assert (received[used], sent[used]) == (5, 3)
+    assert (received[other], sent[other]) == (0, 0)
+
+
+def test_closing_the_port_closes_its_connections(
+    port_factory: Callable[[], Port],
+    socket_pair: Callable[[], tuple[socket.socket, socket.socket]],
+) -> None:
+    peer, sock = socket_pair()
+    with closing(peer):
+        port = port_factory()
+        port.attach(sock)
+        port.close()
+        port.close()
+        assert peer.recv(1) == b""
+        assert sock.fileno() == -1
+
+
+def test_many_connections_at_once(make_link: Callable[[], Link]) -> None:
+    links = [make_link() for _ in range(50)]
+    for number, link in enumerate(links):
+        link.peer.sendall(b"%03d" % number)
+    deadline = time.monotonic() + PATIENCE
+    while any(len(link.received()) < 3 for link in links):
+        assert time.monotonic() < deadline
+        for segment in links[0].port.exchange(0.05):
+            for link in links:
+                link.take(segment)
+    for number, link in enumerate(links):
+        assert link.received() == b"%03d" % number
+    assert len({link.connection.id for link in links}) == 50
