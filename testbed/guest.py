@@ -6,6 +6,7 @@ import base64
 import contextlib
 import itertools
 import shlex
+import subprocess
 import socket
 import threading
 import time
@@ -26,7 +27,6 @@ from .qmp import Qmp, thread_cpu_nanoseconds
 from .virtiofs import RootShare
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator, Mapping, Sequence
 
     from .kernels import Kernel
