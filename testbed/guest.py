@@ -6,8 +6,8 @@ import base64
 import contextlib
 import itertools
 import shlex
-import subprocess
 import socket
+import subprocess
 import threading
 import time
 from dataclasses import dataclass
