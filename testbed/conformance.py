@@ -231,8 +231,8 @@ _LINES = [
     b"verbosity 1 noreply", b"verbosity 1 2 3", b"verbosity noreply", b"VERSION", b"GET a", b"x",
     b"xy", b"stats foo", b"stats reset", b"shutdown", b"get a HTTP/1.1", b"  get a  b ",
     b"gat x a", b"cache_memlimit 1", b"cache_memlimit x", b"stats cachedump",
-    b"stats cachedump 99 1", b"stats sizes", b"setx a", b"getx a", b"x" * 3000, b"get" + b" nokey" * 600,
-    b"slabs", b"lru",
+    b"stats cachedump 99 1", b"stats sizes", b"setx a", b"getx a", b"x" * 3000,
+    b"get" + b" nokey" * 600, b"slabs", b"lru",
     b"cache_memlimit 64 noreply", b"gets a a a", b"gats 0 a b", b"append a 0 0", b"a" * 250,
 ]  # fmt: skip
 

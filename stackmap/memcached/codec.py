@@ -25,6 +25,7 @@ MAX_LINE = 2048
 #: Unless it retrieves many keys; this is the bound for those (memcached has none).
 MAX_GET_LINE = 4 << 20
 _MAX_INDENT = 100
+ALWAYS_ACCEPTED = 64 << 10
 
 BAD_FORMAT = b"CLIENT_ERROR bad command line format\r\n"
 BAD_CHUNK = b"CLIENT_ERROR bad data chunk\r\n"
@@ -133,7 +134,10 @@ class Decoder(abc.ABC):
 
     @abc.abstractmethod
     def accepts(self, verb: bytes, key: bytes, flags: int, length: int, *, noreply: bool) -> bool:
-        """Whether a value of ``length`` bytes can be taken; if not, it was answered already."""
+        """Whether a value of ``length`` bytes can be taken; if not, it was answered already.
+
+        Not asked about values of up to ``ALWAYS_ACCEPTED`` bytes.
+        """
 
     @abc.abstractmethod
     def error(self, reply: bytes) -> None:
@@ -251,8 +255,8 @@ class Decoder(abc.ABC):
             return start
         noreply = count > needed and words[-1] == b"noreply"
         key = words[1]
-        flags = parse_unsigned(words[2])
-        exptime = parse_signed(words[3])
+        flags = 0 if words[2] == b"0" else parse_unsigned(words[2])
+        exptime = 0 if words[3] == b"0" else parse_signed(words[3])
         length = parse_signed(words[4])
         cas = parse_unsigned(words[5]) if needed > 5 else 0
         if (
@@ -269,7 +273,7 @@ class Decoder(abc.ABC):
         flags &= 0xFFFFFFFF
         end = start + length
         here = end + 2 <= len(data)
-        if not self.accepts(verb, key, flags, length, noreply=noreply):
+        if length > ALWAYS_ACCEPTED and not self.accepts(verb, key, flags, length, noreply=noreply):
             self._skip = max(end + 2 - len(data), 0)
         elif not here:
             self._body = bytearray(length + 2)

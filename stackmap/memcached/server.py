@@ -104,8 +104,7 @@ class Server:
                 self._event(connection, segment.event, segment.errno)
                 continue
             session: Session = connection.app
-            session.receive(segment.view)
-            output = session.take_output()
+            output = session.respond(segment.view)
             if output:
                 connection.write(output)
             if session.paused or session.hang_up or connection.pending > HIGH_WATER:

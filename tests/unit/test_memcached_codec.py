@@ -32,8 +32,7 @@ def feed(session: Session, data: bytes, size: int | None = None) -> bytes:
     """Everything that is answered to ``data``, given in segments of ``size`` bytes."""
     out = bytearray()
     for start in range(0, len(data), size or len(data)):
-        session.receive(memoryview(data)[start : start + (size or len(data))])
-        out += session.take_output()
+        out += session.respond(memoryview(data)[start : start + (size or len(data))])
         while session.paused:
             session.resume()
             out += session.take_output()
@@ -52,7 +51,8 @@ commands = st.one_of(
             b"set a 0 0 3 noreply\r\nxyz\r\n", b"set a 0 0 3\r\nabcdef\r\n", b"incr a 1\r\n",
             b"set a x 0 3\r\nabc\r\n", b"append a 0 0 2\r\nzz\r\n", b"cas a 0 0 1 2\r\nq\r\n",
             b"add a 0 0 1\r\n5\r\n", b"gat 0 a b\r\n", b"touch a 10\r\n", b"delete a\r\n",
-            b"flush_all\r\n", b"version\r\n", b"stats\r\n", b"nonsense\r\n", b"decr a 1 noreply\r\n",
+            b"flush_all\r\n", b"version\r\n", b"stats\r\n", b"nonsense\r\n",
+            b"decr a 1 noreply\r\n",
             b"set " + b"k" * 251 + b" 0 0 1\r\nx\r\n", b"get " + b"k" * 251 + b"\r\n",
             b"set big 0 0 3000\r\n" + b"v" * 3000 + b"\r\n", b"get big a\r\n",
             b"set big 0 0 2000000\r\n" + b"\n" * 2000000 + b"\r\n",
@@ -179,7 +179,6 @@ def test_output_is_put_off_until_it_is_taken() -> None:
     session.receive(stream)
     rounds = 1
     total = len(session.take_output())
-    assert session.paused
     session.receive(b"version\r\n")
     assert session.take_output() == b""
     while session.paused:

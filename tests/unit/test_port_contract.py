@@ -6,6 +6,7 @@ own with these names.
 
 from __future__ import annotations
 
+import collections
 import errno
 import gc
 import socket
@@ -310,8 +311,7 @@ def test_abort_resets(link: Link) -> None:
     link.until_event(Event.CLOSED)
     assert link.connection.pending == 0
     with pytest.raises(ConnectionResetError):
-        while link.peer.recv(1 << 20):
-            pass
+        collections.deque(iter(lambda: link.peer.recv(1 << 20), b""), maxlen=0)
 
 
 def test_nothing_follows_closed(link: Link) -> None:
@@ -384,7 +384,7 @@ def test_views_are_read_only(link: Link) -> None:
     link.peer.sendall(b"look")
     view = one_segment(link).view
     assert view.readonly
-    assert view == b"look"
+    assert bytes(view) == b"look"
     view.release()
 
 
@@ -403,7 +403,7 @@ def test_a_slice_in_use_is_refused_until_it_is_gone(link: Link) -> None:
         link.port.exchange()
     with pytest.raises(BufferError):
         link.port.exchange()
-    assert piece == b"closely"
+    assert bytes(piece) == b"closely"
     del piece
     gc.collect()
     link.peer.sendall(b"again")
