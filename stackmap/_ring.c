@@ -178,8 +178,8 @@ static int collect_refused(struct smr_port *port, struct smr_segment *refused, i
 		if (SM_PTR_FLAGS(slot->ptr) & SM_SLOT_REFUSED)
 			refused[n++] = (struct smr_segment){
 				.id = SM_PTR_ID(slot->ptr),
+				.start = SM_PTR_OFFSET(slot->ptr),
 				.buf = slot->buf_idx,
-				.off = SM_PTR_OFFSET(slot->ptr),
 				.len = slot->len,
 				.flags = SM_PTR_FLAGS(slot->ptr),
 				.err = SM_PTR_ERRNO(slot->ptr),
@@ -198,38 +198,53 @@ int smr_send(struct smr_port *port, struct smr_segment *refused, int max)
 }
 
 /*
- * Give back every received slot handed out before, send what was written, poll the NIC, and hand
- * out what arrived.  Returns the number of slots in received.
+ * Give back every received slot handed out before, send what was written, poll the NIC, and have
+ * the kernel show what arrived.  Returns how many slots were refused.
  */
-int smr_exchange(struct smr_port *port, uint32_t spin_us, struct smr_segment *received, int max,
-		 struct smr_segment *refused, int max_refused, int *n_refused)
+int smr_sync(struct smr_port *port, uint32_t spin_us, struct smr_segment *refused, int max)
+{
+	int err;
+
+	port->rx->cur = port->rx_seen;
+	__atomic_store_n(&port->rx->head, port->rx_seen, __ATOMIC_RELEASE);	/* (A) */
+	err = sync_rings(port, SM_SYNC_TX | SM_SYNC_RX | SM_SYNC_POLL, spin_us);
+	return err ? err : collect_refused(port, refused, max);
+}
+
+/*
+ * Hand out what the kernel has shown: the number of slots is returned, their small payloads are
+ * in staging, *staged bytes in all.  Both arrays must have room for a full ring.
+ */
+int smr_receive(struct smr_port *port, struct smr_segment *received, char *staging,
+		uint32_t *staged)
 {
 	struct sm_ring *ring = port->rx;
-	uint32_t tail;
-	int err, n = 0;
+	uint32_t tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);		/* (B) */
+	uint32_t start = 0;
+	int n = 0;
 
-	ring->cur = port->rx_seen;
-	__atomic_store_n(&ring->head, port->rx_seen, __ATOMIC_RELEASE);		/* (A) */
-	err = sync_rings(port, SM_SYNC_TX | SM_SYNC_RX | SM_SYNC_POLL, spin_us);
-	if (err)
-		return err;
-	*n_refused = collect_refused(port, refused, max_refused);
-
-	tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);			/* (B) */
-	while (port->rx_seen != tail && n < max) {
+	while (port->rx_seen != tail) {
 		const struct sm_slot *slot = &ring->slot[port->rx_seen];
+		struct smr_segment *segment = &received[n++];
 
-		received[n++] = (struct smr_segment){
+		*segment = (struct smr_segment){
 			.id = SM_PTR_ID(slot->ptr),
+			.start = SM_PTR_OFFSET(slot->ptr),
 			.buf = slot->buf_idx,
-			.off = SM_PTR_OFFSET(slot->ptr),
 			.len = slot->len,
 			.flags = SM_PTR_FLAGS(slot->ptr),
 			.err = SM_PTR_ERRNO(slot->ptr),
 		};
+		if (segment->len && segment->len <= SMR_SMALL) {
+			memcpy(staging + start, smr_buffer(port, segment->buf) + segment->start,
+			       segment->len);
+			segment->start = start;
+			start += segment->len;
+		}
 		port->rx_seen = next(ring, port->rx_seen);
 	}
-	/* For a caller that waits with poll() next: what was handed out is no news. */
+	/* For poll(): what was handed out is no news. */
 	ring->cur = port->rx_seen;
+	*staged = start;
 	return n;
 }

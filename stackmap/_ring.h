@@ -11,11 +11,17 @@ struct smr_port {
 	uint32_t rx_seen;	/* slots before this one have been handed out */
 };
 
-/* One received slot, or one refused transmit slot. */
+#define SMR_SMALL 512
+
+/*
+ * One received slot, or one refused transmit slot.  Payload of up to SMR_SMALL received bytes is
+ * copied to the staging area, where start is its position: for so few bytes a copy costs less
+ * than lending the buffer.  For more, start is the offset in the buffer.
+ */
 struct smr_segment {
 	uint32_t id;
+	uint32_t start;
 	uint32_t buf;
-	uint16_t off;
 	uint16_t len;
 	uint8_t flags;
 	uint8_t err;
@@ -37,5 +43,6 @@ int smr_stats(struct smr_port *port, struct smr_stats *stats);
 char *smr_buffer(struct smr_port *port, uint32_t buf);
 size_t smr_write(struct smr_port *port, uint32_t id, const char *data, size_t len);
 int smr_send(struct smr_port *port, struct smr_segment *refused, int max);
-int smr_exchange(struct smr_port *port, uint32_t spin_us, struct smr_segment *received, int max,
-		 struct smr_segment *refused, int max_refused, int *n_refused);
+int smr_sync(struct smr_port *port, uint32_t spin_us, struct smr_segment *refused, int max);
+int smr_receive(struct smr_port *port, struct smr_segment *received, char *staging,
+		uint32_t *staged);

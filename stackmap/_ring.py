@@ -27,10 +27,15 @@ DEVICE = "/dev/stackmap"
 
 #: Bytes written to a connection between two syncs: bounds what TCP may give back.
 _WRITE_MAX = 64 * 4096
+#: Exchanges between two looks at the watched files while the rings are busy.
+_WATCH_EVERY = 16
+_SMALL: int = lib.SMR_SMALL
+_SEGMENT = struct.Struct("=IIIHBB")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _NO_EVENT = Event.NONE
 _EVENTS = [Event(flags) for flags in range(16)]
 _EMPTY = memoryview(b"")
+_smr_write = lib.smr_write
 #: References to a lent page that are not a view's: the list of pages, the list of lent ones, and
 #: the argument of getrefcount().
 _OWN_REFERENCES = 3
@@ -49,11 +54,12 @@ _OPEN_ERRORS = {
 class RingConnection(Connection):
     """One TCP connection whose payload travels in ring slots."""
 
-    __slots__ = ("_paused", "_port", "_released")
+    __slots__ = ("_paused", "_port", "_released", "_ring")
 
     def __init__(self, port: RingPort, sock: socket.socket, id: int) -> None:
         super().__init__(sock, id)
         self._port = port
+        self._ring = port._ring
         self._paused = False
         self._released = False
 
@@ -81,6 +87,18 @@ class RingConnection(Connection):
             self._paused = False
             if not self._released:
                 self._port._pause(self)
+
+    def write(self, data: Buffer) -> None:
+        """Send ``data``; see :meth:`Connection.write`."""
+        # The common case without the generality of _send(): bytes that fit into the ring.
+        if type(data) is bytes and not self._waiting and not self._shutdown:
+            size = len(data)
+            if size <= _WRITE_MAX:
+                taken = _smr_write(self._ring, self.id, data, size)
+                if taken == size:
+                    return
+                data = memoryview(data)[taken:]
+        super().write(data)
 
     # -- what Connection asks of a backend --
 
@@ -157,23 +175,24 @@ class RingPort(Port):
                 sentence.format(device=DEVICE, nic=nic, tx=tx_slots, rx=rx_slots)
             )
         self._spin_us = round(spin * 1e6)
-        self._max = rx_slots
         self._received = ffi.new("struct smr_segment[]", rx_slots)
-        self._max_refused = tx_slots
+        self._received_buffer = ffi.buffer(self._received)
+        self._staging = ffi.new("char[]", rx_slots * _SMALL)
+        self._staging_buffer = ffi.buffer(self._staging)
+        self._staged = ffi.new("uint32_t *")
         self._refused = ffi.new("struct smr_segment[]", tx_slots)
-        self._n_refused = ffi.new("int *")
+        self._max_refused = tx_slots
         self._page_size: int = 4096
         self._pages: dict[int, Any] = {}
         self._lent: list[tuple[Any, Segment]] = []
         self._connections: dict[int, RingConnection] = {}
         self._after_send: list[RingConnection] = []
-        self._events: list[Segment] = []
         self._final_stats: PortStats | None = None
         self._epoll = select.epoll()
         self._watches = Watches(self._epoll)
         self._epoll.register(self._ring.fd, select.EPOLLIN)
         # Watched files are looked at without waiting now and then, also when the rings are busy.
-        self._watch_countdown = 0
+        self._watch_countdown = _WATCH_EVERY
 
     def fileno(self) -> int:
         """A descriptor that is readable when :meth:`exchange` would return something."""
@@ -219,13 +238,14 @@ class RingPort(Port):
         """Send everything written, and return everything received; see :meth:`Port.exchange`."""
         if self._lent:
             self._take_back()
-        segments = self._exchange()
-        if self._watch_countdown:
-            self._watch_countdown -= 1
+        self._sync()
+        segments = self._receive()
         if not segments and timeout != 0:
+            # Waiting includes a look by the kernel at the rings, which shows what has come.
             self._run_watches(-1 if timeout is None else timeout)
-            segments = self._exchange()
-        elif not self._watch_countdown:
+            return self._receive()
+        self._watch_countdown -= 1
+        if not self._watch_countdown:
             self._run_watches(0)
         return segments
 
@@ -282,38 +302,47 @@ class RingPort(Port):
 
     # -- receiving --
 
-    def _exchange(self) -> list[Segment]:
-        received = self._received
-        count = lib.smr_exchange(
-            self._ring, self._spin_us, received, self._max,
-            self._refused, self._max_refused, self._n_refused,
-        )  # fmt: skip
-        if count < 0:
-            self._check(count, "sync")
-        if self._n_refused[0]:
-            self._give_back(self._n_refused[0])
+    def _sync(self) -> None:
+        """The one system call: give back, send, poll, receive."""
+        refused = lib.smr_sync(self._ring, self._spin_us, self._refused, self._max_refused)
+        if refused:
+            if refused < 0:
+                self._check(refused, "sync")
+            self._give_back(refused)
         if self._after_send:
             self._finish_sent()
-        segments, self._events = self._events, []
+
+    def _receive(self) -> list[Segment]:
+        """What the kernel has shown since the last time."""
+        count = lib.smr_receive(self._ring, self._received, self._staging, self._staged)
+        if not count:
+            return []
+        segments: list[Segment] = []
         connections = self._connections
-        pages = self._pages
-        lent = self._lent
-        for i in range(count):
-            slot = received[i]
-            connection = connections.get(slot.id)
+        # A copy of its own, so that a view of it can never show other data.
+        small = memoryview(self._staging_buffer[: self._staged[0]])
+        for id, start, buf, size, flags, code in _SEGMENT.iter_unpack(
+            self._received_buffer[: count * _SEGMENT.size]
+        ):
+            connection = connections.get(id)
             if connection is None:
                 continue
-            if slot.flags:
-                self._event(connection, slot.flags, slot.err, segments)
-            elif not connection._closing:
-                page = pages.get(slot.buf)
-                if page is None:
-                    page = self._page(slot.buf)
-                segment = Segment(
-                    connection, memoryview(page)[: slot.len].toreadonly(), _NO_EVENT, 0
+            if flags:
+                self._event(connection, flags, code, segments)
+            elif connection._closing:
+                continue
+            elif size <= _SMALL:
+                segments.append(
+                    Segment(connection, small[start : start + size], _NO_EVENT, 0)
                 )
+            else:
+                page = self._pages.get(buf)
+                if page is None:
+                    page = self._page(buf)
+                view = memoryview(page)[start : start + size].toreadonly()
+                segment = Segment(connection, view, _NO_EVENT, 0)
                 segments.append(segment)
-                lent.append((page, segment))
+                self._lent.append((page, segment))
         return segments
 
     def _page(self, index: int) -> Any:
@@ -378,7 +407,7 @@ class RingPort(Port):
             if connection is None or connection._released:
                 continue
             if slot.err == errno.EAGAIN:
-                start = lib.smr_buffer(self._ring, slot.buf) + slot.off
+                start = lib.smr_buffer(self._ring, slot.buf) + slot.start
                 again.setdefault(connection, []).append(bytes(ffi.buffer(start, slot.len)))
             else:
                 connection._drop_queue()
@@ -395,7 +424,7 @@ class RingPort(Port):
     # -- the rest --
 
     def _run_watches(self, timeout: float) -> None:
-        self._watch_countdown = 16
+        self._watch_countdown = _WATCH_EVERY
         ready = [fd for fd, _ in self._epoll.poll(timeout)]
         self._watches.run(ready)
 
