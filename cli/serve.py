@@ -76,9 +76,8 @@ def memcached(
 
     It runs until it is told to stop by SIGTERM or Ctrl-C; clients then get what they asked for.
     """
-    listener = _listen(listen)
     port, reason = choose_port(cast(Backend, backend), nic)
-    with port:
+    with port, _listen(listen) as listener:
         server = Server(port, [listener], Store(memory << 20), max_connections=max_connections)
 
         def stop(_signal: int, _frame: FrameType | None) -> None:

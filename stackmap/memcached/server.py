@@ -202,7 +202,12 @@ class Server:
         """Answer what has arrived, and close all connections, each after its last reply."""
         self._turn(0.0)
         for connection in self._connections:
-            connection.close()
+            session: Session = connection.app
+            session.at_end = True
+            if session.paused:
+                connection.pause_reading()
+            else:
+                connection.close()
         deadline = time.monotonic() + GRACE
         while self._connections:
             remaining = deadline - time.monotonic()
