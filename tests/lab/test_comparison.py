@@ -1,0 +1,61 @@
+"""What `make demo` does, in small: a real client, and a pair of measured runs, on two hosts."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stackmap_testbed.demo import kernel_logs, module_for
+from stackmap_testbed.experiment import BACKENDS, Plan, measure, program, serving
+from stackmap_testbed.lab import SERVER_ADDRESS
+from stackmap_testbed.summary import path, pinning, problems, ratios
+
+if TYPE_CHECKING:
+    from stackmap_testbed.lab import Lab
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def plan(lab: Lab) -> Plan:
+    """A short plan, and the server's NIC bound."""
+    plan = Plan(SERVER_ADDRESS, connections=(16,), rounds=1, warmup=0.5, seconds=1.5)
+    bind = [program("stackmap"), "bind", plan.nic, "--module", str(module_for(lab.release))]
+    lab.server.run(bind, timeout=plan.patience)
+    return plan
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_real_client_gets_right_answers(lab: Lab, plan: Plan, backend: str) -> None:
+    command = [sys.executable, "-m", "stackmap_testbed.showcase", "--host", plan.address]
+    with serving(lab.server, plan, backend):
+        result = lab.client.run(command, timeout=plan.patience)
+    assert "WRONG" not in result.stdout
+    assert "get large, the same bytes" in result.stdout
+
+
+@pytest.mark.parametrize("value_size", [64, 100_000])
+def test_payload_of_the_ring_server_goes_through_rings(
+    lab: Lab, plan: Plan, value_size: int
+) -> None:
+    plan = Plan(
+        plan.address,
+        connections=plan.connections,
+        rounds=1,
+        value_size=value_size,
+        warmup=plan.warmup,
+        seconds=plan.seconds,
+    )
+    runs = [measure(lab, plan, 16, 0, backend) for backend in BACKENDS]
+    assert problems(runs, kernel_logs(lab)) == []
+    sockets, rings = runs
+    assert sockets.counters["socket_bytes_tx"] > sockets.requests * value_size
+    assert sockets.counters["ring_bytes_tx"] == 0
+    assert rings.counters["ring_bytes_tx"] > rings.requests * value_size
+    assert (path(runs)["socket_bytes_rx"], path(runs)["socket_bytes_tx"]) == (0, 0)
+    pinned = pinning(runs)
+    assert pinned["slots_sent"] == pinned["slots_released_by_ack"] > 0
+    assert pinned["slots_pinned_at_end"] == 0
+    assert ratios(runs)["16"]["throughput"]["median"] > 0
