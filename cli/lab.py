@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
+from stackmap_testbed.impairment import DIRECTIONS
 from stackmap_testbed.session import Session
+from stackmap_testbed.wire import Way, Wire
 
 from .sentences import SentenceGroup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from stackmap_testbed.lab import Progress
 
@@ -23,6 +25,24 @@ _NAME = click.option(
     "--name", default="lab", show_default=True, help="Which lab, if you keep several."
 )
 _PERCENT = click.FloatRange(0, 100)
+
+
+_IMPAIRMENTS = (
+    click.option("--loss", type=_PERCENT, metavar="PCT", help="Frames to lose, in percent."),
+    click.option(
+        "--delay", type=click.FloatRange(0), metavar="MS", help="Delay of each direction."
+    ),
+    click.option(
+        "--reorder", type=_PERCENT, metavar="PCT", help="Frames that later ones overtake."
+    ),
+    click.option("--duplicate", type=_PERCENT, metavar="PCT", help="Frames to deliver twice."),
+)
+
+
+def _impairment_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_IMPAIRMENTS):
+        command = option(command)
+    return command
 
 
 @click.group(cls=SentenceGroup)
@@ -40,10 +60,7 @@ def lab() -> None:
     type=click.Choice(["direct", "relay"]),
     help="A plain wire, or one that can be impaired.",
 )
-@click.option("--loss", type=_PERCENT, metavar="PCT", help="Frames to lose, in percent.")
-@click.option("--delay", type=click.FloatRange(0), metavar="MS", help="Delay of each direction.")
-@click.option("--reorder", type=_PERCENT, metavar="PCT", help="Frames to let later ones overtake.")
-@click.option("--duplicate", type=_PERCENT, metavar="PCT", help="Frames to deliver twice.")
+@_impairment_options
 @click.option(
     "--cpus", type=click.IntRange(1), default=1, show_default=True, help="Processors of each host."
 )
@@ -61,10 +78,13 @@ def up(
     memory: int | None,
 ) -> None:
     """Boot the two hosts and leave them running."""
-    percents = {"loss": loss, "reorder": reorder, "duplicate": duplicate}
-    impairment = {key: value / 100 for key, value in percents.items() if value is not None}
-    if delay is not None:
-        impairment["delay_ms"] = delay
+    asked = {
+        "loss": _fraction(loss),
+        "reorder": _fraction(reorder),
+        "duplicate": _fraction(duplicate),
+        "delay_ms": delay,
+    }
+    impairment = {key: value for key, value in asked.items() if value is not None}
     if impairment and wire == "direct":
         raise click.UsageError("a direct wire cannot be impaired: use --wire relay")
     settings = {
@@ -117,9 +137,49 @@ def execute(name: str, guest: str, command: tuple[str, ...]) -> None:
 
 @lab.command()
 @_NAME
+@_impairment_options
+@click.option(
+    "--drop-acks", type=click.Choice([*DIRECTIONS, "off"]), help="Withhold pure TCP ACKs."
+)
+@click.option(
+    "--drop", type=click.Choice([*DIRECTIONS, "both", "off"]), help="Withhold all frames."
+)
+@click.option("--clear", is_flag=True, help="First make it a clean wire again.")
+def wire(
+    *,
+    name: str,
+    loss: float | None,
+    delay: float | None,
+    reorder: float | None,
+    duplicate: float | None,
+    drop_acks: Way | Literal["off"] | None,
+    drop: Way | Literal["both", "off"] | None,
+    clear: bool,
+) -> None:
+    """Change the wire of a lab that is up, and print what it has done, as JSON."""
+    with closing(Wire(Session(name).wire_control)) as control:
+        if clear:
+            control.clear()
+        control.configure(
+            loss=_fraction(loss),
+            reorder=_fraction(reorder),
+            duplicate=_fraction(duplicate),
+            delay_ms=delay,
+            drop_acks=drop_acks,
+            drop=drop,
+        )
+        click.echo(json.dumps(control.stats(), indent=2))
+
+
+@lab.command()
+@_NAME
 def down(name: str) -> None:
     """Switch both hosts off."""
     click.echo("The lab is down." if Session(name).down() else "The lab was not up.")
+
+
+def _fraction(percent: float | None) -> float | None:
+    return None if percent is None else percent / 100
 
 
 def _name_option(name: str) -> str:

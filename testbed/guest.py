@@ -61,6 +61,7 @@ class Guest:
         self.name = settings.identity.name
         self.address = settings.identity.ipv4.partition("/")[0]
         self.console = workdir / f"{self.name}.console"
+        self._log = workdir / f"{self.name}.qemu.log"
         self._cwd = str(Path.cwd())
         self._ready = threading.Event()
         self._processes: dict[int, GuestProcess] = {}
@@ -77,9 +78,7 @@ class Guest:
             undo.callback(agent.close)
             undo.callback(control.close)
             with agent_far, control_far:
-                self._machine = self._start_machine(
-                    workdir, initramfs, agent_far, control_far, network
-                )
+                self._machine = self._start_machine(initramfs, agent_far, control_far, network)
             self._share.socket.close()
             undo.pop_all()
         self._qmp = Qmp(control)
@@ -94,7 +93,6 @@ class Guest:
 
     def _start_machine(
         self,
-        workdir: Path,
         initramfs: Path,
         agent: socket.socket,
         control: socket.socket,
@@ -116,7 +114,7 @@ class Guest:
         passed = [sockets.root, sockets.agent, sockets.control]
         if sockets.network is not None:
             passed.append(sockets.network)
-        return start_process(command, workdir / f"{self.name}.qemu.log", passed)
+        return start_process(command, self._log, passed)
 
     def wait_ready(self, timeout: float) -> None:
         """Wait until the guest takes commands.
@@ -286,6 +284,8 @@ class Guest:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._machine.wait(_DEATH_SECONDS)
         state = "is still running" if self._machine.poll() is None else "has ended"
+        if (said := self._log.read_text(errors="replace").strip()) and state == "has ended":
+            state += f" ({said.splitlines()[-1]})"
         text = self.console.read_text(errors="replace") if self.console.exists() else ""
         lines = [line for line in text.splitlines() if line.strip()]
         complaints = offending_lines(lines)

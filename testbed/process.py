@@ -162,8 +162,8 @@ class GuestProcess:
 
     @property
     def finished(self) -> bool:
-        """Whether it has ended and all its output has arrived."""
-        return self._closed
+        """Whether no more output will come."""
+        return self._closed or self._guest_died
 
     def _wait_for(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -59,6 +59,10 @@ def test_up_use_and_down(cli: Cli, kernel: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (5, "out\n", "err\n")
     ping = cli("exec", "client", "--", "busybox", "ping", "-c", "2", "server")
     assert float(ping.stdout.rsplit("/", 1)[1].split()[0]) > 200  # ms, there and back
+    changed = json.loads(cli("wire", "--clear", "--loss", "2", "--drop-acks", "to-server").stdout)
+    assert changed["to-client"]["conditions"]["delay_ms"] == 0
+    assert changed["to-client"]["conditions"]["loss"] == 0.02
+    assert changed["to-server"]["conditions"]["drop_acks"]
 
     assert cli("down").returncode == 0
     assert cli("status").stdout == "down\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +61,15 @@ def test_the_root_is_read_only_and_tmp_is_not(server: Guest, tmp_path: Path) -> 
     assert "Read-only file system" in refused.stderr
     server.run("touch /tmp/written /run/written /dev/shm/written")
     assert not Path("/tmp/written").exists()
+
+
+def test_a_file_changed_here_is_new_in_there(server: Guest) -> None:
+    # Not below /tmp, which a guest has for itself.
+    with tempfile.NamedTemporaryFile(dir=Path(__file__).parent, suffix=".txt") as file:
+        for text in ("first", "later"):
+            Path(file.name).write_text(text)
+            time.sleep(1.2)
+            assert server.run(["cat", file.name]).stdout == text
 
 
 def test_commands_run_side_by_side(server: Guest) -> None:
