@@ -198,7 +198,7 @@ def _progress() -> Iterator[Progress]:
     with console.status("starting") as spinner:
 
         def tell(text: str) -> None:
-            console.log(text, highlight=False)
+            console.print(text, highlight=False)
             spinner.update(text)
 
         yield tell

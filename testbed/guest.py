@@ -291,6 +291,8 @@ class Guest:
         complaints = offending_lines(lines)
         start = lines.index(complaints[0]) if complaints else len(lines) - _CONSOLE_LINES
         shown = "\n".join(lines[max(start, 0) :][:_CONSOLE_LINES])
+        if not shown:
+            return f"{self.name} {state} and printed nothing on its console"
         return f"{self.name} {state}; from its console ({self.console}):\n{shown}"
 
     def _handle(self, message: Message) -> None:
