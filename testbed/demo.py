@@ -157,7 +157,7 @@ def write_reports(report: dict[str, Any], runs: Sequence[Run], out: Path) -> lis
         runs,
         f"memcached GET of {report['plan']['value_size']} bytes, Linux {report['kernel']}",
         "emulated machines: compare the curves, the milliseconds mean nothing"
-        if report["caveat"]
+        if report["accel"] == "tcg"
         else "",
         picture,
     )

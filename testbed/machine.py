@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 
-def describe_machine() -> dict[str, str | int]:
+def describe_machine() -> dict[str, str | float]:
     """Name the things that numbers depend on."""
     cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -22,5 +22,5 @@ def describe_machine() -> dict[str, str | int]:
         "memory_gib": round(memory / 2**30),
         "qemu": qemu.removeprefix("QEMU emulator version "),
         "python": platform.python_version(),
-        "load_average_at_start": f"{os.getloadavg()[0]:.1f}",
+        "load_average_at_start": round(os.getloadavg()[0], 1),
     }

@@ -59,7 +59,7 @@ def _ratio_table(report: Mapping[str, Any]) -> str:
             values = ratio[name]
             row.append(
                 _cell(
-                    f"{values['median']:.2f} <small>{values['min']:.2f} to "
+                    f"{values['median']:.2f}<br><small>{values['min']:.2f} to "
                     f"{values['max']:.2f}</small>",
                     verdict(values, more_is_better=more_is_better),
                 )
@@ -124,7 +124,7 @@ def render_html(report: Mapping[str, Any], picture: bytes) -> str:
     plan, machine = report["plan"], report["machine"]
     image = base64.b64encode(picture).decode()
     caveat = f'<p class="note">{html.escape(report["caveat"])}</p>' if report["caveat"] else ""
-    about = [(name, html.escape(str(value))) for name, value in machine.items()]
+    about = [(name.replace("_", " "), html.escape(str(value))) for name, value in machine.items()]
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>stackmap: rings against sockets</title>
 <style>{_STYLE}</style></head><body>

@@ -25,6 +25,7 @@ EMULATED = (
     "The machines were emulated in software (no hardware virtualisation): absolute times and rates "
     "mean nothing, only ratios do."
 )
+BUSY = "Something else kept the machine busy when this began (load average {load}): expect scatter."
 
 _RATIOS: dict[str, Callable[[Run], float]] = {
     "throughput": lambda run: run.requests_per_second,
@@ -94,6 +95,14 @@ def problems(runs: Sequence[Run], kernel_log: Mapping[str, Sequence[str]]) -> li
     return found
 
 
+def caveats(accel: str, machine: Mapping[str, Any]) -> str:
+    """What a reader of the numbers must know first; empty when there is nothing."""
+    found = [EMULATED] if accel == "tcg" else []
+    if machine["load_average_at_start"] > 0.5:
+        found.append(BUSY.format(load=machine["load_average_at_start"]))
+    return " ".join(found)
+
+
 def summarise(
     plan: Plan,
     runs: Sequence[Run],
@@ -109,7 +118,7 @@ def summarise(
         "accel": accel,
         "machine": dict(machine),
         "method": METHOD,
-        "caveat": EMULATED if accel == "tcg" else "",
+        "caveat": caveats(accel, machine),
         "plan": dataclasses.asdict(plan),
         "runs": [dataclasses.asdict(run) for run in runs],
         "ratio": ratios(runs),

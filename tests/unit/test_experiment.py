@@ -28,7 +28,7 @@ from stackmap_testbed.experiment import (
 )
 from stackmap_testbed.plot import plot_latency
 from stackmap_testbed.report import render_html, verdict
-from stackmap_testbed.summary import path, pinning, problems, ratios, summarise
+from stackmap_testbed.summary import caveats, path, pinning, problems, ratios, summarise
 
 COUNTERS = {
     "ring_bytes_rx": 100,
@@ -147,7 +147,7 @@ def a_report() -> dict[str, object]:
         RUNS,
         kernel="6.12.0",
         accel="tcg",
-        machine={"processor": "a <fast> one", "cores": 2},
+        machine={"processor": "a <fast> one", "cores": 2, "load_average_at_start": 0.2},
         kernel_log={"server": [], "client": []},
     )
 
@@ -158,6 +158,12 @@ def test_report_is_json_and_says_that_it_was_emulated() -> None:
     assert "absolute times and rates mean nothing" in report["caveat"]
     assert len(report["runs"]) == len(RUNS)
     assert report["problems"] == []
+
+
+def test_caveats() -> None:
+    assert caveats("kvm", {"load_average_at_start": 0.1}) == ""
+    assert "only ratios" in caveats("tcg", {"load_average_at_start": 0.1})
+    assert "load average 3.5" in caveats("kvm", {"load_average_at_start": 3.5})
 
 
 def test_page_has_everything_inside() -> None:
