@@ -6,47 +6,21 @@ to the driver in batches; everything else that the kernel does with the NIC goes
 
 from __future__ import annotations
 
-import errno
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import TC_H_ROOT
-from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOOPBACK, IFF_UP
 
 from stackmap._errors import StackmapError
 
 from .module import load_module
 from .sentences import SentenceCommand
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_KIND = "stackmap"
 _CAP_NET_ADMIN = 12
-_MAIN_TABLE = 254
 
 
-class NicError(StackmapError):
-    """The NIC cannot be bound, or unbound, as it is."""
-
-
-@dataclass(frozen=True)
-class Nic:
-    """What the kernel says about a NIC that matters for binding it."""
-
-    name: str
-    index: int
-    up: bool
-    loopback: bool
-    master: str | None
-    qdisc: str
-    configured: bool
-    carries_default_route: bool
+class MissingRightError(StackmapError):
+    """The command needs a right that its caller does not have."""
 
 
 @click.command(cls=SentenceCommand)
@@ -60,15 +34,19 @@ def bind(nic: str, module: Path | None, *, force: bool) -> None:
 
     Binding a NIC again changes nothing.
     """
+    from pyroute2 import IPRoute  # noqa: PLC0415 (takes 0.3 s that other commands need not pay)
+
+    from . import link  # noqa: PLC0415 (imports it too)
+
     _require_net_admin("bind")
     with IPRoute() as route:
-        state = read_nic(route, nic)
-        if state.qdisc == _KIND:
+        state = link.read_nic(route, nic)
+        if state.qdisc == link.KIND:
             click.echo(f"{nic} is bound already.")
             return
-        check_bindable(state, force=force)
+        link.check_bindable(state, force=force)
         load_module(module)
-        _change(route, "replace", state)
+        link.set_qdisc(route, state)
     click.echo(f"{nic} is bound.")
 
 
@@ -79,112 +57,22 @@ def unbind(nic: str) -> None:
 
     Unbinding a NIC that is not bound changes nothing.
     """
+    from pyroute2 import IPRoute  # noqa: PLC0415 (takes 0.3 s that other commands need not pay)
+
+    from . import link  # noqa: PLC0415 (imports it too)
+
     _require_net_admin("unbind")
     with IPRoute() as route:
-        state = read_nic(route, nic)
-        if state.qdisc != _KIND:
+        state = link.read_nic(route, nic)
+        if state.qdisc != link.KIND:
             click.echo(f"{nic} is not bound.")
             return
-        _change(route, "del", state)
+        link.remove_qdisc(route, state)
     click.echo(f"{nic} is no longer bound.")
-
-
-def check_bindable(nic: Nic, *, force: bool) -> None:
-    """Check that nothing else uses the NIC in a way that binding would disturb.
-
-    Raises:
-        NicError: something does.
-    """
-    if nic.loopback:
-        raise NicError(
-            f"{nic.name} is the loopback device and has no driver to send to: name a NIC"
-        )
-    if not nic.up:
-        raise NicError(f"{nic.name} is down: bring it up with 'ip link set {nic.name} up'")
-    if nic.master is not None:
-        raise NicError(
-            f"{nic.name} is busy as a part of {nic.master}: "
-            f"take it out with 'ip link set {nic.name} nomaster'"
-        )
-    if nic.configured:
-        raise NicError(
-            f"{nic.name} is busy: somebody set its queueing to {nic.qdisc}; "
-            f"remove that with 'tc qdisc del dev {nic.name} root'"
-        )
-    if nic.carries_default_route and not force:
-        raise NicError(
-            f"{nic.name} carries the default route and stackmap wants a NIC to itself: "
-            f"name another, or insist with --force"
-        )
-
-
-def read_nic(route: IPRoute, name: str) -> Nic:
-    """Ask the kernel about a NIC.
-
-    Raises:
-        NicError: there is none of that name.
-    """
-    found = route.link_lookup(ifname=name)
-    if not found:
-        others = sorted(link.get_attr("IFLA_IFNAME") for link in route.get_links())
-        raise NicError(f"there is no NIC {name} here: name one of {', '.join(others)}")
-    index = found[0]
-    link = route.get_links(index)[0]
-    master = link.get_attr("IFLA_MASTER")
-    qdisc, configured = _root_qdisc(route, index)
-    return Nic(
-        name=name,
-        index=index,
-        up=bool(link["flags"] & IFF_UP),
-        loopback=bool(link["flags"] & IFF_LOOPBACK),
-        master=None if master is None else route.get_links(master)[0].get_attr("IFLA_IFNAME"),
-        qdisc=qdisc,
-        configured=configured,
-        carries_default_route=index in set(_default_route_nics(route)),
-    )
-
-
-def _root_qdisc(route: IPRoute, index: int) -> tuple[str, bool]:
-    """Return the kind of the root qdisc, and whether somebody chose it.
-
-    The kernel's default has no handle; one that was configured has.
-    """
-    for qdisc in route.get_qdiscs(index):
-        if qdisc["parent"] == TC_H_ROOT:
-            return qdisc.get_attr("TCA_KIND"), qdisc["handle"] != 0
-    return "noqueue", False
-
-
-def _default_route_nics(route: IPRoute) -> Iterator[int]:
-    for entry in route.get_routes(table=_MAIN_TABLE):
-        if entry["dst_len"] != 0:
-            continue
-        hops: list[Any] = entry.get_attr("RTA_MULTIPATH") or []
-        yield from (hop["oif"] for hop in hops)
-        if (index := entry.get_attr("RTA_OIF")) is not None:
-            yield index
-
-
-def _change(route: IPRoute, command: str, nic: Nic) -> None:
-    try:
-        if command == "del":
-            route.tc("del", index=nic.index, parent=TC_H_ROOT)
-        else:
-            route.tc(command, _KIND, index=nic.index, parent=TC_H_ROOT)
-    except NetlinkError as error:
-        raise NicError(
-            f"the kernel does not change the queueing of {nic.name}: {_reason(error)}"
-        ) from error
-
-
-def _reason(error: NetlinkError) -> str:
-    if error.code == errno.ENOENT:
-        return "the loaded module has no qdisc 'stackmap'; unload it and load the project's"
-    return str(error.args[1])
 
 
 def _require_net_admin(command: str) -> None:
     status = Path("/proc/self/status").read_text()
     effective = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
     if effective is None or not int(effective.group(1), 16) >> _CAP_NET_ADMIN & 1:
-        raise NicError(f"only root may {command} a NIC: run it with sudo")
+        raise MissingRightError(f"only root may {command} a NIC: run it with sudo")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from stackmap_cli.nic import Nic, NicError, check_bindable
+from stackmap_cli.link import Nic, NicError, check_bindable
 
 GOOD = Nic(
     name="eth0",
