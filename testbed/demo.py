@@ -207,10 +207,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--kernel", default="6.12", help="6.12 (default), 6.1, or a release")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), metavar="FOLDER")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
-    parser.add_argument("--seconds", type=float, default=4.0, help="measured in each run")
-    parser.add_argument("--value-size", type=int, default=64, metavar="BYTES")
-    parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 128], metavar="N")
+    usual = Plan(SERVER_ADDRESS)
+    parser.add_argument("--rounds", type=int, default=usual.rounds, metavar="N")
+    parser.add_argument("--seconds", type=float, default=usual.seconds, help="measured in each run")
+    parser.add_argument("--value-size", type=int, default=usual.value_size, metavar="BYTES")
+    parser.add_argument(
+        "--connections", type=int, nargs="+", default=usual.connections, metavar="N"
+    )
     args = parser.parse_args(argv)
     plan = Plan(
         address=SERVER_ADDRESS,

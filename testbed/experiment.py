@@ -68,7 +68,7 @@ class Plan:
 
     address: str
     connections: tuple[int, ...] = (1, 16, 128)
-    rounds: int = 3
+    rounds: int = 5
     value_size: int = 64
     warmup: float = 1.0
     seconds: float = 4.0
