@@ -55,12 +55,12 @@ void sm_conn_kick(struct sm_conn *conn)
 	struct sm_port *port = conn->port;
 	unsigned long irq;
 
-	if (!test_and_set_bit(SM_CONN_PENDING, &conn->bits)) {
+	spin_lock_irqsave(&port->pending_lock, irq);
+	if (!port->closed && !test_and_set_bit(SM_CONN_PENDING, &conn->bits)) {
 		sm_conn_get(conn);
-		spin_lock_irqsave(&port->pending_lock, irq);
 		list_add_tail(&conn->pending, &port->pending);
-		spin_unlock_irqrestore(&port->pending_lock, irq);
 	}
+	spin_unlock_irqrestore(&port->pending_lock, irq);
 	sm_port_wake(port);
 }
 
@@ -120,6 +120,8 @@ static void sm_error_report(struct sock *sk)
 	rcu_read_lock();
 	conn = rcu_dereference_sk_user_data(sk);
 	if (conn) {
+		if (sk->sk_err)
+			conn->err = sk->sk_err;
 		sm_conn_kick(conn);
 		conn->saved_error_report(sk);
 	}
@@ -206,6 +208,7 @@ void sm_conn_detach_all(struct sm_port *port)
 		sm_conn_forget(conn);
 	}
 	spin_lock_irqsave(&port->pending_lock, irq);
+	port->closed = true;	/* an ACK that comes later must not put a connection there */
 	list_splice_init(&port->pending, &pending);
 	spin_unlock_irqrestore(&port->pending_lock, irq);
 	list_for_each_entry_safe(conn, next, &pending, pending) {
@@ -492,11 +495,11 @@ static bool sm_conn_service(struct sm_conn *conn)
 		if (!skb_queue_empty(&sk->sk_receive_queue))
 			return test_bit(SM_CONN_PAUSED, &conn->bits);
 		/* SOCK_DONE: a FIN came.  RCV_SHUTDOWN alone may also be what a reset leaves. */
-		if ((sock_flag(sk, SOCK_DONE) || (sk->sk_shutdown & RCV_SHUTDOWN && !sk->sk_err)) &&
+		if ((sock_flag(sk, SOCK_DONE) || (sk->sk_shutdown & RCV_SHUTDOWN && !conn->err)) &&
 		    !sm_conn_event(conn, SM_CONN_EOF_SENT, SM_SLOT_EOF, 0))
 			return false;
-		if (sk->sk_err &&
-		    !sm_conn_event(conn, SM_CONN_ERROR_SENT, SM_SLOT_ERROR, sk->sk_err))
+		if (conn->err &&
+		    !sm_conn_event(conn, SM_CONN_ERROR_SENT, SM_SLOT_ERROR, conn->err))
 			return false;
 		if (sk->sk_state != TCP_CLOSE)
 			return true;
@@ -525,9 +528,10 @@ void sm_conn_service_pending(struct sm_port *port)
 		bool done;
 
 		/* Kicked again from here on, the connection must go on the list again. */
+		spin_lock_irq(&port->pending_lock);
 		list_del_init(&conn->pending);
 		clear_bit(SM_CONN_PENDING, &conn->bits);
-		smp_mb__after_atomic();	/* pairs with test_and_set_bit() in sm_conn_kick() */
+		spin_unlock_irq(&port->pending_lock);
 		lock_sock(conn->sk);
 		done = sm_conn_service(conn);
 		release_sock(conn->sk);

@@ -158,8 +158,9 @@ struct sm_port {
 	u32 next_id;
 	u32 sync_seq;			/* numbers transmit syncs, for conn->refused_in */
 
-	spinlock_t pending_lock;
+	spinlock_t pending_lock;	/* guards the list and, with it, SM_CONN_PENDING */
 	struct list_head pending;	/* connections that need user context */
+	bool closed;			/* nobody looks at the list any more */
 
 	wait_queue_head_t wait;
 	int armed;			/* a poller found nothing and wants a wake-up */
@@ -202,7 +203,7 @@ static inline u32 sm_distance(u32 a, u32 b, u32 n)
 /* conn.c */
 
 enum sm_conn_bit {
-	SM_CONN_PENDING,	/* on port->pending */
+	SM_CONN_PENDING,	/* on port->pending; guarded by pending_lock */
 	SM_CONN_BLOCKED,	/* a slot was refused with EAGAIN */
 	SM_CONN_WRITABLE,	/* owes the application a WRITABLE event */
 	SM_CONN_PAUSED,		/* the application wants no data */
@@ -222,6 +223,7 @@ struct sm_conn {
 
 	/* guarded by the socket lock */
 	bool attached;
+	u8 err;				/* how it failed; sk_err is gone once somebody has read it */
 	u32 refused_in;			/* sync in which a slot was refused */
 	u32 rest_buf;			/* accepted, but TCP took only part of it */
 	u16 rest_off;

@@ -223,10 +223,12 @@ class Connection(abc.ABC):
         """Send from the queue; True when it is empty (then what was put off is done too)."""
         while self._waiting:
             data = self._waiting.popleft()
+            behind = len(self._waiting)
             taken = self._send(data)
             self._waiting_bytes -= taken
             if taken < len(data):
-                self._waiting.appendleft(memoryview(data)[taken:])
+                # What the backend gave back meanwhile was sent before this, and goes first.
+                self._waiting.insert(len(self._waiting) - behind, data[taken:])
                 return False
         if self._closing:
             self._release()

@@ -34,11 +34,14 @@ _SEGMENT = struct.Struct("=IIIHBB")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _NO_EVENT = Event.NONE
 _EVENTS = [Event(flags) for flags in range(16)]
-_EMPTY = memoryview(b"")
 _smr_write = lib.smr_write
 #: References to a lent page that are not a view's: the list of pages, the list of lent ones, and
 #: the argument of getrefcount().
 _OWN_REFERENCES = 3
+_IN_USE = (
+    "a view received from {} is still in use; "
+    "release its slices (or copy them) before the next exchange"
+)
 
 _OPEN_ERRORS = {
     errno.ENOENT: "{device} does not exist: load the kernel module (`stackmap bind NIC` does)",
@@ -178,13 +181,15 @@ class RingPort(Port):
         self._received = ffi.new("struct smr_segment[]", rx_slots)
         self._received_buffer = ffi.buffer(self._received)
         self._staging = ffi.new("char[]", rx_slots * _SMALL)
-        self._staging_buffer = ffi.buffer(self._staging)
+        self._staging_view = memoryview(ffi.buffer(self._staging))
         self._staged = ffi.new("uint32_t *")
         self._refused = ffi.new("struct smr_segment[]", tx_slots)
         self._max_refused = tx_slots
         self._page_size: int = 4096
         self._pages: dict[int, Any] = {}
         self._lent: list[tuple[Any, Segment]] = []
+        self._small = bytearray()
+        self._staged_segments: list[Segment] = []
         self._connections: dict[int, RingConnection] = {}
         self._after_send: list[RingConnection] = []
         self._final_stats: PortStats | None = None
@@ -236,7 +241,7 @@ class RingPort(Port):
 
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
         """Send everything written, and return everything received; see :meth:`Port.exchange`."""
-        if self._lent:
+        if self._staged_segments:
             self._take_back()
         self._sync()
         segments = self._receive()
@@ -320,7 +325,8 @@ class RingPort(Port):
         segments: list[Segment] = []
         connections = self._connections
         # A copy of its own, so that a view of it can never show other data.
-        small = memoryview(self._staging_buffer[: self._staged[0]])
+        self._small = bytearray(self._staging_view[: self._staged[0]])
+        small = memoryview(self._small).toreadonly()
         for id, start, buf, size, flags, code in _SEGMENT.iter_unpack(
             self._received_buffer[: count * _SEGMENT.size]
         ):
@@ -332,9 +338,7 @@ class RingPort(Port):
             elif connection._closing:
                 continue
             elif size <= _SMALL:
-                segments.append(
-                    Segment(connection, small[start : start + size], _NO_EVENT, 0)
-                )
+                segments.append(Segment(connection, small[start : start + size], _NO_EVENT, 0))
             else:
                 page = self._pages.get(buf)
                 if page is None:
@@ -343,6 +347,7 @@ class RingPort(Port):
                 segment = Segment(connection, view, _NO_EVENT, 0)
                 segments.append(segment)
                 self._lent.append((page, segment))
+        self._staged_segments = segments
         return segments
 
     def _page(self, index: int) -> Any:
@@ -356,7 +361,7 @@ class RingPort(Port):
     ) -> None:
         if flags & Event.WRITABLE:
             if connection._waiting and connection._flush() and not connection._closing:
-                segments.append(Segment(connection, _EMPTY, Event.WRITABLE, 0))
+                segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
             flags &= ~Event.WRITABLE
         if flags & Event.ERROR:
             connection._drop_queue()
@@ -368,7 +373,7 @@ class RingPort(Port):
         elif connection._closing and not flags & Event.ERROR:
             return
         if flags:
-            segments.append(Segment(connection, _EMPTY, _EVENTS[flags], code))
+            segments.append(Segment(connection, memoryview(b""), _EVENTS[flags], code))
 
     def _take_back(self) -> None:
         """Release the views of the previous exchange; the next sync returns their slots."""
@@ -382,11 +387,17 @@ class RingPort(Port):
             except BufferError:
                 in_use = True
             if in_use:
-                raise BufferError(
-                    f"a view received from {segment.connection!r} is still in use; "
-                    "release its slices (or copy them) before the next exchange"
-                )
+                raise BufferError(_IN_USE.format(segment.connection))
             lent.pop()
+        segments = self._staged_segments
+        try:
+            for segment in segments:
+                segment.view.release()
+            self._small.clear()  # refused while a view of it exists
+        except BufferError:
+            owners = {repr(segment.connection) for segment in segments}
+            raise BufferError(_IN_USE.format(" or ".join(sorted(owners)))) from None
+        self._staged_segments = []
 
     # -- sending --
 
