@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from stackmap_testbed.demo import module_for
 from stackmap_testbed.errors import GuestDiedError, KernelLogError, LabError
+from stackmap_testbed.experiment import program
 from stackmap_testbed.lab import Lab
 
 if TYPE_CHECKING:
@@ -40,3 +42,20 @@ def clean_lab(lab: Lab, request: pytest.FixtureRequest) -> Iterator[None]:
             complaints.append(str(complaint))
     if complaints:
         pytest.fail("\n".join(complaints), pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def rings(lab: Lab) -> Iterator[None]:
+    """The module loaded on the server and its NIC bound; both undone at the end."""
+    server = lab.server
+    server.mark_kernel_log("bind")
+    bind = [program("stackmap"), "bind", "eth0", "--module", str(module_for(lab.release))]
+    assert "eth0 is bound" in server.run(bind).stdout
+    assert "qdisc stackmap" in server.run("tc qdisc show dev eth0").stdout
+    yield
+    server.mark_kernel_log("unbind and unload")
+    server.run([program("stackmap"), "unbind", "eth0"])
+    assert "stackmap" not in server.run("tc qdisc show dev eth0").stdout
+    # A closed connection lasts until its peer has acknowledged everything.
+    server.run("for i in $(seq 100); do rmmod stackmap && exit; sleep 0.2; done; exit 1")
+    server.check_kernel_log()
