@@ -33,11 +33,13 @@ int sm_pool_init(struct sm_pool *pool, u32 count)
 	pool->free = kvmalloc_array(count, sizeof(*pool->free), GFP_KERNEL_ACCOUNT);
 	if (!pool->buf || !pool->free)
 		goto err;
-	for (i = SM_FIRST_BUF; i < pool->nbufs; i++) {
+	/* The reserved indices have pages too, so that the mapping has no hole. */
+	for (i = 0; i < pool->nbufs; i++) {
 		pool->buf[i].page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN);
 		if (!pool->buf[i].page)
 			goto err;
-		pool->free[pool->nfree++] = i;
+		if (i >= SM_FIRST_BUF)
+			pool->free[pool->nfree++] = i;
 	}
 	return 0;
 err:
@@ -50,7 +52,7 @@ void sm_pool_destroy(struct sm_pool *pool)
 {
 	u32 i;
 
-	for (i = SM_FIRST_BUF; pool->buf && i < pool->nbufs; i++)
+	for (i = 0; pool->buf && i < pool->nbufs; i++)
 		if (pool->buf[i].page)
 			put_page(pool->buf[i].page);
 	kvfree(pool->buf);

@@ -364,7 +364,7 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 		return -ENOTCONN;
 	if (READ_ONCE(sock->ops)->release == sm_ops_release)
 		return -EALREADY;
-	if (inet_csk_has_ulp(sk))
+	if (inet_csk_has_ulp(sk) || tcp_sk(sk)->repair)
 		return -EBUSY;
 	ops = sm_ops_for(READ_ONCE(sock->ops));
 	if (!ops)

@@ -441,7 +441,7 @@ static vm_fault_t sm_port_fault(struct vm_fault *vmf)
 		page = vmalloc_to_page(port->rings + ofs);
 	} else {
 		idx = (ofs - port->rings_size) >> PAGE_SHIFT;
-		if (idx < SM_FIRST_BUF || idx >= port->pool.nbufs)
+		if (idx >= port->pool.nbufs)
 			return VM_FAULT_SIGBUS;
 		page = port->pool.buf[idx].page;
 	}

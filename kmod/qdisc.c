@@ -80,7 +80,6 @@ static int sm_qdisc_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_e
 	if (!nic)
 		return -ENOMEM;
 	kref_init(&nic->kref);
-	nic->napi_id = sm_first_napi_id(qdisc_dev(sch));
 	RCU_INIT_POINTER(nic->sch, sch);
 	q->nic = nic;
 	sch->limit = max_t(u32, qdisc_dev(sch)->tx_queue_len, SM_HOLD_MAX);
@@ -120,7 +119,10 @@ static struct Qdisc_ops sm_qdisc_ops __read_mostly = {
 	.owner		= THIS_MODULE,
 };
 
-/* The bound NIC of that name, with a reference; NULL if it is not there or not bound. */
+/*
+ * The bound NIC of that name, with a reference; NULL if it is not there or not bound.
+ * Drivers may make their NAPI contexts anew when they come up, so it is looked up here.
+ */
 struct sm_nic *sm_nic_get(struct net *net, const char *name)
 {
 	struct sm_nic *nic = NULL;
@@ -134,6 +136,7 @@ struct sm_nic *sm_nic_get(struct net *net, const char *name)
 		if (sch && sch->ops == &sm_qdisc_ops) {
 			nic = ((struct sm_qdisc *)qdisc_priv(sch))->nic;
 			kref_get(&nic->kref);
+			nic->napi_id = sm_first_napi_id(dev);
 		}
 	}
 	rtnl_unlock();

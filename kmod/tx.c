@@ -448,6 +448,7 @@ int sm_tx_sync(struct sm_port *port)
 	u32 cur = READ_ONCE(ring->cur);
 	u32 tail = sm_prev(tx->done, tx->n);
 	u32 owned = sm_distance(tx->head, tail, tx->n);
+	bool hold;
 	u32 next;
 
 	if (head >= tx->n || cur >= tx->n || sm_distance(tx->head, head, tx->n) > owned ||
@@ -466,7 +467,10 @@ int sm_tx_sync(struct sm_port *port)
 	if (!++port->sync_seq)
 		port->sync_seq = 1;	/* 0 means: never refused */
 	WRITE_ONCE(tx->stalled, false);
-	sm_nic_hold(port->nic);
+	/* One slot makes one send: nothing to gather. */
+	hold = sm_next(tx->done, tx->n) != head;
+	if (hold)
+		sm_nic_hold(port->nic);
 	while (tx->done != head) {
 		next = sm_tx_group(port, tx->done, head);
 		if (next == tx->done) {
@@ -483,7 +487,8 @@ int sm_tx_sync(struct sm_port *port)
 		}
 		tx->done = next;
 	}
-	sm_nic_release(port->nic);
+	if (hold)
+		sm_nic_release(port->nic);
 	sm_pool_put(&port->pool, tx->spare, tx->nspare);
 	tx->nspare = 0;
 	/* Pairs with the application's acquire load of tail: slots are replaced or refused. */

@@ -17,6 +17,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -24,6 +25,11 @@
 #include "stackmap.h"
 
 #include "_ring.h"
+
+/* Watched files are looked at without waiting now and then, also while the rings are busy. */
+#define SYNCS_PER_WATCH 16
+/* Slots per exchange up to which a port counts as quiet. */
+#define QUIET 3
 
 _Static_assert(sizeof(struct smr_stats) == sizeof(struct sm_stats), "smr_stats mirrors sm_stats");
 
@@ -49,7 +55,6 @@ int smr_open(struct smr_port *port, const char *device, const char *name, uint32
 	const struct sm_if *nifp;
 	int err;
 
-	memset(port, 0, sizeof(*port));
 	if (snprintf(header.nr_name, sizeof(header.nr_name), "tcp:%s", name) >=
 	    (int)sizeof(header.nr_name))
 		return -ENAMETOOLONG;
@@ -59,7 +64,8 @@ int smr_open(struct smr_port *port, const char *device, const char *name, uint32
 	if (ioctl(port->fd, NIOCCTRL, &header))
 		goto err;
 	port->size = body.nr_memsize;
-	port->mem = mmap(NULL, port->size, PROT_READ | PROT_WRITE, MAP_SHARED, port->fd, 0);
+	port->mem = mmap(NULL, port->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+			 port->fd, 0);
 	if (port->mem == MAP_FAILED) {
 		port->mem = NULL;
 		goto err;
@@ -155,28 +161,19 @@ size_t smr_write(struct smr_port *port, uint32_t id, const char *data, size_t le
 	return len - left;
 }
 
-static int sync_rings(struct smr_port *port, uint32_t flags, uint32_t spin_us)
-{
-	struct sm_sync req = { .flags = flags, .spin_us = spin_us };
-
-	port->tx->cur = port->tx_head;
-	__atomic_store_n(&port->tx->head, port->tx_head, __ATOMIC_RELEASE);	/* (A) */
-	return ioctl(port->fd, SMIOC_SYNC, &req) ? -errno : 0;
-}
-
-/* Collect the slots of the batch just synced that the kernel refused. */
-static int collect_refused(struct smr_port *port, struct smr_segment *refused, int max)
+/* Collect the slots processed since the last time that the kernel refused. */
+static int collect_refused(struct smr_port *port)
 {
 	const struct sm_ring *ring = port->tx;
 	/* tail is one before the first slot that was not processed */
 	uint32_t done = next(ring, __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE));	/* (B) */
 	int n = 0;
 
-	while (port->tx_synced != done && port->tx_synced != port->tx_head && n < max) {
+	while (port->tx_synced != done && port->tx_synced != port->tx_head) {
 		const struct sm_slot *slot = &ring->slot[port->tx_synced];
 
 		if (SM_PTR_FLAGS(slot->ptr) & SM_SLOT_REFUSED)
-			refused[n++] = (struct smr_segment){
+			port->refused[n++] = (struct smr_segment){
 				.id = SM_PTR_ID(slot->ptr),
 				.start = SM_PTR_OFFSET(slot->ptr),
 				.buf = slot->buf_idx,
@@ -186,46 +183,21 @@ static int collect_refused(struct smr_port *port, struct smr_segment *refused, i
 			};
 		port->tx_synced = next(ring, port->tx_synced);
 	}
+	port->found[1] = n;
 	return n;
 }
 
-/* Send what was written.  Returns how many slots were refused; max is the size of the ring. */
-int smr_send(struct smr_port *port, struct smr_segment *refused, int max)
-{
-	int err = sync_rings(port, SM_SYNC_TX, 0);
-
-	return err ? err : collect_refused(port, refused, max);
-}
-
-/*
- * Give back every received slot handed out before, send what was written, poll the NIC, and have
- * the kernel show what arrived.  Returns how many slots were refused.
- */
-int smr_sync(struct smr_port *port, uint32_t spin_us, struct smr_segment *refused, int max)
-{
-	int err;
-
-	port->rx->cur = port->rx_seen;
-	__atomic_store_n(&port->rx->head, port->rx_seen, __ATOMIC_RELEASE);	/* (A) */
-	err = sync_rings(port, SM_SYNC_TX | SM_SYNC_RX | SM_SYNC_POLL, spin_us);
-	return err ? err : collect_refused(port, refused, max);
-}
-
-/*
- * Hand out what the kernel has shown: the number of slots is returned, their small payloads are
- * in staging, *staged bytes in all.  Both arrays must have room for a full ring.
- */
-int smr_receive(struct smr_port *port, struct smr_segment *received, char *staging,
-		uint32_t *staged)
+/* Collect what the kernel has shown: received slots, and their small payloads in staging. */
+static int collect_received(struct smr_port *port)
 {
 	struct sm_ring *ring = port->rx;
 	uint32_t tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);		/* (B) */
-	uint32_t start = 0;
+	uint32_t start = SMR_STAGING_START;
 	int n = 0;
 
 	while (port->rx_seen != tail) {
 		const struct sm_slot *slot = &ring->slot[port->rx_seen];
-		struct smr_segment *segment = &received[n++];
+		struct smr_segment *segment = &port->received[n++];
 
 		*segment = (struct smr_segment){
 			.id = SM_PTR_ID(slot->ptr),
@@ -236,8 +208,8 @@ int smr_receive(struct smr_port *port, struct smr_segment *received, char *stagi
 			.err = SM_PTR_ERRNO(slot->ptr),
 		};
 		if (segment->len && segment->len <= SMR_SMALL) {
-			memcpy(staging + start, smr_buffer(port, segment->buf) + segment->start,
-			       segment->len);
+			memcpy(port->staging + start,
+			       smr_buffer(port, segment->buf) + segment->start, segment->len);
 			segment->start = start;
 			start += segment->len;
 		}
@@ -245,6 +217,96 @@ int smr_receive(struct smr_port *port, struct smr_segment *received, char *stagi
 	}
 	/* For poll(): what was handed out is no news. */
 	ring->cur = port->rx_seen;
-	*staged = start;
+	port->found[0] = start;
+	return n;
+}
+
+/* Show the kernel what was written; the next sync, or poll(), sends it. */
+static void submit(struct smr_port *port)
+{
+	port->tx->cur = port->tx_head;
+	__atomic_store_n(&port->tx->head, port->tx_head, __ATOMIC_RELEASE);	/* (A) */
+}
+
+/* Give back every received slot that was handed out. */
+static void give_back(struct smr_port *port)
+{
+	port->rx->cur = port->rx_seen;
+	__atomic_store_n(&port->rx->head, port->rx_seen, __ATOMIC_RELEASE);	/* (A) */
+}
+
+static int sync_rings(struct smr_port *port, uint32_t flags, uint32_t spin_us)
+{
+	struct sm_sync req = { .flags = flags, .spin_us = spin_us };
+
+	return ioctl(port->fd, SMIOC_SYNC, &req) ? -errno : 0;
+}
+
+/* Send what was written, in the middle of a batch.  Returns how many slots were refused. */
+int smr_send(struct smr_port *port)
+{
+	int err;
+
+	submit(port);
+	err = sync_rings(port, SM_SYNC_TX, 0);
+	return err ? err : collect_refused(port);
+}
+
+/* Wait for the port and the watched files; which of those are ready goes to port->watched. */
+static int wait_ready(struct smr_port *port, int timeout_ms)
+{
+	struct epoll_event ready[SMR_WATCHED];
+	int n = epoll_wait(port->epoll, ready, SMR_WATCHED, timeout_ms);
+
+	if (n < 0)
+		return errno == EINTR ? 0 : -errno;
+	port->watch_countdown = SYNCS_PER_WATCH;
+	port->quiet = 0;
+	for (int i = 0; i < n; i++) {
+		if (ready[i].data.fd == port->fd)
+			port->quiet = 1;
+		else
+			port->watched[port->found[2]++] = ready[i].data.fd;
+	}
+	return 0;
+}
+
+/*
+ * Give back, send, receive; wait up to timeout_ms (negative: for ever) if nothing has arrived.
+ * Returns the number of received slots; port->found says what else there is.
+ *
+ * A port that carries little is found readable by waiting, again and again.  There the wait
+ * itself is the sync, because poll() syncs: one system call instead of a sync that finds nothing,
+ * and then a wait.  epoll looks at the port for sure only if it reported it the last time.
+ */
+int smr_exchange(struct smr_port *port, int timeout_ms)
+{
+	int err, n;
+
+	port->found[2] = 0;
+	submit(port);
+	give_back(port);
+	if (port->quiet && timeout_ms) {
+		err = wait_ready(port, timeout_ms);
+	} else {
+		err = sync_rings(port, SM_SYNC_TX | SM_SYNC_RX | SM_SYNC_POLL, port->spin_us);
+		if (err)
+			return err;
+		n = collect_received(port);
+		if (n || !timeout_ms) {
+			if (!port->watch_countdown--)
+				err = wait_ready(port, 0);
+			port->quiet = 0;
+			collect_refused(port);
+			return err ? err : n;
+		}
+		err = wait_ready(port, timeout_ms);
+	}
+	if (err)
+		return err;
+	collect_refused(port);
+	n = collect_received(port);
+	if (n > QUIET)
+		port->quiet = 0;
 	return n;
 }

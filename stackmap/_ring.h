@@ -1,17 +1,8 @@
 /* The hot loops of RingPort: what cffi sees.  Functions return -errno where they can fail. */
 
-struct smr_port {
-	int fd;
-	char *mem;
-	size_t size;
-	struct sm_ring *tx;
-	struct sm_ring *rx;
-	uint32_t tx_head;	/* next transmit slot to fill */
-	uint32_t tx_synced;	/* first slot of the batch that is not synced yet */
-	uint32_t rx_seen;	/* slots before this one have been handed out */
-};
-
 #define SMR_SMALL 512
+#define SMR_STAGING_START 2
+#define SMR_WATCHED 16
 
 /*
  * One received slot, or one refused transmit slot.  Payload of up to SMR_SMALL received bytes is
@@ -25,6 +16,27 @@ struct smr_segment {
 	uint16_t len;
 	uint8_t flags;
 	uint8_t err;
+};
+
+/* An open port.  The arrays are the caller's, and have room for all slots of their ring. */
+struct smr_port {
+	int fd;
+	int epoll;			/* waits for fd and for the watched files */
+	char *mem;
+	size_t size;
+	struct sm_ring *tx;
+	struct sm_ring *rx;
+	uint32_t tx_head;		/* next transmit slot to fill */
+	uint32_t tx_synced;		/* first slot that was not synced yet */
+	uint32_t rx_seen;		/* slots before this one have been handed out */
+	uint32_t spin_us;		/* NIC polling in a sync that finds nothing */
+	uint32_t watch_countdown;	/* syncs until the watched files are looked at */
+	int quiet;			/* the port was found readable by waiting */
+	struct smr_segment *received;
+	char *staging;			/* filled from SMR_STAGING_START on */
+	struct smr_segment *refused;
+	int32_t *found;			/* [0] staged bytes, [1] refused, [2] watched files ready */
+	int32_t *watched;		/* SMR_WATCHED descriptors */
 };
 
 struct smr_stats {
@@ -42,7 +54,5 @@ int smr_pause(struct smr_port *port, uint32_t id, int paused);
 int smr_stats(struct smr_port *port, struct smr_stats *stats);
 char *smr_buffer(struct smr_port *port, uint32_t buf);
 size_t smr_write(struct smr_port *port, uint32_t id, const char *data, size_t len);
-int smr_send(struct smr_port *port, struct smr_segment *refused, int max);
-int smr_sync(struct smr_port *port, uint32_t spin_us, struct smr_segment *refused, int max);
-int smr_receive(struct smr_port *port, struct smr_segment *received, char *staging,
-		uint32_t *staged);
+int smr_send(struct smr_port *port);
+int smr_exchange(struct smr_port *port, int timeout_ms);

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import select
 import socket
@@ -27,14 +28,13 @@ DEVICE = "/dev/stackmap"
 
 #: Bytes written to a connection between two syncs: bounds what TCP may give back.
 _WRITE_MAX = 64 * 4096
-#: Exchanges between two looks at the watched files while the rings are busy.
-_WATCH_EVERY = 16
 _SMALL: int = lib.SMR_SMALL
 _SEGMENT = struct.Struct("=IIIHBB")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _NO_EVENT = Event.NONE
 _EVENTS = [Event(flags) for flags in range(16)]
 _smr_write = lib.smr_write
+_smr_exchange = lib.smr_exchange
 #: References to a lent page that are not a view's: the list of pages, the list of lent ones, and
 #: the argument of getrefcount().
 _OWN_REFERENCES = 3
@@ -177,27 +177,33 @@ class RingPort(Port):
             raise BackendUnavailableError(
                 sentence.format(device=DEVICE, nic=nic, tx=tx_slots, rx=rx_slots)
             )
-        self._spin_us = round(spin * 1e6)
-        self._received = ffi.new("struct smr_segment[]", rx_slots)
-        self._received_buffer = ffi.buffer(self._received)
-        self._staging = ffi.new("char[]", rx_slots * _SMALL)
-        self._staging_view = memoryview(ffi.buffer(self._staging))
-        self._staged = ffi.new("uint32_t *")
-        self._refused = ffi.new("struct smr_segment[]", tx_slots)
-        self._max_refused = tx_slots
+        self._arrays = {
+            "received": ffi.new("struct smr_segment[]", rx_slots),
+            "staging": ffi.new("char[]", lib.SMR_STAGING_START + rx_slots * _SMALL),
+            "refused": ffi.new("struct smr_segment[]", tx_slots),
+            "found": ffi.new("int32_t[]", 3),
+            "watched": ffi.new("int32_t[]", lib.SMR_WATCHED),
+        }
+        for name, array in self._arrays.items():
+            setattr(self._ring, name, array)
+        self._received = ffi.buffer(self._arrays["received"])
+        self._staging = ffi.buffer(self._arrays["staging"])
+        self._refused = self._arrays["refused"]
+        self._found = memoryview(ffi.buffer(self._arrays["found"])).cast("B").cast("i")
+        self._watched = self._arrays["watched"]
+        self._ring.spin_us = round(spin * 1e6)
         self._page_size: int = 4096
         self._pages: dict[int, Any] = {}
         self._lent: list[tuple[Any, Segment]] = []
-        self._small = bytearray()
-        self._staged_segments: list[Segment] = []
+        self._small = b""
+        self._shown: list[Segment] = []
         self._connections: dict[int, RingConnection] = {}
         self._after_send: list[RingConnection] = []
         self._final_stats: PortStats | None = None
         self._epoll = select.epoll()
         self._watches = Watches(self._epoll)
         self._epoll.register(self._ring.fd, select.EPOLLIN)
-        # Watched files are looked at without waiting now and then, also when the rings are busy.
-        self._watch_countdown = _WATCH_EVERY
+        self._ring.epoll = self._epoll.fileno()
 
     def fileno(self) -> int:
         """A descriptor that is readable when :meth:`exchange` would return something."""
@@ -241,17 +247,20 @@ class RingPort(Port):
 
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
         """Send everything written, and return everything received; see :meth:`Port.exchange`."""
-        if self._staged_segments:
-            self._take_back()
-        self._sync()
-        segments = self._receive()
-        if not segments and timeout != 0:
-            # Waiting includes a look by the kernel at the rings, which shows what has come.
-            self._run_watches(-1 if timeout is None else timeout)
-            return self._receive()
-        self._watch_countdown -= 1
-        if not self._watch_countdown:
-            self._run_watches(0)
+        self._take_back()
+        count = _smr_exchange(
+            self._ring, -1 if timeout is None else math.ceil(timeout * 1000)
+        )
+        found = self._found
+        if count < 0:
+            self._check(count, "sync")
+        if found[1]:
+            self._give_back(found[1])
+        if self._after_send:
+            self._finish_sent()
+        segments = self._segments(count, found[0]) if count else []
+        if found[2]:
+            self._watches.run(list(self._watched[0 : found[2]]))
         return segments
 
     def watch(self, file: HasFileno, callback: Callable[[], None]) -> None:
@@ -307,28 +316,15 @@ class RingPort(Port):
 
     # -- receiving --
 
-    def _sync(self) -> None:
-        """The one system call: give back, send, poll, receive."""
-        refused = lib.smr_sync(self._ring, self._spin_us, self._refused, self._max_refused)
-        if refused:
-            if refused < 0:
-                self._check(refused, "sync")
-            self._give_back(refused)
-        if self._after_send:
-            self._finish_sent()
-
-    def _receive(self) -> list[Segment]:
-        """What the kernel has shown since the last time."""
-        count = lib.smr_receive(self._ring, self._received, self._staging, self._staged)
-        if not count:
-            return []
+    def _segments(self, count: int, staged: int) -> list[Segment]:
+        """What the last exchange received."""
         segments: list[Segment] = []
         connections = self._connections
         # A copy of its own, so that a view of it can never show other data.
-        self._small = bytearray(self._staging_view[: self._staged[0]])
-        small = memoryview(self._small).toreadonly()
+        self._small = self._staging[:staged]
+        small = memoryview(self._small)
         for id, start, buf, size, flags, code in _SEGMENT.iter_unpack(
-            self._received_buffer[: count * _SEGMENT.size]
+            self._received[: count * _SEGMENT.size]
         ):
             connection = connections.get(id)
             if connection is None:
@@ -347,7 +343,7 @@ class RingPort(Port):
                 segment = Segment(connection, view, _NO_EVENT, 0)
                 segments.append(segment)
                 self._lent.append((page, segment))
-        self._staged_segments = segments
+        self._shown = segments
         return segments
 
     def _page(self, index: int) -> Any:
@@ -377,6 +373,9 @@ class RingPort(Port):
 
     def _take_back(self) -> None:
         """Release the views of the previous exchange; the next sync returns their slots."""
+        segments = self._shown
+        if not segments:
+            return
         lent = self._lent
         while lent:
             page, segment = lent[-1]
@@ -389,21 +388,22 @@ class RingPort(Port):
             if in_use:
                 raise BufferError(_IN_USE.format(segment.connection))
             lent.pop()
-        segments = self._staged_segments
         try:
             for segment in segments:
                 segment.view.release()
-            self._small.clear()  # refused while a view of it exists
+            in_use = sys.getrefcount(self._small) > _OWN_REFERENCES - 1
         except BufferError:
+            in_use = True
+        if in_use:
             owners = {repr(segment.connection) for segment in segments}
-            raise BufferError(_IN_USE.format(" or ".join(sorted(owners)))) from None
-        self._staged_segments = []
+            raise BufferError(_IN_USE.format(" or ".join(sorted(owners))))
+        self._shown = []
 
     # -- sending --
 
     def _send_batch(self) -> None:
         """Hand what was written to TCP now, in the middle of a batch."""
-        refused = lib.smr_send(self._ring, self._refused, self._max_refused)
+        refused = lib.smr_send(self._ring)
         if refused < 0:
             self._check(refused, "sync")
         if refused:
@@ -433,11 +433,6 @@ class RingPort(Port):
             connection._finish()
 
     # -- the rest --
-
-    def _run_watches(self, timeout: float) -> None:
-        self._watch_countdown = _WATCH_EVERY
-        ready = [fd for fd, _ in self._epoll.poll(timeout)]
-        self._watches.run(ready)
 
     def _pause(self, connection: RingConnection) -> None:
         error = lib.smr_pause(self._ring, connection.id, connection._paused)

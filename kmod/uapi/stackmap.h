@@ -148,8 +148,8 @@ struct sm_req_register {
  *	EOPNOTSUPP		not TCP over IPv4 or IPv6
  *	EINVAL			listening, or flags not 0
  *	ENOTCONN		not established
- *	EBUSY			taken by kTLS, sockmap, KCM or another port
- *	EALREADY		already attached
+ *	EBUSY			taken by kTLS, sockmap or KCM, or in TCP_REPAIR mode
+ *	EALREADY		attached already, to this port or another
  *	EXDEV			of another network namespace
  */
 struct sm_attach {

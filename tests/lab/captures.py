@@ -55,6 +55,8 @@ class Transmissions:
     """What one host sent, once and again."""
 
     data_segments: int = 0
+    #: Payload bytes, each counted once.
+    bytes: int = 0
     #: Data segments with at least one byte that had been transmitted before.
     retransmitted_segments: int = 0
     retransmitted_bytes: int = 0
@@ -71,21 +73,23 @@ class _Flow:
 
 
 def transmissions(path: Path, source: str, port: int) -> Transmissions:
-    """Compare everything that ``source`` sent from ``port`` again with its first transmission.
+    """Compare everything that ``source`` sent again with its first transmission.
 
+    ``port`` is the server's, whoever ``source`` is.
     The capture must have the connections from their first segment on.
     """
     found = Transmissions()
-    flows: dict[int, _Flow] = {}
+    flows: dict[tuple[int, int], _Flow] = {}
     for segment in segments(path, source):
-        if segment.source_port != port:
+        if port not in (segment.source_port, segment.destination_port):
             continue
+        ports = segment.source_port, segment.destination_port
         if segment.flags & SYN:
-            flows.setdefault(segment.destination_port, _Flow(segment.seq + 1))
+            flows.setdefault(ports, _Flow(segment.seq + 1))
         if not segment.payload:
             continue
         found.data_segments += 1
-        flow = flows[segment.destination_port]
+        flow = flows[ports]
         start = (segment.seq - flow.first) & 0xFFFFFFFF
         end = start + len(segment.payload)
         if end > len(flow.data):
@@ -104,7 +108,8 @@ def transmissions(path: Path, source: str, port: int) -> Transmissions:
                 )
             )
             if first != segment.payload:
-                found.changed.append(f"to port {segment.destination_port}: bytes {start} to {end}")
+                found.changed.append(f"ports {ports}: bytes {start} to {end}")
+        found.bytes += end - start - again
         flow.data[start:end] = first
         flow.seen[start:end] = b"\x01" * len(first)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 import time
@@ -21,11 +22,27 @@ ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 60.0
 
 
+#: First ports of transfers: none twice, as a client's port is taken for a while after its end.
+base_ports = itertools.count(10_000, 64)
+
+
 def start(guest: Guest, name: str, *arguments: str | int) -> GuestProcess:
     """Start one of ``tests/lab/programs`` in a guest, with its standard input open."""
     module = f"tests.lab.programs.{name}"
     command = [sys.executable, "-B", "-m", module, *map(str, arguments)]
     return guest.popen(command, stdin=True, cwd=str(ROOT))
+
+
+@contextlib.contextmanager
+def running(guest: Guest, name: str, *arguments: str | int) -> Iterator[GuestProcess]:
+    """The same, for as long as the context lasts."""
+    process = start(guest, name, *arguments)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(PATIENCE)
 
 
 class Remote:
@@ -101,3 +118,4 @@ def pair(lab: Lab, port: int, slots: int = 256) -> Iterator[Pair]:
         for remote in (client, server):
             if remote.process.poll() is None:
                 remote.process.kill()
+                remote.process.wait(PATIENCE)

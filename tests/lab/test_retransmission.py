@@ -8,24 +8,28 @@ retransmission that differs from the first transmission.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from stackmap_testbed.lab import SERVER_ADDRESS
 from tests.lab.captures import transmissions
-from tests.lab.hosts import start
+from tests.lab.hosts import base_ports, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from stackmap_testbed.lab import Lab
+    from stackmap_testbed.process import GuestProcess
 
 CONNECTIONS = 32
 #: In each direction, over all connections.
 BYTES = 100_000_000
+SIZE = BYTES // CONNECTIONS
 PORT = 7100
 #: For one transfer; on two emulated processors it takes half a minute.
 PATIENCE = 300
@@ -33,19 +37,12 @@ PATIENCE = 300
 pytestmark = [pytest.mark.usefixtures("rings"), pytest.mark.timeout(2 * PATIENCE)]
 
 
+@dataclass
 class Run:
     """One transfer between two programs in the guests."""
 
-    def __init__(self, lab: Lab, number: int, *, wait: bool) -> None:
-        size = BYTES // CONNECTIONS
-        common: list[str | int] = ["--base-port", 20000 + 100 * number]
-        common += ["--connections", CONNECTIONS, "--send", size, "--receive", size]
-        self.total = size * CONNECTIONS
-        self.server = start(lab.server, "stream_rings", "--listen", PORT, *common)
-        self.server.wait_for_output("listening", 60)
-        if wait:
-            common.append("--wait")
-        self.client = start(lab.client, "stream_sockets", "--connect", PORT, *common)
+    server: GuestProcess
+    client: GuestProcess
 
     def finish(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Both ends' results; the bytes are compared there."""
@@ -56,9 +53,21 @@ class Run:
         )
         assert server["problems"] == []
         assert client["problems"] == []
-        assert (server["sent"], server["received"]) == (self.total, self.total)
-        assert (client["sent"], client["received"]) == (self.total, self.total)
+        assert (server["sent"], server["received"]) == (BYTES, BYTES)
+        assert (client["sent"], client["received"]) == (BYTES, BYTES)
         return server, client
+
+
+@contextlib.contextmanager
+def transfer(lab: Lab, *client_options: str) -> Iterator[Run]:
+    """Start one."""
+    common: list[str | int] = ["--base-port", next(base_ports), "--connections", CONNECTIONS]
+    common += ["--send", SIZE, "--receive", SIZE]
+    with running(lab.server, "stream_rings", "--listen", PORT, *common) as server:
+        server.wait_for_output("listening", 60)
+        common += client_options
+        with running(lab.client, "stream_sockets", "--connect", PORT, *common) as client:
+            yield Run(server, client)
 
 
 @pytest.fixture
@@ -75,7 +84,7 @@ def check(lab: Lab, run: Run, capture: Path) -> None:
     server, client = run.finish()
     lab.wire.stop_capture()
     stats = server["stats"]
-    assert stats["ring_bytes_tx"] == stats["ring_bytes_rx"] == run.total
+    assert stats["ring_bytes_tx"] == stats["ring_bytes_rx"] == BYTES
     assert stats["slots_sent"] == stats["slots_released_by_ack"] == server["overwritten"] > 0
     assert stats["slots_released_by_reset"] == stats["slots_pinned"] == 0
     wire = lab.wire.stats()["to-client"]
@@ -83,7 +92,7 @@ def check(lab: Lab, run: Run, capture: Path) -> None:
 
     found = transmissions(capture, SERVER_ADDRESS, PORT)
     print(  # for pytest -rP
-        f"{run.total / 1e6:.0f} MB each way in {client['seconds']:.0f} s, "
+        f"{BYTES / 1e6:.0f} MB each way in {client['seconds']:.0f} s, "
         f"{found.retransmitted_segments} of {found.data_segments} data segments retransmitted, "
         f"{server['overwritten']} buffers overwritten, "
         f"{stats['slots_refused_again']} slots put off"
@@ -94,21 +103,22 @@ def check(lab: Lab, run: Run, capture: Path) -> None:
 
 def test_on_a_bad_wire(lab: Lab, capture: Path) -> None:
     lab.wire.configure(loss=0.05, reorder=0.25, duplicate=0.02, seed=5)
-    check(lab, Run(lab, 0, wait=False), capture)
+    with transfer(lab) as run:
+        check(lab, run, capture)
 
 
 def test_after_stalls(lab: Lab, capture: Path) -> None:
     lab.wire.configure(loss=0.05, reorder=0.25, duplicate=0.02, seed=6)
-    run = Run(lab, 1, wait=True)
-    # The clients do not read: their windows close.
-    run.server.wait_for_output("connected", 60)
-    run.server.wait_for_output("stalled", 60)
-    assert run.client.poll() is None
-    run.client.send(b"read\n")
-    # Nothing is acknowledged: congestion windows fill.
-    run.server.wait_for_output("progress 3", PATIENCE)
-    stalls = run.server.stdout.count("stalled")
-    lab.wire.configure(drop_acks="to-server", drop="to-server")
-    run.server.wait_for_output("(?s)" + "stalled.*" * (stalls + 1), 60)
-    lab.wire.configure(drop_acks="off", drop="off")
-    check(lab, run, capture)
+    with transfer(lab, "--wait") as run:
+        # The clients do not read: their windows close.
+        run.server.wait_for_output("connected", 60)
+        run.server.wait_for_output("stalled", 60)
+        assert run.client.poll() is None
+        run.client.send(b"read\n")
+        # Nothing is acknowledged: congestion windows fill.
+        run.server.wait_for_output("progress 3", PATIENCE)
+        stalls = run.server.stdout.count("stalled")
+        lab.wire.configure(drop_acks="to-server", drop="to-server")
+        run.server.wait_for_output("(?s)" + "stalled.*" * (stalls + 1), 60)
+        lab.wire.configure(drop_acks="off", drop="off")
+        check(lab, run, capture)
