@@ -1,4 +1,4 @@
-"""Accept one connection, attach it, and send for ever; report accepted bytes.  Made to be killed."""
+"""Made to be killed: accept one connection, attach it, send for ever, report accepted bytes."""
 
 import socket
 import sys

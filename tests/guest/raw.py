@@ -12,9 +12,9 @@ import mmap
 import os
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from conftest import NIC
+from tests.guest.wire import NIC
 
 if TYPE_CHECKING:
     import socket
@@ -37,9 +37,10 @@ HEAD, CUR, TAIL = 20, 24, 28
 SLOTS = 256
 
 STATS = (
-    "rx_bytes tx_bytes rx_slots slots_sent released_ack released_reset pinned again bad_slots "
-    "unknown_conn dead_conn bad_rings stalls syncs connections bufs_free"
-).split()
+    *("rx_bytes", "tx_bytes", "rx_slots", "slots_sent", "released_ack", "released_reset"),
+    *("pinned", "again", "bad_slots", "unknown_conn", "dead_conn", "bad_rings", "stalls"),
+    *("syncs", "connections", "bufs_free"),
+)
 
 
 @dataclass
@@ -61,6 +62,8 @@ class Ring:
     def __init__(self, memory: mmap.mmap, start: int) -> None:
         self.memory = memory
         self.start = start
+        self.buf_ofs: int
+        self.buf_size: int
         self.buf_ofs, self.n, self.buf_size = struct.unpack_from("<qII", memory, start)
         self.ringid, self.dir = struct.unpack_from("<HH", memory, start + 16)
 
@@ -119,10 +122,9 @@ class RawPort:
         body = bytearray(REGISTER_SIZE)
         struct.pack_into("<II", body, 16, tx_slots, rx_slots)
         register(self.fd, f"tcp:{nic}", body)
-        offset, self.size, self.tx_slots, self.rx_slots = struct.unpack_from("<QQII", body)
-        self.mem_id = struct.unpack_from("<H", body, 32)[0]
+        nif, self.size, self.tx_slots, self.rx_slots = struct.unpack_from("<QQII", body)
+        self.mem_id: int = struct.unpack_from("<H", body, 32)[0]
         self.memory = mmap.mmap(self.fd, self.size)
-        nif = offset
         self.name = self.memory[nif : nif + 16].rstrip(b"\0").decode()
         tx_ofs, host_tx, rx_ofs, host_rx = struct.unpack_from("<4q", self.memory, nif + 56)
         assert host_tx == host_rx == 0
@@ -133,7 +135,7 @@ class RawPort:
         self.memory.close()
         os.close(self.fd)
 
-    def __enter__(self) -> RawPort:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

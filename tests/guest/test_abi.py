@@ -14,8 +14,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import ADDRESS, NIC, connect_pair, in_peer_namespace, sh
-from raw import (
+
+from tests.guest.raw import (
     CLOSED,
     REFUSED,
     REGISTER_SIZE,
@@ -27,6 +27,7 @@ from raw import (
     Ring,
     register,
 )
+from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, sh
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

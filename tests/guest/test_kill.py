@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import ADDRESS, NIC, in_peer_namespace
+from tests.guest.wire import ADDRESS, NIC, in_peer_namespace
 
 ROUNDS = 50
 PROGRAM = Path(__file__).with_name("flood.py")

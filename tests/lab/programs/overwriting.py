@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from stackmap import RingPort
+from stackmap import RingPort, Segment
 from stackmap._ring_c import ffi
 
 _SLOT = struct.Struct("<IHHQ")
@@ -55,38 +55,38 @@ class OverwritingPort(RingPort):
         base = self._ring.mem
         self._tx = _Ring(memory, ffi.cast("char *", self._ring.tx) - base)
         self._rx = _Ring(memory, ffi.cast("char *", self._ring.rx) - base)
+        self._done = self._next_to_be_done()
+        #: Which buffer is in which transmit slot.
+        self._buffers = [self._tx.buffer_and_flags(i)[0] for i in range(self._tx.slots)]
         self.overwritten = 0
         self.submitted: list[int] = []
 
+    def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
+        segments = super().exchange(timeout)
+        self.scribble()
+        return segments
+
+    def scribble(self) -> None:
+        """Overwrite the buffers that the kernel has put in place of those it took."""
+        tx = self._tx
+        done = self._next_to_be_done()
+        for i in tx.between(self._done, done):
+            buffer, flags = tx.buffer_and_flags(i)
+            if buffer == self._buffers[i]:
+                continue  # refused
+            self.submitted.append(self._buffers[i])
+            self._buffers[i] = buffer
+            assert flags & _BUF_CHANGED
+            start = tx.buffers + _BUFFER * buffer
+            tx.memory[start : start + _BUFFER] = _SCRIBBLE
+            self.overwritten += 1
+        self._done = done
+
     def owned(self) -> set[int]:
         """The buffers that are the application's now."""
-        tx = self._tx.between(self._ring.tx_head, (self._tx.tail + 1) % self._tx.slots)
         rx = self._rx.between(self._rx.head, self._rx.tail)
-        return {self._tx.buffer_and_flags(i)[0] for i in tx} | {
-            self._rx.buffer_and_flags(i)[0] for i in rx
-        }
+        return {*self._buffers} | {self._rx.buffer_and_flags(i)[0] for i in rx}
 
-    def _sync(self) -> None:
-        batch = self._batch()
-        super()._sync()
-        self._scribble(batch)
-
-    def _send_batch(self) -> None:
-        batch = self._batch()
-        super()._send_batch()
-        self._scribble(batch)
-
-    def _batch(self) -> list[tuple[int, int]]:
-        slots = self._tx.between(self._ring.tx_synced, self._ring.tx_head)
-        return [(i, self._tx.buffer_and_flags(i)[0]) for i in slots]
-
-    def _scribble(self, batch: list[tuple[int, int]]) -> None:
-        tx = self._tx
-        for i, submitted in batch:
-            buffer, flags = tx.buffer_and_flags(i)
-            if flags & _BUF_CHANGED:
-                assert buffer != submitted
-                start = tx.buffers + _BUFFER * buffer
-                tx.memory[start : start + _BUFFER] = _SCRIBBLE
-                self.overwritten += 1
-                self.submitted.append(submitted)
+    def _next_to_be_done(self) -> int:
+        """The kernel has been through all transmit slots before this one."""
+        return (self._tx.tail + 1) % self._tx.slots
