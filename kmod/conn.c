@@ -455,11 +455,10 @@ int sm_conn_rxctl(struct sm_port *port, const struct sm_conn_ctl *req)
 	conn = sm_conn_lookup(port, req->id);
 	if (!conn)
 		return -ENOENT;
-	if (req->flags & SM_RX_PAUSE) {
+	if (req->flags & SM_RX_PAUSE)
 		set_bit(SM_CONN_PAUSED, &conn->bits);
-	} else if (test_and_clear_bit(SM_CONN_PAUSED, &conn->bits)) {
+	else if (test_and_clear_bit(SM_CONN_PAUSED, &conn->bits))
 		sm_conn_kick(conn);
-	}
 	sm_conn_put(conn);
 	return 0;
 }

@@ -203,7 +203,7 @@ static inline u32 sm_distance(u32 a, u32 b, u32 n)
 /* conn.c */
 
 enum sm_conn_bit {
-	SM_CONN_PENDING,	/* on port->pending; guarded by pending_lock */
+	SM_CONN_PENDING,	/* on port->pending */
 	SM_CONN_BLOCKED,	/* a slot was refused with EAGAIN */
 	SM_CONN_WRITABLE,	/* owes the application a WRITABLE event */
 	SM_CONN_PAUSED,		/* the application wants no data */
@@ -223,7 +223,7 @@ struct sm_conn {
 
 	/* guarded by the socket lock */
 	bool attached;
-	u8 err;				/* how it failed; sk_err is gone once somebody has read it */
+	u8 err;				/* how it failed; sk_err is gone once read */
 	u32 refused_in;			/* sync in which a slot was refused */
 	u32 rest_buf;			/* accepted, but TCP took only part of it */
 	u16 rest_off;

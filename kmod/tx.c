@@ -152,9 +152,8 @@ void sm_tx_flush_rest(struct sm_conn *conn, bool closing)
 
 	if (!conn->rest_len)
 		return;
-	batch = sm_batch_alloc(conn, 1, GFP_KERNEL | (closing ? __GFP_NOFAIL : 0));
-	if (!batch)
-		return;		/* the next write_space or sync tries again */
+	/* So small that it never fails in practice; what was accepted must not be lost. */
+	batch = sm_batch_alloc(conn, 1, GFP_KERNEL | __GFP_NOFAIL);
 	batch->buf[0] = conn->rest_buf;
 	batch->n = 1;
 	sm_pool_pin(pool, batch->buf, 1);
