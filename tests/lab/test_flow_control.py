@@ -81,15 +81,32 @@ def test_an_application_that_stops_reading_closes_the_window_and_loses_nothing(
 # -- one client that never reads, and 31 that do --
 
 READERS = 31
-EACH = 3_000_000
-ROUNDS = 4
+EACH = 2_000_000
+ROUNDS = 5
 
 
 def throughput(lab: Lab, stuck: int) -> float:
     """Bytes per second that the server sends to the clients that read."""
     common: list[str | int] = ["--base-port", next(base_ports)]
-    serve = ["--listen", PORT, "--send", EACH, "--connections", READERS + stuck, "--may-reset"]
-    load = ["--connect", PORT, "--receive", EACH, "--connections", READERS, "--stuck", stuck]
+    serve: list[str | int] = [
+        "--listen",
+        PORT,
+        "--send",
+        EACH,
+        "--connections",
+        READERS + stuck,
+        "--may-reset",
+    ]
+    load: list[str | int] = [
+        "--connect",
+        PORT,
+        "--receive",
+        EACH,
+        "--connections",
+        READERS,
+        "--stuck",
+        stuck,
+    ]
     with running(lab.server, "stream_rings", *common, *serve) as server:
         server.wait_for_output("listening", PATIENCE)
         with running(lab.client, "stream_sockets", *common, *load) as client:

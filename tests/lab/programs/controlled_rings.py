@@ -85,6 +85,7 @@ class Server:
             outgoing.position += len(data)
             size -= len(data)
             self.peers[peer].connection.write(data)
+            self.port.scribble()
         self.exchange(0.0)
         return self.port.submitted[before:]
 

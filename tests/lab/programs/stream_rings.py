@@ -69,6 +69,7 @@ class Transfer:
                 data = stream.some(_MOST)
                 self.sent += len(data)
                 connection.write(data)
+                self.port.scribble()
             if not stream.left:
                 connection.shutdown_write()
                 del self.sending[connection]
