@@ -64,7 +64,11 @@ def device_arguments(
     name: str, cpus: int, mac: str, sockets: Sockets, command_line: str
 ) -> list[str]:
     """Return what makes the bare machine a guest of the lab: root, agent, control and network."""
-    append = f"console=ttyS0 loglevel=5 panic=-1 log_buf_len=4M no_timer_check {command_line}"
+    # No huge pages: khugepaged would copy memory in the middle of a measurement.
+    append = (
+        "console=ttyS0 loglevel=5 panic=-1 log_buf_len=4M no_timer_check "
+        f"transparent_hugepage=never {command_line}"
+    )
     arguments = [
         *("-name", name),
         *("-smp", str(cpus)),
