@@ -45,7 +45,9 @@ class Event(enum.IntFlag):
     ERROR = 2
     #: Everything that :meth:`Connection.write` had to queue has been handed to TCP.
     WRITABLE = 4
-    #: The connection is gone; its object will not be mentioned again.
+    #: The connection is gone, and its socket is closed; nothing more comes from it.  Follows
+    #: ``ERROR``, :meth:`Connection.close` and :meth:`Connection.abort`, and comes by itself once
+    #: both directions have ended (``EOF`` and :meth:`Connection.shutdown_write`).
     CLOSED = 8
 
 

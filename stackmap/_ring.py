@@ -248,16 +248,16 @@ class RingPort(Port):
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
         """Send everything written, and return everything received; see :meth:`Port.exchange`."""
         self._take_back()
-        count = _smr_exchange(
-            self._ring, -1 if timeout is None else math.ceil(timeout * 1000)
-        )
+        if self._after_send:
+            # A FIN goes behind what was written, but must not wait until something arrives.
+            self._send_batch()
+            self._finish_sent()
+        count = _smr_exchange(self._ring, -1 if timeout is None else math.ceil(timeout * 1000))
         found = self._found
         if count < 0:
             self._check(count, "sync")
         if found[1]:
             self._give_back(found[1])
-        if self._after_send:
-            self._finish_sent()
         segments = self._segments(count, found[0]) if count else []
         if found[2]:
             self._watches.run(list(self._watched[0 : found[2]]))

@@ -333,9 +333,12 @@ class SocketPort(Port):
             return False
         if ready & _ERR or connection._interest & _IN:
             return not connection._read_done or self._fail_after_eof(connection, segments)
-        # Both directions are shut down, and nothing is wanted from this socket now: without the
-        # next line, epoll would say so without end.
-        connection._set_interest(_UNREGISTERED)
+        if connection._read_done:
+            connection._release()  # both directions have ended
+        else:
+            # So it is while reading is paused; without the next line, epoll would say without
+            # end that both directions are shut down.
+            connection._set_interest(_UNREGISTERED)
         return False
 
     def _fail_after_eof(self, connection: SocketConnection, segments: list[Segment]) -> bool:

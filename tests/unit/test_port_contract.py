@@ -279,6 +279,30 @@ def test_half_close_by_the_application(link: Link) -> None:
     assert link.events() == [Event.EOF, Event.CLOSED]
 
 
+@pytest.mark.parametrize("finish", ["shutdown_write", "close"])
+def test_a_fin_does_not_wait_for_the_peer(link: Link, finish: str) -> None:
+    """One exchange that waits for ever, with nothing to come, must send it first."""
+    link.connection.write(b"last words")
+    link.hear()
+    link.port.watch(link.peer, lambda: None)  # ends the wait when the peer can read
+    getattr(link.connection, finish)()
+    assert link.peer.recv(10, socket.MSG_WAITALL) == b"last words"
+    link.hear(PATIENCE)
+    link.peer.setblocking(False)
+    assert link.peer.recv(1) == b""
+    link.port.unwatch(link.peer)
+
+
+def test_closed_comes_once_both_directions_have_ended(link: Link) -> None:
+    link.connection.write(b"bye")
+    link.connection.shutdown_write()
+    assert link.read_peer(3) == b"bye"
+    assert link.peer.recv(1) == b""
+    link.peer.close()
+    link.until_event(Event.CLOSED)
+    assert link.events() == [Event.EOF, Event.CLOSED]
+
+
 def test_half_close_waits_for_what_is_queued(link: Link) -> None:
     written = link.fill()
     link.connection.shutdown_write()
