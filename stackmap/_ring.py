@@ -118,9 +118,7 @@ class RingConnection(Connection):
             port._send_batch()
             if len(self._waiting) > waiting or self._released:
                 break
-            more = lib.smr_write(
-                port._ring, self.id, source + taken, min(size - taken, _WRITE_MAX)
-            )
+            more = lib.smr_write(port._ring, self.id, source + taken, min(size - taken, _WRITE_MAX))
             if not more:
                 break
             taken += more
