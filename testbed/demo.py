@@ -227,6 +227,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if demonstrate(args.kernel, plan, args.out, narrator) else 1
     except (DemoError, LabError, LoadError, ServerError) as error:
         narrator.console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        notes = getattr(error, "__notes__", [])
+        if notes:
+            args.out.mkdir(parents=True, exist_ok=True)
+            evidence = args.out / "failure.txt"
+            evidence.write_text("\n".join(notes))
+            narrator.console.print(f"the state of both hosts then: {evidence}", highlight=False)
         return 1
 
 

@@ -172,14 +172,13 @@ def measure(hosts: TwoHosts, plan: Plan, connections: int, number: int, backend:
             before = hosts.server.vcpu_cpu_seconds()
             load.wait_for_output("measured", timeout=plan.seconds + plan.patience)
             cpu = hosts.server.vcpu_cpu_seconds() - before
-        except BaseException:
+            record = _result(load, plan)
+        except BaseException as failure:
+            if isinstance(failure, Exception):
+                failure.add_note(state_of(hosts, plan))
             load.kill(signal.SIGKILL)
             load.wait(timeout=plan.patience)
             raise
-        status = load.wait(timeout=plan.patience)
-    record = _record(load.stdout)
-    if record is None or not record["requests"]:
-        raise LoadError(f"the load ended with {status} and no result: {load.output()[-800:]}")
     return Run(
         backend=backend,
         connections=connections,
@@ -199,12 +198,29 @@ def measure(hosts: TwoHosts, plan: Plan, connections: int, number: int, backend:
     )
 
 
-def _record(output: str) -> dict[str, Any] | None:
-    for line in output.splitlines():
+def state_of(hosts: TwoHosts, plan: Plan) -> str:
+    """What both hosts' networks look like now: for whoever has to find out why a run failed."""
+    command = (
+        f"tc -s qdisc show dev {plan.nic}; ip -s link show dev {plan.nic}; ip neigh; ss -s; "
+        "ss -tno | head -20; nstat -az | grep -E 'Retrans|Timeout|Drop|Overflow'; dmesg | tail -20"
+    )
+    found = []
+    for name, host in (("server", hosts.server), ("client", hosts.client)):
+        process = host.popen(["sh", "-c", command])
+        process.wait(timeout=plan.patience)
+        found.append(f"== {name} ==\n{process.output()}")
+    return "\n".join(found)
+
+
+def _result(load: Process, plan: Plan) -> dict[str, Any]:
+    """The record that the load generator prints at its end."""
+    status = load.wait(timeout=plan.patience)
+    for line in load.stdout.splitlines():
         if line.startswith("{"):
             record: dict[str, Any] = json.loads(line)
-            return record
-    return None
+            if record["requests"]:
+                return record
+    raise LoadError(f"the load ended with {status} and no result: {load.output()[-800:]}")
 
 
 def pairs(runs: Sequence[Run], connections: int) -> list[tuple[Run, Run]]:

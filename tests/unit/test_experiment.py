@@ -297,5 +297,9 @@ def test_a_server_that_dies_is_named(stand_in: Path, plan: Plan) -> None:
 
 def test_a_load_without_result_is_named(stand_in: Path, plan: Plan) -> None:
     stand_in.write_text("#!/bin/sh\necho listening on; exec sleep 60\n")
-    with pytest.raises((LoadError, TimeoutError), match="Connection refused"):
+    with pytest.raises((LoadError, TimeoutError), match="Connection refused") as caught:
         measure(LocalHosts(), plan, 1, 0, "sockets")
+    (evidence,) = caught.value.__notes__
+    assert "== server ==" in evidence
+    assert "== client ==" in evidence
+    assert "TCP:" in evidence, "what ss says"
