@@ -36,15 +36,24 @@ static u16 sm_new_mem_id(void)
 	return id;
 }
 
+static void sm_port_unalloc(struct sm_port *port)
+{
+	sm_tx_destroy(port);
+	sm_rx_destroy(port);
+	sm_pool_destroy(&port->pool);
+	vfree(port->rings);
+	port->rings = NULL;
+	memset(&port->tx, 0, sizeof(port->tx));
+	port->rx.slot = NULL;
+	port->pool.nfree = 0;
+}
+
 /* The last connection and the last batch in flight are gone. */
 static void sm_port_free_work(struct work_struct *work)
 {
 	struct sm_port *port = container_of(work, struct sm_port, free_work);
 
-	sm_tx_destroy(port);
-	sm_rx_destroy(port);
-	sm_pool_destroy(&port->pool);
-	vfree(port->rings);
+	sm_port_unalloc(port);
 	if (port->nic)
 		sm_nic_put(port->nic);
 	xa_destroy(&port->conns);
@@ -157,18 +166,6 @@ static int sm_port_alloc(struct sm_port *port, u32 tx_slots, u32 rx_slots)
 	if (err)
 		return err;
 	return sm_rx_init(port, rx_slots);
-}
-
-static void sm_port_unalloc(struct sm_port *port)
-{
-	sm_tx_destroy(port);
-	sm_rx_destroy(port);
-	sm_pool_destroy(&port->pool);
-	vfree(port->rings);
-	port->rings = NULL;
-	memset(&port->tx, 0, sizeof(port->tx));
-	port->rx.slot = NULL;
-	port->pool.nfree = 0;
 }
 
 static int sm_slots_check(u32 *slots)

@@ -7,14 +7,13 @@ import socket
 from typing import TYPE_CHECKING, Literal
 
 from ._errors import BackendUnavailableError
+from ._ring import DEVICE, RingPort
 from ._sockets import SocketPort
 
 if TYPE_CHECKING:
     from ._port import Port
 
 Backend = Literal["auto", "stackmap", "sockets"]
-
-DEVICE = "/dev/stackmap"
 
 
 def open_port(backend: Backend = "auto", nic: str | None = None) -> Port:
@@ -60,12 +59,6 @@ def bound_nics() -> list[str]:
 
 
 def _open_rings(nic: str | None) -> tuple[Port, str]:
-    try:
-        from ._ring import RingPort  # noqa: PLC0415 (needs the C extension; sockets do not)
-    except ImportError as reason:
-        raise BackendUnavailableError(
-            f"the package's extension module cannot be loaded ({reason})"
-        ) from reason
     if not os.access(DEVICE, os.F_OK):
         raise BackendUnavailableError(f"{DEVICE} does not exist: the kernel module is not loaded")
     if not os.access(DEVICE, os.R_OK | os.W_OK):
