@@ -30,6 +30,8 @@ DEVICE = "/dev/stackmap"
 _WRITE_MAX = 64 * 4096
 _SMALL: int = lib.SMR_SMALL
 _SEGMENT = struct.Struct("=IIIHBB")
+#: Seconds between two tries while the kernel is short of buffers.
+_SHORTAGE = 0.01
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _NO_EVENT = Event.NONE
 _EVENTS = [Event(flags) for flags in range(16)]
@@ -120,6 +122,7 @@ class RingConnection(Connection):
                 break
             more = lib.smr_write(port._ring, self.id, source + taken, min(size - taken, _WRITE_MAX))
             if not more:
+                port._starved[self] = None
                 break
             taken += more
         return taken
@@ -197,6 +200,7 @@ class RingPort(Port):
         self._shown: list[Segment] = []
         self._connections: dict[int, RingConnection] = {}
         self._after_send: list[RingConnection] = []
+        self._starved: dict[RingConnection, None] = {}
         self._final_stats: PortStats | None = None
         self._epoll = select.epoll()
         self._watches = Watches(self._epoll)
@@ -238,10 +242,10 @@ class RingPort(Port):
                 (:attr:`Connection.pending`): exchange until ``Event.WRITABLE``.
         """
         self._send_batch()
-        if connection._waiting:
+        if connection._waiting or self._ring.tx_synced != self._ring.tx_head:
             raise OSError(errno.EAGAIN, "the connection has unsent data")
         self._check(lib.smr_detach(self._ring, connection.id), "detach")
-        connection._released = connection._shutdown = connection._closing = True
+        connection._released = connection._shutdown = True
 
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
         """Send everything written, and return everything received; see :meth:`Port.exchange`."""
@@ -250,6 +254,9 @@ class RingPort(Port):
             # A FIN goes behind what was written, but must not wait until something arrives.
             self._send_batch()
             self._finish_sent()
+        if self._after_send or self._starved:
+            # The kernel is short of buffers.  No event says when it has some again.
+            timeout = _SHORTAGE if timeout is None else min(timeout, _SHORTAGE)
         count = _smr_exchange(self._ring, -1 if timeout is None else math.ceil(timeout * 1000))
         found = self._found
         if count < 0:
@@ -257,6 +264,8 @@ class RingPort(Port):
         if found[1]:
             self._give_back(found[1])
         segments = self._segments(count, found[0]) if count else []
+        if self._starved:
+            self._feed(segments)
         if found[2]:
             self._watches.run(list(self._watched[0 : found[2]]))
         return segments
@@ -354,8 +363,8 @@ class RingPort(Port):
         self, connection: RingConnection, flags: int, code: int, segments: list[Segment]
     ) -> None:
         if flags & Event.WRITABLE:
-            if connection._waiting and connection._flush() and not connection._closing:
-                segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
+            if connection._waiting:
+                self._resume(connection, segments)
             flags &= ~Event.WRITABLE
         if flags & Event.ERROR:
             connection._drop_queue()
@@ -424,8 +433,22 @@ class RingPort(Port):
             for part in reversed(parts):
                 connection._requeue(part)
 
+    def _feed(self, segments: list[Segment]) -> None:
+        """Go on with connections whose data found the ring full."""
+        starved, self._starved = self._starved, {}
+        for connection in starved:
+            if connection._waiting and not connection._released:
+                self._resume(connection, segments)
+
+    def _resume(self, connection: RingConnection, segments: list[Segment]) -> None:
+        """Send what a connection has queued; tell the application if that was all."""
+        if connection._flush() and not connection._closing:
+            segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
+
     def _finish_sent(self) -> None:
-        """Shut down or close what the application asked to, now that its slots are sent."""
+        """Shut down or close what the application asked to, if its slots are sent."""
+        if self._ring.tx_synced != self._ring.tx_head:
+            return
         finish, self._after_send = self._after_send, []
         for connection in finish:
             connection._finish()

@@ -1,0 +1,67 @@
+"""What only ports on rings do: give a socket back, and run out of buffers."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from stackmap import Event, RingPort
+from tests.guest.wire import NIC, connect_pair
+
+PATIENCE = 60.0
+
+
+def test_detach_delivers_what_the_ring_holds() -> None:
+    with RingPort(NIC) as port:
+        peer, sock = connect_pair()
+        connection = port.attach(sock)
+        connection.write(b"by ring")
+        port.exchange()
+        assert peer.recv(7) == b"by ring"
+        peer.sendall(b"in the ring ")
+        time.sleep(0.2)
+        port.detach(connection)
+        peer.sendall(b"in the socket")
+        story: list[bytes | Event] = []
+        deadline = time.monotonic() + PATIENCE
+        while Event.CLOSED not in story:
+            assert time.monotonic() < deadline, story
+            story += [segment.event or bytes(segment.view) for segment in port.exchange(0.1)]
+        assert story == [b"in the ring ", Event.CLOSED]
+        assert sock.recv(100) == b"in the socket"
+        sock.close()
+        peer.close()
+
+
+def test_closing_while_no_buffer_is_left_loses_nothing() -> None:
+    """Sixteen spare buffers for twelve connections: the ring stops before all is accepted."""
+    payload = bytes(range(251)) * 300
+    with RingPort(NIC, tx_slots=4, rx_slots=16) as port:
+        pairs = [connect_pair() for _ in range(12)]
+        received = [b""] * len(pairs)
+
+        def read(number: int) -> None:
+            peer, _sock = pairs[number]
+            time.sleep(0.3)
+            while chunk := peer.recv(65536):
+                received[number] += chunk
+
+        readers = [threading.Thread(target=read, args=(i,)) for i in range(len(pairs))]
+        for reader in readers:
+            reader.start()
+        for _peer, sock in pairs:
+            connection = port.attach(sock)
+            connection.write(payload)
+            connection.close()
+        closed = 0
+        deadline = time.monotonic() + PATIENCE
+        while closed < len(pairs):
+            assert time.monotonic() < deadline, closed
+            closed += sum(bool(s.event & Event.CLOSED) for s in port.exchange(0.1))
+        for reader in readers:
+            reader.join(PATIENCE)
+        assert [len(data) for data in received] == [len(payload)] * len(pairs)
+        assert all(data == payload for data in received)
+        assert port.stats().unknown_connections == 0
+        for peer, _sock in pairs:
+            peer.close()
