@@ -6,15 +6,26 @@ network namespace at its other end, so payload crosses a real device and a real 
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
 from stackmap import RingPort
-from tests.guest.wire import ADDRESS, NIC, PEER_ADDRESS, PEER_NAMESPACE, connect_pair, sh
+from tests.guest.raw import RawPort
+from tests.guest.wire import (
+    ADDRESS,
+    ADDRESS6,
+    NIC,
+    PEER_ADDRESS,
+    PEER_ADDRESS6,
+    PEER_NAMESPACE,
+    connect_pair,
+    connect_pair_from_here,
+    sh,
+)
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterator
 
 
@@ -26,8 +37,10 @@ def nic() -> Iterator[str]:
         ip netns add {PEER_NAMESPACE}
         ip link add {NIC} type veth peer name {NIC} netns {PEER_NAMESPACE}
         ip addr add {ADDRESS}/24 dev {NIC}
+        ip addr add {ADDRESS6}/64 dev {NIC} nodad
         ip link set {NIC} up
         ip -n {PEER_NAMESPACE} addr add {PEER_ADDRESS}/24 dev {NIC}
+        ip -n {PEER_NAMESPACE} addr add {PEER_ADDRESS6}/64 dev {NIC} nodad
         ip -n {PEER_NAMESPACE} link set {NIC} up
         ip -n {PEER_NAMESPACE} link set lo up
         tc qdisc replace dev {NIC} root stackmap
@@ -43,6 +56,17 @@ def port_factory() -> Callable[[], RingPort]:
 
 
 @pytest.fixture
-def socket_pair() -> Callable[[], tuple[socket.socket, socket.socket]]:
+def raw_port() -> Iterator[RawPort]:
+    """An open port without the library."""
+    with RawPort() as port:
+        yield port
+
+
+@pytest.fixture(params=["accepted over IPv4", "connected over IPv6"])
+def socket_pair(
+    request: pytest.FixtureRequest,
+) -> Callable[[], tuple[socket.socket, socket.socket]]:
     """Makes established connections; the first socket is the peer's, the second is for a port."""
-    return connect_pair
+    if request.param == "accepted over IPv4":
+        return connect_pair
+    return lambda: connect_pair_from_here(socket.AF_INET6)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from pyroute2 import netns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NIC = "sm0"
 ADDRESS = "10.78.0.1"
 PEER_ADDRESS = "10.78.0.2"
+ADDRESS6 = "fd78::1"
+PEER_ADDRESS6 = "fd78::2"
 PEER_NAMESPACE = "peer"
 
 
@@ -19,23 +26,44 @@ def sh(command: str) -> None:
     subprocess.run(["sh", "-ec", command], check=True)
 
 
-def in_peer_namespace() -> socket.socket:
-    """A TCP socket of the namespace at the other end of the wire."""
+@contextmanager
+def peer_namespace() -> Iterator[None]:
+    """Sockets made inside are at the other end of the wire."""
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
     try:
         netns.setns(PEER_NAMESPACE)
-        return socket.socket()
+        yield
     finally:
         netns.setns(home)
         os.close(home)
 
 
-def connect_pair() -> tuple[socket.socket, socket.socket]:
-    """A connection across the wire: the peer's socket, and the one for a port."""
-    with socket.create_server((ADDRESS, 0)) as listener:
-        peer = in_peer_namespace()
+def in_peer_namespace(family: int = socket.AF_INET) -> socket.socket:
+    """A TCP socket of the namespace at the other end of the wire."""
+    with peer_namespace():
+        return socket.socket(family)
+
+
+def connect_pair(family: int = socket.AF_INET) -> tuple[socket.socket, socket.socket]:
+    """A connection across the wire: the peer's socket, and the accepted one for a port."""
+    address = ADDRESS6 if family == socket.AF_INET6 else ADDRESS
+    with socket.create_server((address, 0), family=family) as listener:
+        peer = in_peer_namespace(family)
         peer.settimeout(60.0)
         peer.connect(listener.getsockname())
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         accepted, _address = listener.accept()
     return peer, accepted
+
+
+def connect_pair_from_here(family: int = socket.AF_INET) -> tuple[socket.socket, socket.socket]:
+    """Like :func:`connect_pair`, but the socket for a port is the one that called connect()."""
+    address = PEER_ADDRESS6 if family == socket.AF_INET6 else PEER_ADDRESS
+    with peer_namespace():
+        listener = socket.create_server((address, 0), family=family)
+    with listener:
+        opened = socket.create_connection(listener.getsockname()[:2])
+        peer, _address = listener.accept()
+    peer.settimeout(60.0)
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return peer, opened
