@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import RingPort
+from tests.guest.attached import Attached
 from tests.guest.raw import RawPort
 from tests.guest.wire import (
     ADDRESS,
@@ -56,10 +57,19 @@ def port_factory() -> Callable[[], RingPort]:
 
 
 @pytest.fixture
-def raw_port() -> Iterator[RawPort]:
-    """An open port without the library."""
+def port() -> Iterator[RawPort]:
+    """A port without the library."""
     with RawPort() as port:
         yield port
+
+
+@pytest.fixture
+def two(port: RawPort) -> Iterator[Attached]:
+    """Two connections on that port, one of which must come out unharmed."""
+    two = Attached(port)
+    yield two
+    two.check_honest()
+    two.close()
 
 
 @pytest.fixture(params=["accepted over IPv4", "connected over IPv6"])

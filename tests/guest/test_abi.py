@@ -11,10 +11,10 @@ import select
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.guest.attached import Attached
 from tests.guest.raw import (
     CLOSED,
     REFUSED,
@@ -27,50 +27,7 @@ from tests.guest.raw import (
     Ring,
     register,
 )
-from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, sh
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-class Attached:
-    """A raw port with two connections: one to be bad with, one to stay honest."""
-
-    def __init__(self, port: RawPort) -> None:
-        self.port = port
-        self.peer, self.sock = connect_pair()
-        self.honest_peer, self.honest_sock = connect_pair()
-        self.id = port.attach(self.sock)
-        self.honest = port.attach(self.honest_sock)
-
-    def close(self) -> None:
-        for sock in (self.peer, self.sock, self.honest_peer, self.honest_sock):
-            sock.close()
-
-    def check_honest(self) -> None:
-        """The other connection still works in both directions."""
-        self.port.send(self.honest, b"still here")
-        assert self.honest_peer.recv(100) == b"still here"
-        self.honest_peer.sendall(b"me too")
-        deadline = time.monotonic() + 20
-        got = b""
-        while got != b"me too":
-            assert time.monotonic() < deadline
-            got += b"".join(p for i, p, _e, _x in self.port.receive() if i == self.honest)
-
-
-@pytest.fixture
-def port() -> Iterator[RawPort]:
-    with RawPort() as port:
-        yield port
-
-
-@pytest.fixture
-def two(port: RawPort) -> Iterator[Attached]:
-    two = Attached(port)
-    yield two
-    two.check_honest()
-    two.close()
+from tests.guest.wire import NIC, connect_pair
 
 
 def submit(port: RawPort, count: int = 1) -> list[int]:
@@ -356,80 +313,6 @@ def test_unknown_sync_flags(port: RawPort) -> None:
     for flags, spin in ((8, 0), (2**31, 0), (SYNC_RX, 1001)):
         with pytest.raises(OSError, match="Invalid argument"):
             port.sync(flags, spin)
-
-
-def test_what_cannot_be_attached(port: RawPort) -> None:
-    def refused(sock: socket.socket | int, **fields: int) -> int:
-        with pytest.raises(OSError) as caught:
-            port.attach(sock, **fields)
-        return caught.value.errno or 0
-
-    peer, sock = connect_pair()
-    listener = socket.create_server((ADDRESS, 0))
-    regular = os.open(__file__, os.O_RDONLY)
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    unix = socket.socketpair()
-    unconnected = socket.socket()
-    foreign = in_peer_namespace()
-    assert refused(9999) == errno.EBADF
-    assert refused(-1) == errno.EBADF
-    assert refused(regular) == errno.ENOTSOCK
-    assert refused(udp) == errno.EOPNOTSUPP
-    assert refused(unix[0]) == errno.EOPNOTSUPP
-    assert refused(listener) == errno.EINVAL
-    assert refused(unconnected) == errno.ENOTCONN
-    assert refused(sock, flags=1) == errno.EINVAL
-    assert refused(sock, reserved=1) == errno.EINVAL
-    assert refused(foreign) == errno.EXDEV
-    port.attach(sock)
-    assert refused(sock) == errno.EALREADY
-    with RawPort() as other, pytest.raises(OSError) as caught:
-        other.attach(sock)
-    assert caught.value.errno == errno.EALREADY
-    os.close(regular)
-    for s in (peer, sock, listener, udp, unconnected, foreign, *unix):
-        s.close()
-
-
-def test_a_socket_with_ktls_is_busy(port: RawPort) -> None:
-    sh("modprobe tls")
-    peer, sock = connect_pair()
-    sock.setsockopt(socket.IPPROTO_TCP, 31, b"tls")  # TCP_ULP
-    with pytest.raises(OSError) as caught:
-        port.attach(sock)
-    assert caught.value.errno == errno.EBUSY
-    peer.close()
-    sock.close()
-
-
-def test_the_socket_is_busy_while_attached(two: Attached) -> None:
-    sock = two.sock
-    sock.setblocking(False)
-
-    def code(call: object, *args: object) -> int:
-        with pytest.raises(OSError) as caught:
-            call(*args)  # type: ignore[operator]
-        return caught.value.errno or 0
-
-    two.peer.sendall(b"for the ring")
-    time.sleep(0.1)
-    assert code(sock.recv, 10) == errno.EBUSY
-    assert code(sock.recv, 10, socket.MSG_PEEK) == errno.EBUSY
-    assert code(sock.send, b"x") == errno.EBUSY
-    assert code(sock.connect, (ADDRESS, 1)) == errno.EBUSY
-    assert code(sock.listen) == errno.EBUSY
-    read_end, write_end = os.pipe()
-    os.write(write_end, b"x")
-    assert code(os.splice, sock.fileno(), write_end, 10) == errno.EBUSY
-    assert code(os.splice, read_end, sock.fileno(), 1) == errno.EBUSY
-    with open(__file__, "rb") as file:
-        assert code(os.sendfile, sock.fileno(), file.fileno(), 0, 10) == errno.EBUSY
-    os.close(read_end)
-    os.close(write_end)
-    assert sock.getpeername() == two.peer.getsockname()
-    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 100)
-    payload = b"".join(p for i, p, _e, _x in two.port.receive() if i == two.id)
-    assert payload == b"for the ring"
 
 
 def test_detach_gives_the_socket_back(two: Attached) -> None:

@@ -1,0 +1,62 @@
+"""As much of bpf(2) as sockmap and KCM need, without a library."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+
+_SYS_BPF = 321
+_MAP_CREATE, _MAP_UPDATE_ELEM, _MAP_DELETE_ELEM, _PROG_LOAD = 0, 2, 3, 5
+_PROG_TYPE_SOCKET_FILTER = 1
+_MAP_TYPE_SOCKMAP = 15
+#: r0 = 0; exit
+_RETURN_0 = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _bpf(command: int, attributes: bytes) -> int:
+    """Call bpf(2); its result, or OSError."""
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    result: int = _libc.syscall(_SYS_BPF, command, buffer, len(attributes))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def make_sockmap() -> int:
+    """A sockmap with four places; returns its descriptor."""
+    return _bpf(_MAP_CREATE, struct.pack("<IIIII", _MAP_TYPE_SOCKMAP, 4, 4, 4, 0))
+
+
+def put_into_sockmap(sockmap: int, place: int, sock: socket.socket) -> None:
+    """Put a socket into a sockmap."""
+    key = ctypes.c_uint32(place)
+    value = ctypes.c_uint32(sock.fileno())
+    addresses = (ctypes.addressof(key), ctypes.addressof(value))
+    _bpf(_MAP_UPDATE_ELEM, struct.pack("<IxxxxQQQ", sockmap, *addresses, 0))
+
+
+def remove_from_sockmap(sockmap: int, place: int) -> None:
+    """Empty one place of a sockmap."""
+    key = ctypes.c_uint32(place)
+    _bpf(_MAP_DELETE_ELEM, struct.pack("<IxxxxQQQ", sockmap, ctypes.addressof(key), 0, 0))
+
+
+def load_socket_filter() -> int:
+    """The smallest socket filter, which answers 0; returns its descriptor."""
+    code = ctypes.create_string_buffer(_RETURN_0, len(_RETURN_0))
+    license_name = ctypes.create_string_buffer(b"GPL")
+    attributes = struct.pack(
+        "<IIQQIIQI",
+        *(_PROG_TYPE_SOCKET_FILTER, len(_RETURN_0) // 8),
+        *(ctypes.addressof(code), ctypes.addressof(license_name)),
+        *(0, 0, 0, 0),
+    )
+    return _bpf(_PROG_LOAD, attributes)
