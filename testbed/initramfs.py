@@ -56,7 +56,7 @@ def build_initramfs(
         name = "/modules/" + path.rsplit("/", 1)[-1].removesuffix(".xz")
         cpio.file(name, modules.read(path))
         loads.append(name)
-    cpio.file("/init", _init_script(identity, agent, keep, loads).encode(), 0o755)
+    cpio.file("/init", _init_script(kernel, identity, agent, keep, loads).encode(), 0o755)
     return cpio.finish()
 
 
@@ -88,7 +88,11 @@ def _busybox_archive() -> CpioWriter:
 
 
 def _init_script(
-    identity: GuestIdentity, agent: Sequence[str], keep: Sequence[Path], loads: Sequence[str]
+    kernel: Kernel,
+    identity: GuestIdentity,
+    agent: Sequence[str],
+    keep: Sequence[Path],
+    loads: Sequence[str],
 ) -> str:
     insmods = "\n".join(f"insmod {path}" for path in loads)
     return f"""#!/bin/sh
@@ -99,6 +103,7 @@ mount -t sysfs sys /sys
 set -e
 {insmods}
 mount -t virtiofs -o ro {ROOT_TAG} /host
+mount --bind {shlex.quote(f"/host{kernel.modules.parent}")} /host/lib/modules
 {_tmpfs_commands(keep)}
 hostname {identity.name}
 ip link set lo up

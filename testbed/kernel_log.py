@@ -14,7 +14,8 @@ _OFFENCES = re.compile(
     r"Objects remaining|unregister_netdevice: waiting"
 )
 _HARMLESS = re.compile(
-    r"kfence: initialized|KernelAddressSanitizer initialized|Command line:|command line:"
+    r"kfence: initialized|KernelAddressSanitizer initialized|memory leak detector initialized|"
+    r"Command line:|command line:"
 )
 
 

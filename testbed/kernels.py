@@ -1,4 +1,4 @@
-"""Find Debian's stock kernels on this machine, and the modules one of them needs."""
+"""Find Debian's stock kernels on this machine, or one built by hand, and their modules."""
 
 from __future__ import annotations
 
@@ -33,9 +33,14 @@ def find_kernel(
 ) -> Kernel:
     """Return the newest installed cloud kernel of a series, or exactly the release named.
 
+    A directory, named with a slash in it, is one built by hand: its image is in the file
+    ``image``, its modules in ``lib/modules/RELEASE``.
+
     Raises:
         MissingToolError: no such kernel is installed with its modules.
     """
+    if "/" in name:
+        return _kernel_of_directory(Path(name).resolve())
     pattern = f"vmlinuz-{name}[.-]*cloud-amd64" if _SERIES.fullmatch(name) else f"vmlinuz-{name}"
     found = []
     for image in boot.glob(pattern):
@@ -50,6 +55,14 @@ def find_kernel(
             f"install it with 'apt-get install {package}'"
         )
     return max(found, key=lambda kernel: _version_key(kernel.release))
+
+
+def _kernel_of_directory(directory: Path) -> Kernel:
+    lists = list(directory.glob("lib/modules/*/modules.dep"))
+    if len(lists) != 1 or not (directory / "image").is_file():
+        raise MissingToolError(f"no kernel is in {directory}: build it with 'make debug-kernel'")
+    modules = lists[0].parent
+    return Kernel(modules.name, directory / "image", modules)
 
 
 def _version_key(release: str) -> list[int]:

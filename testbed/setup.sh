@@ -6,6 +6,11 @@
 #   setup.sh python VENV            a virtual environment with the project (editable) in it
 #   setup.sh module OUT [MAKE...]   stackmap.ko for Debian's kernels, as OUT/<release>/stackmap.ko
 #                                   (OUT absolute; warnings are errors)
+#
+# and for debug kernels
+#
+#   setup.sh debug-packages                 what building one takes besides
+#   setup.sh module-for BUILD OUT [MAKE...] OUT/stackmap.ko for the kernel in the directory BUILD
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -17,6 +22,7 @@ qemu-system-x86 qemu-system-common busybox-static
 gcc libc6-dev make sparse shellcheck cpio kmod xz-utils
 python3-dev python3-venv
 iproute2 tcpdump memcached libmemcached-tools"
+DEBUG_PACKAGES="linux-source-6.12 flex bison bc libelf-dev libssl-dev ccache"
 POLICY=/usr/sbin/policy-rc.d
 
 log=$(mktemp)
@@ -60,7 +66,7 @@ forbid_daemons() {
 
 packages() {
 	missing=
-	for package in $PACKAGES; do
+	for package in "$@"; do
 		installed "$package" || missing="$missing $package"
 	done
 	[ -n "$missing" ] || return 0
@@ -94,31 +100,49 @@ releases() {
 	done
 }
 
-# Built from a copy, so that one source tree serves all kernels and stays clean.
 module() {
 	out=$1
 	shift
 	for release in $(releases); do
-		folder=$out/$release
-		find kmod -name '*.[ch]' ! -name '*.mod.c' -o -name Kbuild | while read -r file; do
-			copy=$folder/${file#kmod/}
-			mkdir -p "$(dirname "$copy")"
-			cmp -s "$file" "$copy" || cp "$file" "$copy"
-		done
-		[ -e "$folder/stackmap.ko" ] || say "building stackmap.ko for Linux $release"
-		quietly make -C "/lib/modules/$release/build" M="$folder" W=1 "$@" modules
-		if grep -E '(warning|error):' "$log" >&2; then
-			rm -f "$folder"/*.o
-			fail "stackmap.ko does not build cleanly for Linux $release"
-		fi
+		module_for "/lib/modules/$release/build" "$out/$release" "$@"
 	done
+}
+
+# Built from a copy, so that one source tree serves all kernels and stays clean.
+module_for() {
+	build=$1
+	folder=$2
+	shift 2
+	find kmod -name '*.[ch]' ! -name '*.mod.c' -o -name Kbuild | while read -r file; do
+		copy=$folder/${file#kmod/}
+		mkdir -p "$(dirname "$copy")"
+		cmp -s "$file" "$copy" || cp "$file" "$copy"
+	done
+	[ -e "$folder/stackmap.ko" ] || say "building stackmap.ko for the kernel in $build"
+	quietly make -C "$build" M="$folder" W=1 "$@" modules
+	if grep -E '(warning|error):' "$log" >&2; then
+		rm -f "$folder"/*.o
+		fail "stackmap.ko does not build cleanly for the kernel in $build"
+	fi
 }
 
 step=${1:-}
 case $step in
-packages | python | module)
+packages)
+	# shellcheck disable=SC2086 # a list of words
+	packages $PACKAGES
+	;;
+debug-packages)
+	# shellcheck disable=SC2086
+	packages $DEBUG_PACKAGES
+	;;
+python | module)
 	shift
 	"$step" "$@"
 	;;
-*) fail "name a step: packages, python or module" ;;
+module-for)
+	shift
+	module_for "$@"
+	;;
+*) fail "name a step: packages, python, module, debug-packages or module-for" ;;
 esac
