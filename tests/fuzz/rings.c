@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: GPL-2.0
+/* What a hostile thread does to rings, slots and buffers. */
+#include "hostile.h"
+
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#define BATCH	256
+
+static uint32_t random_buffer(struct rng *rng, const struct port *port)
+{
+	return rng_one_in(rng, 8) ? rng_odd(rng) : rng_below(rng, port->nbufs + 1);
+}
+
+static void good_slot(struct rng *rng, struct port *port, struct sm_slot *slot)
+{
+	uint32_t len = 1 + rng_below(rng, rng_one_in(rng, 4) ? 4096 : 100);
+
+	slot->len = len;
+	slot->flags = 0;
+	slot->ptr = SM_PTR(atomic_load(&port->id[rng_below(rng, IDS)]),
+			   rng_below(rng, 4096 - len + 1));
+}
+
+static void mutate_slot(struct rng *rng, struct port *port, struct sm_slot *slot)
+{
+	switch (rng_below(rng, 8)) {
+	case 0:
+		slot->buf_idx = random_buffer(rng, port);
+		break;
+	case 1:
+		slot->len = rng_odd(rng);
+		break;
+	case 2:
+		slot->flags = rng_odd(rng);
+		break;
+	case 3:
+		slot->ptr = (slot->ptr & ~0xffffffffULL) | rng_odd(rng);
+		break;
+	case 4:
+		slot->ptr = (slot->ptr & ~(0xffffULL << 32)) | (uint64_t)(uint16_t)rng_odd(rng) << 32;
+		break;
+	case 5:
+		slot->ptr |= 1ULL << (48 + rng_below(rng, 16));
+		break;
+	case 6:
+		slot->ptr = rng_next(rng);
+		break;
+	default:
+		rng_mutate(rng, slot, sizeof(*slot));
+	}
+}
+
+/*
+ * Fill slots from head on, @mutated of 16 of them mutated, and sync.  Indices that were written
+ * over are written back after a refusal, mostly: a ring of nothing but bad indices sends nothing.
+ */
+static void submit(struct rng *rng, struct port *port, uint32_t mutated)
+{
+	struct sm_ring *ring = port->tx;
+	uint32_t n = port->ntx, head, room, batch;
+	uint32_t before[BATCH], wrote[BATCH];
+
+	if (!n)
+		return;
+	head = ring->head % n;
+	room = (ring->tail - head + n) % n;
+	batch = 1 + rng_below(rng, rng_one_in(rng, 2) ? 8 : BATCH);
+	if (batch > room && rng_below(rng, 64))
+		batch = room;
+	for (uint32_t k = 0; k < batch; k++) {
+		struct sm_slot *slot = &ring->slot[(head + k) % n];
+
+		before[k] = slot->buf_idx;
+		good_slot(rng, port, slot);
+		if (rng_below(rng, 16) < mutated)
+			mutate_slot(rng, port, slot);
+		wrote[k] = slot->buf_idx;
+	}
+	ring->cur = (head + batch) % n;
+	__atomic_store_n(&ring->head, (head + batch) % n, __ATOMIC_RELEASE);
+	port_sync(rng, port);
+	if (rng_one_in(rng, 16))
+		return;
+	for (uint32_t k = 0; k < batch; k++) {
+		struct sm_slot *slot = &ring->slot[(head + k) % n];
+
+		if (slot->buf_idx == wrote[k])
+			slot->buf_idx = before[k];
+	}
+}
+
+static void submit_good(struct rng *rng)
+{
+	struct port *port = pick_mapped_port(rng);
+
+	if (port)
+		submit(rng, port, 0);
+}
+
+static void submit_some_bad(struct rng *rng)
+{
+	struct port *port = pick_mapped_port(rng);
+
+	if (port)
+		submit(rng, port, 4);
+}
+
+static void submit_bad(struct rng *rng)
+{
+	struct port *port = pick_mapped_port(rng);
+
+	if (port)
+		submit(rng, port, 16);
+}
+
+/* Give receive slots back: as they are, with other indices, or with those of transmit slots. */
+static void give_back(struct rng *rng)
+{
+	struct port *port = pick_mapped_port(rng);
+	uint32_t n, tail, bad;
+	struct sm_ring *ring;
+
+	if (!port || !port->nrx)
+		return;
+	ring = port->rx;
+	n = port->nrx;
+	port_sync(rng, port);
+	tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE) % n;
+	bad = rng_below(rng, 3) ? 0 : 1 + rng_below(rng, 8);
+	for (uint32_t i = ring->head % n; i != tail; i = (i + 1) % n) {
+		if (bad && rng_one_in(rng, bad))
+			ring->slot[i].buf_idx = random_buffer(rng, port);
+		if (rng_one_in(rng, 64))
+			tail = i;
+		if (i == tail)
+			break;
+	}
+	ring->cur = tail;
+	__atomic_store_n(&ring->head, tail, __ATOMIC_RELEASE);
+	port_sync(rng, port);
+}
+
+/* Swap buffers between received slots and free transmit slots: a proxy without copies. */
+static void forward(struct rng *rng)
+{
+	struct port *port = pick_mapped_port(rng);
+	uint32_t rx, tx, batch = 1 + rng_below(rng, 16);
+
+	if (!port || !port->nrx || !port->ntx)
+		return;
+	rx = port->rx->head % port->nrx;
+	tx = port->tx->head % port->ntx;
+	while (batch-- && rx != port->rx->tail % port->nrx && tx != port->tx->tail % port->ntx) {
+		struct sm_slot *from = &port->rx->slot[rx], *to = &port->tx->slot[tx];
+		uint32_t spare = to->buf_idx;
+
+		to->buf_idx = from->buf_idx;
+		to->len = from->len;
+		to->flags = NS_BUF_CHANGED;
+		to->ptr = SM_PTR(pick_id(rng, port), SM_PTR_OFFSET(from->ptr));
+		if (rng_below(rng, 8))
+			from->buf_idx = spare;
+		rx = (rx + 1) % port->nrx;
+		tx = (tx + 1) % port->ntx;
+	}
+	port->rx->cur = rx;
+	port->rx->head = rx;
+	port->tx->cur = tx;
+	__atomic_store_n(&port->tx->head, tx, __ATOMIC_RELEASE);
+	port_sync(rng, port);
+}
+
+/* Write over any slots, whoever they belong to. */
+static void scribble_slots(struct rng *rng)
+{
+	struct port *port = pick_mapped_port(rng);
+	struct sm_ring *ring;
+	uint32_t n;
+
+	if (!port)
+		return;
+	ring = rng_below(rng, 3) ? port->tx : port->rx;
+	n = ring == port->tx ? port->ntx : port->nrx;
+	for (uint32_t k = 1 + rng_below(rng, 16); k; k--)
+		mutate_slot(rng, port, &ring->slot[rng_below(rng, n)]);
+	count(C_scribbles);
+}
+
+/* Write over what the kernel tells the application: none of it may be believed. */
+static void scribble_header(struct rng *rng)
+{
+	struct port *port = pick_mapped_port(rng);
+
+	if (!port)
+		return;
+	if (rng_one_in(rng, 4))
+		rng_mutate(rng, port->arena, sizeof(struct sm_if));
+	else
+		rng_mutate(rng, rng_one_in(rng, 2) ? port->tx : port->rx, sizeof(struct sm_ring));
+	count(C_scribbles);
+}
+
+static void scribble_positions(struct rng *rng)
+{
+	struct port *port = pick_mapped_port(rng);
+	struct sm_ring *ring;
+
+	if (!port)
+		return;
+	ring = rng_one_in(rng, 2) ? port->tx : port->rx;
+	if (rng_below(rng, 3))
+		ring->head = rng_odd(rng);
+	if (rng_below(rng, 3))
+		ring->cur = rng_odd(rng);
+	if (rng_one_in(rng, 3))
+		ring->tail = rng_odd(rng);
+	port_sync(rng, port);
+	count(C_scribbles);
+}
+
+/* Write into pages, free, pinned or foreign. */
+static void scribble_buffers(struct rng *rng)
+{
+	struct port *port = pick_mapped_port(rng);
+
+	if (!port)
+		return;
+	for (uint32_t k = 1 + rng_below(rng, 16); k; k--) {
+		size_t at = rng_next(rng) % port->size;
+		size_t n = rng_below(rng, 5000);
+
+		if (n > port->size - at)
+			n = port->size - at;
+		/* Not the rings, or hardly anything else would happen any more. */
+		if (at >= port->size - (size_t)port->nbufs * 4096)
+			memset(port->arena + at, rng_next(rng), n);
+	}
+	count(C_scribbles);
+}
+
+/* Rewrite slots and positions for a while, whatever the other threads submit meanwhile. */
+static void race(struct rng *rng)
+{
+	struct port *port = pick_mapped_port(rng);
+	struct sm_slot kept, *slot;
+
+	if (!port || !port->ntx)
+		return;
+	slot = &port->tx->slot[(port->tx->head + rng_below(rng, 32)) % port->ntx];
+	kept = *slot;
+	for (uint32_t k = rng_below(rng, 20000); k; k--) {
+		switch (k % 4) {
+		case 0:
+			slot->len ^= 0x1f00;
+			break;
+		case 1:
+			slot->buf_idx ^= 1 + k % 7;
+			break;
+		case 2:
+			slot->ptr ^= 1ULL << (k % 64);
+			break;
+		default:
+			slot = &port->tx->slot[(slot - port->tx->slot + 1) % port->ntx];
+		}
+		__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	}
+	*slot = kept;
+	count(C_scribbles);
+}
+
+const struct action ring_actions[] = {
+	{ "submit_good", 6, submit_good },
+	{ "submit_some_bad", 4, submit_some_bad },
+	{ "submit_bad", 6, submit_bad },
+	{ "give_back", 6, give_back },
+	{ "forward", 2, forward },
+	{ "scribble_slots", 2, scribble_slots },
+	{ "scribble_header", 1, scribble_header },
+	{ "scribble_positions", 1, scribble_positions },
+	{ "scribble_buffers", 1, scribble_buffers },
+	{ "race", 1, race },
+};
+const size_t ring_action_count = ARRAY_SIZE(ring_actions);
