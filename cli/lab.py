@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import closing, contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -189,10 +188,10 @@ def _name_option(name: str) -> str:
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """Show how far it is: with a spinner on a terminal, in plain lines elsewhere."""
-    if not sys.stderr.isatty() or find_spec("rich") is None:
+    if not sys.stderr.isatty():
         yield lambda text: click.echo(text, err=True)
         return
-    from rich.console import Console  # noqa: PLC0415 - the package may be missing
+    from rich.console import Console  # noqa: PLC0415 (no other command needs it)
 
     console = Console(stderr=True)
     with console.status("starting") as spinner:

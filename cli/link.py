@@ -1,15 +1,24 @@
-"""What the kernel says about a NIC, whether it may be bound, and the change that binds it."""
+"""What the kernel says about a NIC, whether it may be bound, and the change that binds it.
+
+The qdisc's options say who besides the administrator may open ports (SM_TCA_* in
+``kmod/uapi/stackmap.h``).
+"""
 
 from __future__ import annotations
 
 import errno
+import grp
+import pwd
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
+from pyroute2.netlink import NLA_F_NESTED, nla
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import TC_H_ROOT
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOOPBACK, IFF_UP
+from pyroute2.netlink.rtnl.tcmsg import plugins
 
 from stackmap._errors import StackmapError
 
@@ -22,6 +31,55 @@ _MAIN_TABLE = 254
 
 class NicError(StackmapError):
     """The NIC cannot be bound, or unbound, as it is."""
+
+
+class QdiscOptions(nla):
+    """The options of the module's qdisc."""
+
+    nla_flags = NLA_F_NESTED
+    prefix = "SM_TCA_"
+    nla_map = (("SM_TCA_UNSPEC", "none"), ("SM_TCA_UID", "uint32"), ("SM_TCA_GID", "uint32"))
+
+
+class _Plugin:
+    """What pyroute2 wants to know about a kind of qdisc."""
+
+    options = QdiscOptions
+
+    @staticmethod
+    def get_parameters(request: dict[str, Any]) -> Any:
+        return request.get("options")
+
+
+plugins[KIND] = _Plugin
+
+
+@dataclass(frozen=True)
+class Grants:
+    """Who may open ports on a NIC besides the administrator, by number."""
+
+    uid: int | None = None
+    gid: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.uid is not None or self.gid is not None
+
+    def __str__(self) -> str:
+        names = []
+        if self.uid is not None:
+            names.append(f"user {_name_of_user(self.uid)}")
+        if self.gid is not None:
+            names.append(f"group {_name_of_group(self.gid)}")
+        return f"{' and '.join(names or ['only root'])} may open ports on it"
+
+
+@dataclass(frozen=True)
+class BoundNic:
+    """A NIC with the module's qdisc at its root."""
+
+    name: str
+    index: int
+    grants: Grants
 
 
 @dataclass(frozen=True)
@@ -114,14 +172,39 @@ def _default_route_nics(route: IPRoute) -> Iterator[int]:
             yield index
 
 
-def set_qdisc(route: IPRoute, nic: Nic) -> None:
-    """Put the module's qdisc at the root of the NIC.
+def bound_nics(route: IPRoute) -> list[BoundNic]:
+    """The NICs of this network namespace that are bound."""
+    return [
+        BoundNic(socket.if_indextoname(qdisc["index"]), qdisc["index"], _grants(qdisc))
+        for qdisc in route.get_qdiscs()
+        if qdisc.get_attr("TCA_KIND") == KIND and qdisc["parent"] == TC_H_ROOT
+    ]
+
+
+def _grants(qdisc: Any) -> Grants:
+    options = qdisc.get_attr("TCA_OPTIONS")
+    if options is None:
+        return Grants()
+    return Grants(options.get_attr("SM_TCA_UID"), options.get_attr("SM_TCA_GID"))
+
+
+def set_qdisc(route: IPRoute, nic: Nic, grants: Grants | None) -> None:
+    """Put the module's qdisc at the root of the NIC, or change whom it lets open ports.
+
+    Args:
+        route: where to ask the kernel.
+        nic: the NIC.
+        grants: who may open ports, instead of whom an earlier call named; None to leave it.
 
     Raises:
         NicError: the kernel refuses.
     """
+    request: dict[str, Any] = {"index": nic.index, "parent": TC_H_ROOT}
+    if grants is not None:
+        numbers = (("SM_TCA_UID", grants.uid), ("SM_TCA_GID", grants.gid))
+        request["options"] = {"attrs": [pair for pair in numbers if pair[1] is not None]}
     try:
-        route.tc("replace", KIND, index=nic.index, parent=TC_H_ROOT)
+        route.tc("replace", KIND, **request)
     except NetlinkError as error:
         raise _refusal(nic, error) from error
 
@@ -143,3 +226,17 @@ def _refusal(nic: Nic, error: NetlinkError) -> NicError:
     if error.code == errno.ENOENT:
         reason = f"the loaded module has no qdisc {KIND!r}: unload it and load the project's"
     return NicError(f"the kernel does not change the queueing of {nic.name}: {reason}")
+
+
+def _name_of_user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _name_of_group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

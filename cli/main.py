@@ -8,6 +8,7 @@ from .lab import lab
 from .nic import bind, unbind
 from .sentences import SentenceGroup
 from .serve import serve
+from .show import conns, ports, stats
 
 
 @click.group(cls=SentenceGroup)
@@ -16,7 +17,7 @@ def main() -> None:
     """The kernel's TCP with netmap rings as data plane."""
 
 
-for command in (bind, lab, serve, unbind):
+for command in (bind, conns, lab, ports, serve, stats, unbind):
     main.add_command(command)
 
 if __name__ == "__main__":

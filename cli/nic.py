@@ -6,6 +6,8 @@ to the driver in batches; everything else that the kernel does with the NIC goes
 
 from __future__ import annotations
 
+import grp
+import pwd
 import re
 from pathlib import Path
 
@@ -19,6 +21,10 @@ from .sentences import SentenceCommand
 _CAP_NET_ADMIN = 12
 
 
+class UnknownNameError(StackmapError):
+    """A user or a group that does not exist."""
+
+
 class MissingRightError(StackmapError):
     """The command needs a right that its caller does not have."""
 
@@ -29,25 +35,32 @@ class MissingRightError(StackmapError):
     "--module", type=click.Path(path_type=Path), help="The stackmap.ko to load if none is."
 )
 @click.option("--force", is_flag=True, help="Bind it even if the default route leaves through it.")
-def bind(nic: str, module: Path | None, *, force: bool) -> None:
+@click.option("--user", help="Who may open ports on it besides root: a name or a number.")
+@click.option("--group", help="The group whose members may.")
+def bind(
+    nic: str, module: Path | None, *, force: bool, user: str | None, group: str | None
+) -> None:
     """Give NIC to stackmap, loading the kernel module if need be.
 
-    Binding a NIC again changes nothing.
+    Binding a NIC again changes nothing, but for who may open ports: --user and --group replace
+    what was said before.  Ports that are open stay open.
     """
     from pyroute2 import IPRoute  # noqa: PLC0415 (takes 0.3 s that other commands need not pay)
 
     from . import link  # noqa: PLC0415 (imports it too)
 
+    grants = link.Grants(_uid(user), _gid(group))
     _require_net_admin("bind")
     with IPRoute() as route:
         state = link.read_nic(route, nic)
-        if state.qdisc == link.KIND:
-            click.echo(f"{nic} is bound already.")
-            return
-        link.check_bindable(state, force=force)
-        load_module(module)
-        link.set_qdisc(route, state)
-    click.echo(f"{nic} is bound.")
+        bound_already = state.qdisc == link.KIND
+        if not bound_already:
+            link.check_bindable(state, force=force)
+            load_module(module)
+        if grants or not bound_already:
+            link.set_qdisc(route, state, grants or None)
+    bound = f"{nic} is bound already" if bound_already else f"{nic} is bound"
+    click.echo(f"{bound}; now {grants}." if grants else f"{bound}.")
 
 
 @click.command(cls=SentenceCommand)
@@ -69,6 +82,24 @@ def unbind(nic: str) -> None:
             return
         link.remove_qdisc(route, state)
     click.echo(f"{nic} is no longer bound.")
+
+
+def _uid(name: str | None) -> int | None:
+    if name is None or name.isdecimal():
+        return None if name is None else int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise UnknownNameError(f"there is no user {name} here") from None
+
+
+def _gid(name: str | None) -> int | None:
+    if name is None or name.isdecimal():
+        return None if name is None else int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise UnknownNameError(f"there is no group {name} here") from None
 
 
 def _require_net_admin(command: str) -> None:

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The generic netlink family "stackmap": dumps of ports, rings and connections, to look at.
+ * stackmap.yaml is its specification.
+ *
+ * A dump takes as many messages as it needs, and nothing is held between two of them: ports are
+ * visited in the order of their mem_id, connections in that of their id, and the position is the
+ * next number to look for.  What has gone meanwhile is not found; all else comes exactly once.
+ */
+#include <linux/rcupdate.h>
+#include <net/genetlink.h>
+#include <net/inet_sock.h>
+#include <net/sch_generic.h>
+
+#include "stackmap.h"
+#include "uapi/stackmap_netlink.h"
+
+/* Where a dump goes on, in cb->ctx. */
+struct sm_nl_pos {
+	u32 mem_id;		/* this port, or the next one if it has gone */
+	unsigned long item;	/* ring or connection of this port, or the next one */
+};
+
+static struct genl_family sm_genl_family;
+
+/* The port with the lowest mem_id from @mem_id on, with a reference; NULL if there is none. */
+static struct sm_port *sm_nl_port(const struct net *net, u32 mem_id)
+{
+	struct sm_port *port, *found = NULL;
+
+	mutex_lock(&sm_ports_lock);
+	list_for_each_entry(port, &sm_ports, node)
+		if (port->net_cookie == net->net_cookie && port->mem_id >= mem_id &&
+		    (!found || port->mem_id < found->mem_id))
+			found = port;
+	/* Closing takes a port off the list, under the lock, before it gives up its reference. */
+	if (found)
+		sm_port_get(found);
+	mutex_unlock(&sm_ports_lock);
+	return found;
+}
+
+static int sm_nl_put_counters(struct sk_buff *skb, int type, const struct sm_pair *pair, u32 npairs)
+{
+	static const u8 attr[SM_COUNTERS] = {
+		[SM_RX_BYTES]		= SM_A_COUNTERS_RX_BYTES,
+		[SM_TX_BYTES]		= SM_A_COUNTERS_TX_BYTES,
+		[SM_RX_SLOTS]		= SM_A_COUNTERS_RX_SLOTS,
+		[SM_SENT]		= SM_A_COUNTERS_SLOTS_SENT,
+		[SM_RELEASED_ACK]	= SM_A_COUNTERS_SLOTS_RELEASED_ACK,
+		[SM_RELEASED_RESET]	= SM_A_COUNTERS_SLOTS_RELEASED_RESET,
+		[SM_AGAIN]		= SM_A_COUNTERS_SLOTS_AGAIN,
+		[SM_BAD_SLOT]		= SM_A_COUNTERS_BAD_SLOTS,
+		[SM_UNKNOWN_CONN]	= SM_A_COUNTERS_UNKNOWN_CONN,
+		[SM_DEAD_CONN]		= SM_A_COUNTERS_DEAD_CONN,
+		[SM_BAD_RING]		= SM_A_COUNTERS_BAD_RINGS,
+		[SM_STALL]		= SM_A_COUNTERS_RING_STALLS,
+		[SM_SYNCS]		= SM_A_COUNTERS_SYNCS,
+		[SM_CONNECTIONS]	= SM_A_COUNTERS_CONNECTIONS,
+	};
+	struct nlattr *nest = nla_nest_start(skb, type);
+	u32 i, k;
+
+	if (!nest)
+		return -EMSGSIZE;
+	for (i = 0; i < SM_COUNTERS; i++) {
+		s64 sum = 0;
+
+		for (k = 0; k < npairs; k++)
+			sum += atomic64_read(&pair[k].counter[i]);
+		if (nla_put_u64_64bit(skb, attr[i], sum, SM_A_COUNTERS_PAD))
+			return -EMSGSIZE;
+	}
+	nla_nest_end(skb, nest);
+	return 0;
+}
+
+static int sm_nl_put_ifindex(struct sk_buff *skb, const struct sm_nic *nic)
+{
+	struct Qdisc *sch;
+	int ifindex = 0;
+
+	rcu_read_lock();
+	sch = rcu_dereference(nic->sch);
+	if (sch)
+		ifindex = qdisc_dev(sch)->ifindex;
+	rcu_read_unlock();
+	return ifindex ? nla_put_u32(skb, SM_A_PORT_IFINDEX, ifindex) : 0;
+}
+
+static int sm_nl_put_port(struct sk_buff *skb, struct sm_port *port, struct user_namespace *user_ns)
+{
+	const struct sm_pool *pool = &port->pool;
+
+	if (nla_put_u32(skb, SM_A_PORT_MEM_ID, port->mem_id) ||
+	    nla_put_string(skb, SM_A_PORT_NAME, port->name) ||
+	    sm_nl_put_ifindex(skb, port->nic) ||
+	    nla_put_u32(skb, SM_A_PORT_PID, port->pid) ||
+	    nla_put_u32(skb, SM_A_PORT_UID, from_kuid_munged(user_ns, port->uid)) ||
+	    nla_put_u32(skb, SM_A_PORT_RINGS, port->npairs) ||
+	    nla_put_u32(skb, SM_A_PORT_TX_SLOTS, port->pair[0].tx.n) ||
+	    nla_put_u32(skb, SM_A_PORT_RX_SLOTS, port->pair[0].rx.n) ||
+	    nla_put_u32(skb, SM_A_PORT_BUFS, pool->nbufs - SM_FIRST_BUF) ||
+	    nla_put_u32(skb, SM_A_PORT_BUFS_FREE, READ_ONCE(pool->nfree)) ||
+	    nla_put_u32(skb, SM_A_PORT_BUFS_PINNED, READ_ONCE(pool->npinned)) ||
+	    nla_put_u32(skb, SM_A_PORT_CONNECTIONS, atomic_read(&port->nconns)) ||
+	    nla_put_u32(skb, SM_A_PORT_CONNECTIONS_MAX, port->max_conns))
+		return -EMSGSIZE;
+	return sm_nl_put_counters(skb, SM_A_PORT_COUNTERS, port->pair, port->npairs);
+}
+
+static int sm_nl_put_ring(struct sk_buff *skb, const struct sm_pair *pair)
+{
+	const struct sm_rxring *rx = &pair->rx;
+	u32 filled = sm_distance(READ_ONCE(rx->head), READ_ONCE(rx->fill), rx->n);
+	int cpu = READ_ONCE(pair->cpu);
+
+	if (nla_put_u32(skb, SM_A_RING_MEM_ID, pair->port->mem_id) ||
+	    nla_put_u32(skb, SM_A_RING_INDEX, pair->index) ||
+	    (cpu >= 0 && nla_put_u32(skb, SM_A_RING_CPU, cpu)) ||
+	    nla_put_u32(skb, SM_A_RING_RX_FILLED, filled) ||
+	    (READ_ONCE(pair->tx.stalled) && nla_put_flag(skb, SM_A_RING_TX_STALLED)))
+		return -EMSGSIZE;
+	return sm_nl_put_counters(skb, SM_A_RING_COUNTERS, pair, 1);
+}
+
+static int sm_nl_put_addresses(struct sk_buff *skb, const struct sock *sk)
+{
+	size_t size = sizeof(__be32);
+	const void *local, *peer;
+
+	local = &sk->sk_rcv_saddr;
+	peer = &sk->sk_daddr;
+#if IS_ENABLED(CONFIG_IPV6)
+	if (sk->sk_family == AF_INET6) {
+		local = &sk->sk_v6_rcv_saddr;
+		peer = &sk->sk_v6_daddr;
+		size = sizeof(struct in6_addr);
+	}
+#endif
+	if (nla_put_u16(skb, SM_A_CONN_FAMILY, sk->sk_family) ||
+	    nla_put(skb, SM_A_CONN_LOCAL_ADDR, size, local) ||
+	    nla_put_be16(skb, SM_A_CONN_LOCAL_PORT, inet_sk(sk)->inet_sport) ||
+	    nla_put(skb, SM_A_CONN_PEER_ADDR, size, peer) ||
+	    nla_put_be16(skb, SM_A_CONN_PEER_PORT, sk->sk_dport))
+		return -EMSGSIZE;
+	return 0;
+}
+
+/* The caller holds the connection, and with it its socket and its port.  A look needs no lock. */
+static int sm_nl_put_conn(struct sk_buff *skb, struct sm_conn *conn)
+{
+	const struct sm_state *state = &conn->port->states.record[conn->record];
+	struct sock *sk = conn->sk;
+	u32 flags = 0;
+
+	if (test_bit(SM_CONN_PAUSED, &conn->bits))
+		flags |= SM_CONN_FLAGS_PAUSED;
+	if (test_bit(SM_CONN_BLOCKED, &conn->bits))
+		flags |= SM_CONN_FLAGS_BLOCKED;
+	if (!READ_ONCE(conn->attached))
+		flags |= SM_CONN_FLAGS_LEAVING;
+
+	if (nla_put_u32(skb, SM_A_CONN_MEM_ID, conn->port->mem_id) ||
+	    nla_put_u32(skb, SM_A_CONN_ID, conn->id) ||
+	    nla_put_u32(skb, SM_A_CONN_RING, conn->pair->index) ||
+	    nla_put_u32(skb, SM_A_CONN_INODE, sock_i_ino(sk)) ||
+	    nla_put_u8(skb, SM_A_CONN_STATE, inet_sk_state_load(sk)) ||
+	    sm_nl_put_addresses(skb, sk) ||
+	    nla_put_u32(skb, SM_A_CONN_BUFS_PINNED, atomic_read(&conn->pinned)) ||
+	    nla_put_u32(skb, SM_A_CONN_BYTES_PINNED, READ_ONCE(state->bytes_pinned)) ||
+	    nla_put_u32(skb, SM_A_CONN_REST, READ_ONCE(conn->rest_len)) ||
+	    nla_put_u32(skb, SM_A_CONN_FLAGS, flags))
+		return -EMSGSIZE;
+	return 0;
+}
+
+static void *sm_nl_begin(struct sk_buff *skb, struct netlink_callback *cb, u8 cmd)
+{
+	return genlmsg_put(skb, NETLINK_CB(cb->skb).portid, cb->nlh->nlmsg_seq, &sm_genl_family,
+			   NLM_F_MULTI, cmd);
+}
+
+static int sm_nl_end(struct sk_buff *skb, void *msg, int err)
+{
+	if (err)
+		genlmsg_cancel(skb, msg);
+	else
+		genlmsg_end(skb, msg);
+	return err;
+}
+
+static int sm_nl_dump_port(struct sk_buff *skb, struct netlink_callback *cb, struct sm_port *port)
+{
+	void *msg = sm_nl_begin(skb, cb, SM_CMD_PORT_GET);
+
+	if (!msg)
+		return -EMSGSIZE;
+	return sm_nl_end(skb, msg, sm_nl_put_port(skb, port, sk_user_ns(NETLINK_CB(cb->skb).sk)));
+}
+
+static int sm_nl_dump_rings(struct sk_buff *skb, struct netlink_callback *cb, struct sm_port *port)
+{
+	struct sm_nl_pos *pos = (void *)cb->ctx;
+	void *msg;
+	int err;
+
+	for (; pos->item < port->npairs; pos->item++) {
+		msg = sm_nl_begin(skb, cb, SM_CMD_RING_GET);
+		if (!msg)
+			return -EMSGSIZE;
+		err = sm_nl_end(skb, msg, sm_nl_put_ring(skb, &port->pair[pos->item]));
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* The connection with the lowest id from *@id on, with a reference. */
+static struct sm_conn *sm_nl_conn(struct sm_port *port, unsigned long *id)
+{
+	struct sm_conn *conn;
+
+	rcu_read_lock();
+	do {
+		conn = xa_find(&port->conns, id, U32_MAX, XA_PRESENT);
+		/* One without references is leaving the table just now. */
+	} while (conn && !refcount_inc_not_zero(&conn->refs) && ++*id);
+	rcu_read_unlock();
+	return conn;
+}
+
+static int sm_nl_dump_conns(struct sk_buff *skb, struct netlink_callback *cb, struct sm_port *port)
+{
+	struct sm_nl_pos *pos = (void *)cb->ctx;
+	struct sm_conn *conn;
+	void *msg;
+	int err;
+
+	for (; (conn = sm_nl_conn(port, &pos->item)); pos->item++) {
+		msg = sm_nl_begin(skb, cb, SM_CMD_CONN_GET);
+		err = msg ? sm_nl_end(skb, msg, sm_nl_put_conn(skb, conn)) : -EMSGSIZE;
+		sm_conn_put(conn);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* Fill one message of the dump: @dump puts what it can of one port, from the position on. */
+static int sm_nl_dump(struct sk_buff *skb, struct netlink_callback *cb,
+		      int (*dump)(struct sk_buff *skb, struct netlink_callback *cb,
+				  struct sm_port *port))
+{
+	struct sm_nl_pos *pos = (void *)cb->ctx;
+	struct sm_port *port;
+	int err = 0;
+
+	BUILD_BUG_ON(sizeof(*pos) > sizeof(cb->ctx));
+	while (!err && (port = sm_nl_port(sock_net(cb->skb->sk), pos->mem_id))) {
+		if (port->mem_id != pos->mem_id) {
+			pos->mem_id = port->mem_id;
+			pos->item = 0;
+		}
+		err = dump(skb, cb, port);
+		if (!err) {
+			pos->mem_id++;
+			pos->item = 0;
+		}
+		sm_port_put(port);
+	}
+	/* Full is an error only where not even one item fits. */
+	return skb->len ?: err;
+}
+
+static int sm_nl_port_get(struct sk_buff *skb, struct netlink_callback *cb)
+{
+	return sm_nl_dump(skb, cb, sm_nl_dump_port);
+}
+
+static int sm_nl_ring_get(struct sk_buff *skb, struct netlink_callback *cb)
+{
+	return sm_nl_dump(skb, cb, sm_nl_dump_rings);
+}
+
+static int sm_nl_conn_get(struct sk_buff *skb, struct netlink_callback *cb)
+{
+	return sm_nl_dump(skb, cb, sm_nl_dump_conns);
+}
+
+/* Without GENL_ADMIN_PERM: what they show is public, see stackmap.yaml. */
+static const struct genl_ops sm_genl_ops[] = {
+	{ .cmd = SM_CMD_PORT_GET, .dumpit = sm_nl_port_get },
+	{ .cmd = SM_CMD_RING_GET, .dumpit = sm_nl_ring_get },
+	{ .cmd = SM_CMD_CONN_GET, .dumpit = sm_nl_conn_get },
+};
+
+static struct genl_family sm_genl_family __ro_after_init = {
+	.name		= SM_GENL_NAME,
+	.version	= SM_GENL_VERSION,
+	.netnsok	= true,
+	.parallel_ops	= true,		/* all they need is sm_ports_lock */
+	.module		= THIS_MODULE,
+	.ops		= sm_genl_ops,
+	.n_ops		= ARRAY_SIZE(sm_genl_ops),
+	.resv_start_op	= SM_CMD_MAX + 1,
+};
+
+int __init sm_netlink_register(void)
+{
+	return genl_register_family(&sm_genl_family);
+}
+
+void sm_netlink_unregister(void)
+{
+	genl_unregister_family(&sm_genl_family);
+}
