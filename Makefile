@@ -10,6 +10,7 @@ OUT := out/demo
 # The suites that boot machines run once for each kernel; the others once.
 HOST_SUITES := unit $(notdir $(wildcard tests/netns))
 GUEST_SUITES := $(notdir $(wildcard tests/vm tests/lab))
+DEBUG_KERNEL := tests/debug/kernel/build.sh
 PYTEST := $(PYTHON) -m pytest -q
 comma := ,
 empty :=
@@ -20,7 +21,8 @@ PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackma
 CHECKED_PYTHON := stackmap cli testbed tests setup.py
 
 .NOTPARALLEL:
-.PHONY: demo lab test test-host check check-python check-shell check-kmod kmod setup packages clean
+.PHONY: demo lab test test-host test-debug debug-kernel check check-python check-shell check-kmod \
+	kmod setup packages clean
 
 demo: setup
 	@$(PYTHON) -m stackmap_testbed.demo --kernel $(KERNEL) --out $(OUT)
@@ -37,6 +39,18 @@ test-guest-%: test-host
 	STACKMAP_REQUIRE=$(call list,$(GUEST_SUITES)) \
 		$(PYTEST) --kernel $* $(addprefix tests/,$(GUEST_SUITES))
 
+# Kernels that look for what tests cannot see.  The first build takes most of an hour; see
+# docs/testing.md.
+debug-kernel: packages
+	@testbed/setup.sh debug-packages
+	@for variant in uml smp kcsan; do $(DEBUG_KERNEL) $$variant || exit 1; done
+
+test-debug: setup debug-kernel
+	STACKMAP_REQUIRE=debug $(PYTEST) tests/debug
+	kernel=$$($(DEBUG_KERNEL) smp) && \
+	testbed/setup.sh module-for $$kernel $(CURDIR)/build/kmod/$$(ls $$kernel/lib/modules) && \
+	STACKMAP_REQUIRE=vm $(PYTEST) --kernel $$kernel --cpus 2 tests/vm
+
 check: check-python check-shell check-kmod
 
 check-python: setup build/typing
@@ -45,7 +59,7 @@ check-python: setup build/typing
 	$(VENV)/bin/mypy tests
 
 check-shell:
-	@if command -v shellcheck >/dev/null; then shellcheck testbed/setup.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck testbed/setup.sh tests/debug/kernel/build.sh .ci/run; \
 	else echo 'shellcheck is not installed: shell scripts not checked'; fi
 
 # Warnings fail here: in the compiler (W=1), in sparse (C=2) and in the kernel's own style checker,

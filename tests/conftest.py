@@ -18,8 +18,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kernel",
         default=os.environ.get("STACKMAP_KERNEL", "6.12"),
         metavar="SERIES",
-        help="Debian kernel of the guests: 6.12 (default), 6.1, or a release",
+        help="kernel of the guests: Debian's 6.12 (default) or 6.1, a release, or a directory",
     )
+    parser.addoption("--cpus", type=int, default=1, help="processors of each guest")
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,13 @@ def kernel(request: pytest.FixtureRequest) -> str:
     """The kernel series or release that guests boot."""
     name: str = request.config.getoption("--kernel")
     return name
+
+
+@pytest.fixture(scope="session")
+def cpus(request: pytest.FixtureRequest) -> int:
+    """How many processors a guest has."""
+    number: int = request.config.getoption("--cpus")
+    return number
 
 
 def suite_of(nodeid: str) -> str:

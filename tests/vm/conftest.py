@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def vm_lab(kernel: str) -> Iterator[Lab]:
+def vm_lab(kernel: str, cpus: int) -> Iterator[Lab]:
     """A lab with only the server in it."""
     try:
-        lab = Lab(kernel=kernel, guests=("server",))
+        lab = Lab(kernel=kernel, guests=("server",), cpus=cpus)
     except LabError as reason:
         pytest.skip(str(reason))
     with lab:

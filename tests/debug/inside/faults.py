@@ -1,0 +1,98 @@
+"""Makes what the kernel does for the module fail, one allocation at a time.
+
+``/proc/thread-self/fail-nth`` counts this thread's allocations and copies from and to user space,
+and fails the nth.  Only those with code of the module on the stack are counted.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DEBUGFS = Path("/sys/kernel/debug")
+_KINDS = ("failslab", "fail_page_alloc", "fail_usercopy")
+#: Allocations that may sleep, and single pages, are spared unless one says otherwise.
+_SETTINGS = {
+    "failslab/cache-filter": "N",
+    "failslab/ignore-gfp-wait": "N",
+    "fail_page_alloc/ignore-gfp-wait": "N",
+    "fail_page_alloc/ignore-gfp-highmem": "N",
+    "fail_page_alloc/min-order": "0",
+}
+_DEEPEST = 32
+_PAGE = 4096
+
+
+def module_text() -> tuple[int, int]:
+    """Where the module's code is."""
+    addresses = []
+    for line in Path("/proc/kallsyms").read_text().splitlines():
+        address, kind, *rest = line.split()
+        if kind in "tT" and rest[-1] == "[stackmap]":
+            addresses.append(int(address, 16))
+    return min(addresses), max(addresses) + _PAGE
+
+
+def module_memory() -> dict[str, int]:
+    """How many bytes the module has, by the line of it that asked for them."""
+    memory = {}
+    for line in Path("/proc/allocinfo").read_text().splitlines():
+        if "[stackmap]" in line:
+            size, _calls, place, *_rest = line.split()
+            if int(size):
+                memory[place] = int(size)
+    return memory
+
+
+@dataclass
+class Strike:
+    """One call during which something was to fail."""
+
+    #: Whether it did.
+    hit: bool
+    #: What the call raised.
+    error: OSError | None
+
+
+class Faults:
+    """Failures on demand, of this thread's calls."""
+
+    def __init__(self) -> None:
+        start, end = module_text()
+        for kind in _KINDS:
+            self._set(f"{kind}/verbose", "0")
+            self._set(f"{kind}/stacktrace-depth", str(_DEEPEST))
+            self._set(f"{kind}/require-start", hex(start))
+            self._set(f"{kind}/require-end", hex(end))
+        for name, value in _SETTINGS.items():
+            self._set(name, value)
+        self._fd = os.open("/proc/thread-self/fail-nth", os.O_RDWR | os.O_CLOEXEC)
+
+    def _set(self, name: str, value: str) -> None:
+        (_DEBUGFS / name).write_text(value)
+
+    def strike(self, nth: int, call: Callable[[], object]) -> Strike:
+        """Make a call of which the nth allocation fails."""
+        error = None
+        os.pwrite(self._fd, str(nth).encode(), 0)
+        try:
+            call()
+        except OSError as raised:
+            error = raised
+        left = int(os.pread(self._fd, 20, 0).rstrip(b"\n\0"))
+        os.pwrite(self._fd, b"0", 0)
+        return Strike(left == 0, error)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,51 @@
+"""What runs inside user-mode Linux: the tests of ``tests/guest``, and those for this kernel only.
+
+After each file the module is unloaded, and nothing of it may be left.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.debug.kernels import ROOT
+from tests.debug.uml import Options, run_in_uml
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.debug.kernels import DebugKernel
+
+GUEST = ROOT / "tests" / "guest"
+INSIDE = ROOT / "tests" / "debug" / "inside"
+
+
+def run_tests(uml: DebugKernel, file: Path, options: Options, patience: int) -> None:
+    """Run a file of tests in a guest; ``patience`` is one test's, in the guest's seconds."""
+    command = [
+        sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider",
+        "--timeout", str(patience), "-x", "--tb=short", str(file),
+    ]  # fmt: skip
+    report = run_in_uml(uml, command, options)
+    report.check()
+    assert " passed" in report.output, report.output
+    assert " skipped" not in report.output, report.output
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("file", sorted(path.name for path in GUEST.glob("test_*.py")))
+def test_guest_suite(uml: DebugKernel, file: str) -> None:
+    run_tests(uml, GUEST / file, Options(leaks=True, timeout=1400), 600)
+
+
+@pytest.mark.timeout(1500)
+def test_faults(uml: DebugKernel) -> None:
+    run_tests(uml, INSIDE / "test_faults.py", Options(leaks=True, timeout=1400), 600)
+
+
+@pytest.mark.timeout(700)
+def test_simulated_time(uml: DebugKernel) -> None:
+    """Here a test that hangs is noticed by this machine's clock only."""
+    run_tests(uml, INSIDE / "test_time.py", Options(leaks=True, time_travel=True), 0)
