@@ -96,13 +96,16 @@ class RingConnection(Connection):
     def write(self, data: Buffer) -> None:
         """Send ``data``; see :meth:`Connection.write`."""
         # The common case without the generality of _send(): bytes that fit into the ring.
-        if type(data) is bytes and not self._waiting and not self._shutdown:
-            size = len(data)
-            if size <= _WRITE_MAX:
-                taken = _smr_write(self._ring, self.id, data, size)
-                if taken == size:
-                    return
-                data = memoryview(data)[taken:]
+        if not self._waiting and not self._shutdown:
+            if type(data) is memoryview and len(data) <= _SMALL:
+                data = data.tobytes()  # costs less than lending so little to C
+            if type(data) is bytes:
+                size = len(data)
+                if size <= _WRITE_MAX:
+                    taken = _smr_write(self._ring, self.id, data, size)
+                    if taken == size:
+                        return
+                    data = memoryview(data)[taken:]
         super().write(data)
 
     # -- what Connection asks of a backend --
@@ -326,14 +329,16 @@ class RingPort(Port):
     def _segments(self, count: int, staged: int) -> list[Segment]:
         """What the last exchange received."""
         segments: list[Segment] = []
-        connections = self._connections
+        append = segments.append
+        find = self._connections.get
+        new = object.__new__
         # A copy of its own, so that a view of it can never show other data.
         self._small = self._staging[:staged]
         small = memoryview(self._small)
         for id, start, buf, size, flags, code in _SEGMENT.iter_unpack(
             self._received[: count * _SEGMENT.size]
         ):
-            connection = connections.get(id)
+            connection = find(id)
             if connection is None:
                 continue
             if flags:
@@ -341,7 +346,13 @@ class RingPort(Port):
             elif connection._closing:
                 continue
             elif size <= _SMALL:
-                segments.append(Segment(connection, small[start : start + size], _NO_EVENT, 0))
+                # Segment(...) in steps: a call of its __init__() would cost twice as much.
+                segment = new(Segment)
+                segment.connection = connection
+                segment.view = small[start : start + size]
+                segment.event = _NO_EVENT
+                segment.errno = 0
+                append(segment)
             else:
                 page = self._pages.get(buf)
                 if page is None:
