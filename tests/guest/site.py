@@ -1,0 +1,177 @@
+"""Two namespaces with a bound NIC between them, and everything that can be done to them.
+
+Lifetimes are tried here, and not on the wire of the other tests, because it is taken apart and
+built again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stackmap_testbed.kernel_log import offending_lines, parse_record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PATIENCE = 60.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_SYS_DELETE_MODULE = 176
+_SYS_FINIT_MODULE = 313
+_RECORD_MAX = 8192
+
+
+def sh(command: str) -> None:
+    """Run shell commands of which each must succeed."""
+    subprocess.run(["sh", "-ec", command], check=True)
+
+
+def eventually(condition: Callable[[], bool], what: Callable[[], object]) -> None:
+    """Wait until a condition holds; if it never does, fail with what ``what`` says."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.005)
+
+
+def module_file() -> Path:
+    """The module that this guest has loaded."""
+    named = os.environ.get("STACKMAP_MODULE")
+    if named:
+        return Path(named)
+    root = Path(__file__).resolve().parents[2]
+    return root / "build" / "kmod" / os.uname().release / "stackmap.ko"
+
+
+def references() -> int:
+    """How many hold the module: bound NICs, open ports, ports whose buffers TCP still has."""
+    return int(Path("/sys/module/stackmap/refcnt").read_text())
+
+
+def remove_module() -> int:
+    """Try to unload the module without waiting; returns the errno, or 0."""
+    if _libc.syscall(_SYS_DELETE_MODULE, b"stackmap", os.O_NONBLOCK) == 0:
+        return 0
+    return ctypes.get_errno()
+
+
+def load_module() -> None:
+    """Load the module again."""
+    fd = os.open(module_file(), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.syscall(_SYS_FINIT_MODULE, fd, b"", 0) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(module_file()))
+    finally:
+        os.close(fd)
+
+
+class KernelLog:
+    """What the kernel logs from now on."""
+
+    def __init__(self) -> None:
+        self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.lseek(self._fd, 0, os.SEEK_END)
+
+    def complaints(self) -> list[str]:
+        """Reports of bugs, warnings, stalls or leaks since the last call."""
+        lines: list[str] = []
+        while True:
+            try:
+                record = os.read(self._fd, _RECORD_MAX).decode(errors="replace")
+            except BlockingIOError:
+                return offending_lines(lines)
+            except OSError as error:
+                if error.errno != errno.EPIPE:  # overwritten before we came: go on behind it
+                    raise
+                continue
+            lines.append(parse_record(record)[1])
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class Site:
+    """The application's namespace, the peer's, and a veth pair whose near end is bound."""
+
+    app = "lifetimes-app"
+    peer = "lifetimes-peer"
+    nic = "sm1"
+    address = "10.79.0.1"
+    peer_address = "10.79.0.2"
+
+    def build(self) -> None:
+        """Make what is not there; the far namespace lasts, the near one and the wire may not."""
+        if not Path("/run/netns", self.peer).exists():
+            sh(f"ip netns add {self.peer}; ip -n {self.peer} link set lo up")
+        if not Path("/run/netns", self.app).exists():
+            sh(f"ip netns add {self.app}; ip -n {self.app} link set lo up")
+        self.plug()
+        sh(f"""
+            ip -n {self.app} addr add {self.address}/24 dev {self.nic}
+            ip -n {self.app} link set {self.nic} up
+        """)
+        self.bind()
+
+    def plug(self) -> None:
+        """Connect the namespaces by a pair of NICs."""
+        sh(f"""
+            ip link add {self.nic} netns {self.app} type veth peer name {self.nic} netns {self.peer}
+            ip -n {self.peer} addr add {self.peer_address}/24 dev {self.nic}
+            ip -n {self.peer} link set {self.nic} up
+        """)
+
+    def unplug(self) -> None:
+        """Take the application's NIC out of the machine."""
+        sh(f"ip -n {self.app} link del {self.nic}")
+
+    def unplugged(self) -> None:
+        """Wait until the peer's NIC is gone too, and with it all that held the wire."""
+        eventually(
+            lambda: not self.peer_has_nic(), lambda: "the namespace or its NIC never went away"
+        )
+
+    def peer_has_nic(self) -> bool:
+        """Whether the wire still has its far end."""
+        found = subprocess.run(
+            ["ip", "-n", self.peer, "link", "show", self.nic], capture_output=True, check=False
+        )
+        return found.returncode == 0
+
+    def bind(self) -> None:
+        """Give the NIC to the module."""
+        sh(f"tc -n {self.app} qdisc replace dev {self.nic} root stackmap")
+
+    def unbind(self) -> None:
+        """Take the NIC away from the module."""
+        sh(f"tc -n {self.app} qdisc del dev {self.nic} root")
+
+    def link_down(self) -> None:
+        sh(f"ip -n {self.app} link set {self.nic} down")
+
+    def link_up(self) -> None:
+        sh(f"ip -n {self.app} link set {self.nic} up")
+
+    def delete_app_namespace(self) -> None:
+        """Take the namespace's name away; it lives on for whoever is in it."""
+        sh(f"ip netns del {self.app}")
+
+    def withhold_acks(self) -> None:
+        """Lose everything that the peer sends."""
+        sh(f"tc -n {self.peer} qdisc replace dev {self.nic} root netem loss 100%")
+
+    def pass_acks(self) -> None:
+        """Undo it."""
+        sh(f"tc -n {self.peer} qdisc del dev {self.nic} root")
+
+    def remove(self) -> None:
+        """Leave nothing behind."""
+        for namespace in (self.app, self.peer):
+            if Path("/run/netns", namespace).exists():
+                sh(f"ip netns del {namespace}")

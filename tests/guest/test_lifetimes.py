@@ -1,0 +1,76 @@
+"""Every ending in every situation; ``STACKMAP_ROUNDS`` rounds of each."""
+
+from __future__ import annotations
+
+import os
+import resource
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.guest.app import Nursery
+from tests.guest.lifetimes import ENDINGS, SITUATIONS, play
+from tests.guest.site import KernelLog, Site, sh
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROUNDS = int(os.environ.get("STACKMAP_ROUNDS", "0"))
+#: Without a number of rounds, one round of what covers the others.
+SHORT = {
+    "idle": ("delete_namespace", "remove_the_module"),
+    "in_flight": tuple(ENDINGS),
+    "acks_withheld": tuple(ENDINGS),
+    "ring_full": ("kill_9", "close_port", "close_sockets_first"),
+    "thousand": ("kill_9",),
+}
+CASES = [
+    (situation, ending)
+    for situation in SITUATIONS
+    for ending in ENDINGS
+    if ROUNDS or ending in SHORT[situation]
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nic() -> None:
+    """No NIC is bound but the site's: the module is unloaded in between."""
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    sh("modprobe veth; modprobe sch_netem")
+    site = Site()
+    site.build()
+    yield site
+    site.remove()
+
+
+@pytest.fixture(scope="module")
+def kernel_log() -> Iterator[KernelLog]:
+    log = KernelLog()
+    yield log
+    log.close()
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("situation", "ending"), CASES)
+def test_lifetime(
+    site: Site, nursery: Nursery, kernel_log: KernelLog, situation: str, ending: str
+) -> None:
+    for number in range(max(ROUNDS, 1)):
+        try:
+            play(site, nursery, kernel_log, situation, ending)
+        except BaseException as error:
+            error.add_note(f"in round {number}")
+            site.remove()
+            site.build()
+            raise
