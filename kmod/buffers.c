@@ -10,8 +10,9 @@
  *	TX_PINNED -> USER	the submission was refused
  *	TX_PINNED -> FREE	its last byte was acknowledged (or the connection reset)
  *
- * Every change from or to USER is made under port->mutex, so a buffer seen as USER by the holder
- * of the mutex stays so.  Changes from or to FREE are made under pool->lock.
+ * Changes from or to FREE are made under pool->lock.  A change from USER is a compare-and-exchange,
+ * because the application may name a buffer on two rings, which sync at the same time: one of them
+ * gets it.  All other states belong to one party at a time, which alone changes them.
  */
 #include <linux/mm.h>
 #include <linux/slab.h>
@@ -29,13 +30,13 @@ int sm_pool_init(struct sm_pool *pool, u32 count)
 
 	spin_lock_init(&pool->lock);
 	pool->nbufs = count + SM_FIRST_BUF;
-	pool->buf = kvcalloc(pool->nbufs, sizeof(*pool->buf), GFP_KERNEL_ACCOUNT);
-	pool->free = kvmalloc_array(count, sizeof(*pool->free), GFP_KERNEL_ACCOUNT);
+	pool->buf = kvcalloc(pool->nbufs, sizeof(*pool->buf), SM_GFP);
+	pool->free = kvmalloc_array(count, sizeof(*pool->free), SM_GFP);
 	if (!pool->buf || !pool->free)
 		goto err;
 	/* The reserved indices have pages too, so that the mapping has no hole. */
 	for (i = 0; i < pool->nbufs; i++) {
-		pool->buf[i].page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN);
+		pool->buf[i].page = alloc_page(SM_GFP | __GFP_ZERO);
 		if (!pool->buf[i].page)
 			goto err;
 		if (i >= SM_FIRST_BUF)
@@ -91,21 +92,17 @@ void sm_pool_put(struct sm_pool *pool, const u32 *idx, u32 count)
 	spin_unlock_irqrestore(&pool->lock, irq);
 }
 
-/*
- * Take a buffer that the application named.  @idx is a kernel copy of what it wrote.
- * Caller holds port->mutex.
- */
+/* Take a buffer that the application named.  @idx is a kernel copy of what it wrote. */
 int sm_pool_claim(struct sm_pool *pool, u32 idx, enum sm_owner owner)
 {
 	if (idx < SM_FIRST_BUF || idx >= pool->nbufs)
 		return -ERANGE;
-	if (READ_ONCE(pool->buf[idx].owner) != SM_USER)
+	if (cmpxchg(&pool->buf[idx].owner, SM_USER, owner) != SM_USER)
 		return -EPERM;
-	sm_buf_set_owner(pool, idx, owner);
 	return 0;
 }
 
-/* Make a buffer the application's.  Caller holds port->mutex. */
+/* Make a buffer the application's. */
 void sm_pool_give(struct sm_pool *pool, u32 idx)
 {
 	sm_buf_set_owner(pool, idx, SM_USER);

@@ -13,6 +13,11 @@ static inline void vm_flags_set(struct vm_area_struct *vma, vm_flags_t flags)
 {
 	vma->vm_flags |= flags;
 }
+
+static inline void vm_flags_clear(struct vm_area_struct *vma, vm_flags_t flags)
+{
+	vma->vm_flags &= ~flags;
+}
 #endif
 
 /*
@@ -39,20 +44,16 @@ static inline void sm_ubuf_set_ops(struct ubuf_info *ubuf,
 
 /* Before 6.5 sendfile() and splice() reached a socket through proto_ops.sendpage. */
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 5, 0)
-static inline ssize_t sm_refuse_sendpage(struct socket *sock, struct page *page, int offset,
-					 size_t size, int flags)
-{
-	return -EBUSY;
-}
+#define SM_HAS_SENDPAGE
+#endif
 
-static inline void sm_ops_refuse_sendpage(struct proto_ops *ops)
-{
-	ops->sendpage = sm_refuse_sendpage;
-}
+/* proto_ops.accept: its arguments after the two sockets, and passing them on */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 10, 0)
+#define SM_ACCEPT_PARAMS	int flags, bool kern
+#define sm_pass_accept(ops, sock, newsock) ((ops)->accept(sock, newsock, flags, kern))
 #else
-static inline void sm_ops_refuse_sendpage(struct proto_ops *ops)
-{
-}
+#define SM_ACCEPT_PARAMS	struct proto_accept_arg *arg
+#define sm_pass_accept(ops, sock, newsock) ((ops)->accept(sock, newsock, arg))
 #endif
 
 #endif /* _SM_COMPAT_H */

@@ -7,32 +7,40 @@
  * so that no byte can leave or enter it another way and so that shutdown() and close() first send
  * what the port has accepted.
  */
-#include <linux/file.h>
 #include <linux/slab.h>
-#include <net/inet_common.h>
 #include <net/tcp.h>
 
 #include "stackmap.h"
 
-/* proto_ops of attached sockets; made from those of the first socket of each family */
-struct sm_family_ops {
-	const struct proto_ops *base;
-	struct proto_ops ops;
-};
+static void sm_data_ready(struct sock *sk);
 
-static struct sm_family_ops sm_family_ops[2];
-static DEFINE_MUTEX(sm_family_ops_mutex);
-
-static struct sm_conn *sm_conn_of_locked(struct sock *sk)
+/*
+ * The connection that a socket is, if it is attached.  Whose sk_user_data is can be told by the
+ * callbacks, which are changed together with it.  Caller holds the socket lock.
+ */
+struct sm_conn *sm_conn_of_locked(struct sock *sk)
 {
+	if (sk->sk_data_ready != sm_data_ready)
+		return NULL;
 	return rcu_dereference_protected(__sk_user_data(sk), lockdep_sock_is_held(sk));
 }
 
+/* The same in a callback, which has the socket locked as well, but not in a way lockdep knows. */
+static struct sm_conn *sm_conn_of_rcu(struct sock *sk)
+{
+	if (READ_ONCE(sk->sk_data_ready) != sm_data_ready)
+		return NULL;
+	return rcu_dereference_sk_user_data(sk);
+}
+
+/* Any context. */
 void sm_conn_put(struct sm_conn *conn)
 {
 	if (!refcount_dec_and_test(&conn->refs))
 		return;
-	sock_put(conn->sk);
+	sm_state_close(conn);
+	if (conn->sk)
+		sock_put(conn->sk);
 	sm_port_put(conn->port);
 	kfree_rcu(conn, rcu);
 }
@@ -49,19 +57,19 @@ struct sm_conn *sm_conn_lookup(struct sm_port *port, u32 id)
 	return conn;
 }
 
-/* Have the port look at the connection in user context.  Any context; needs a reference. */
+/* Have the pair look at the connection in user context.  Any context; needs a reference. */
 void sm_conn_kick(struct sm_conn *conn)
 {
-	struct sm_port *port = conn->port;
+	struct sm_pair *pair = conn->pair;
 	unsigned long irq;
 
-	spin_lock_irqsave(&port->pending_lock, irq);
-	if (!port->closed && !test_and_set_bit(SM_CONN_PENDING, &conn->bits)) {
+	spin_lock_irqsave(&pair->pending_lock, irq);
+	if (!pair->closed && !test_and_set_bit(SM_CONN_PENDING, &conn->bits)) {
 		sm_conn_get(conn);
-		list_add_tail(&conn->pending, &port->pending);
+		list_add_tail(&conn->pending, &pair->pending);
 	}
-	spin_unlock_irqrestore(&port->pending_lock, irq);
-	sm_port_wake(port);
+	spin_unlock_irqrestore(&pair->pending_lock, irq);
+	sm_pair_wake(pair);
 }
 
 /* -- the socket's callbacks ----------------------------------------------------------------- */
@@ -72,22 +80,27 @@ static void sm_data_ready(struct sock *sk)
 	struct sm_conn *conn;
 
 	rcu_read_lock();
-	conn = rcu_dereference_sk_user_data(sk);
+	conn = sm_conn_of_rcu(sk);
 	if (conn) {
 		if (sock_owned_by_user_nocheck(sk))
 			sm_conn_kick(conn);
 		else
 			sm_rx_drain(conn);
+		sm_state_update(conn);
 	}
 	rcu_read_unlock();
 }
 
+/*
+ * TCP calls this after every ACK, as long as SOCK_NOSPACE is set, which is why it always is: no
+ * other callback tells that TCP's state has changed.
+ */
 static void sm_write_space(struct sock *sk)
 {
 	struct sm_conn *conn;
 
 	rcu_read_lock();
-	conn = rcu_dereference_sk_user_data(sk);
+	conn = sm_conn_of_rcu(sk);
 	if (conn) {
 		if (READ_ONCE(conn->rest_len) && sk_stream_is_writeable(sk)) {
 			sm_conn_get(conn);
@@ -96,6 +109,9 @@ static void sm_write_space(struct sock *sk)
 		}
 		sm_tx_check_writable(conn);
 		conn->saved_write_space(sk);
+		if (sk->sk_socket)
+			set_bit(SOCK_NOSPACE, &sk->sk_socket->flags);
+		sm_state_update(conn);
 	}
 	rcu_read_unlock();
 }
@@ -105,10 +121,11 @@ static void sm_state_change(struct sock *sk)
 	struct sm_conn *conn;
 
 	rcu_read_lock();
-	conn = rcu_dereference_sk_user_data(sk);
+	conn = sm_conn_of_rcu(sk);
 	if (conn) {
 		sm_conn_kick(conn);
 		conn->saved_state_change(sk);
+		sm_state_update(conn);
 	}
 	rcu_read_unlock();
 }
@@ -118,12 +135,13 @@ static void sm_error_report(struct sock *sk)
 	struct sm_conn *conn;
 
 	rcu_read_lock();
-	conn = rcu_dereference_sk_user_data(sk);
+	conn = sm_conn_of_rcu(sk);
 	if (conn) {
 		if (sk->sk_err)
 			conn->err = sk->sk_err;
 		sm_conn_kick(conn);
 		conn->saved_error_report(sk);
+		sm_state_update(conn);
 	}
 	rcu_read_unlock();
 }
@@ -145,7 +163,7 @@ static void sm_flush_work(struct work_struct *work)
  * Make the socket an ordinary one.  Caller holds the socket lock and a reference.  What the port
  * has accepted is in TCP's queue when this returns.
  */
-static void sm_conn_detach_locked(struct sm_conn *conn)
+void sm_conn_detach_locked(struct sm_conn *conn)
 {
 	struct sock *sk = conn->sk;
 
@@ -159,9 +177,9 @@ static void sm_conn_detach_locked(struct sm_conn *conn)
 	rcu_assign_sk_user_data(sk, NULL);
 	write_unlock_bh(&sk->sk_callback_lock);
 
-	WRITE_ONCE(sk->sk_socket->ops, conn->saved_ops);
 	conn->attached = false;
-	sm_count(conn->port, SM_CONNECTIONS, -1);
+	sm_count(conn->pair, SM_CONNECTIONS, -1);
+	sm_state_update(conn);
 }
 
 static void sm_conn_detach_sock(struct sm_conn *conn)
@@ -196,151 +214,42 @@ static void sm_conn_forget(struct sm_conn *conn)
 		sm_conn_put(conn);
 }
 
-/* The port closes.  Caller holds port->mutex; nobody attaches any more. */
-void sm_conn_detach_all(struct sm_port *port)
+static void sm_pair_forget_pending(struct sm_pair *pair)
 {
 	struct sm_conn *conn, *next;
-	unsigned long id, irq;
 	LIST_HEAD(pending);
 
-	xa_for_each(&port->conns, id, conn) {
-		sm_conn_detach_sock(conn);
-		sm_conn_forget(conn);
-	}
-	spin_lock_irqsave(&port->pending_lock, irq);
-	port->closed = true;	/* an ACK that comes later must not put a connection there */
-	list_splice_init(&port->pending, &pending);
-	spin_unlock_irqrestore(&port->pending_lock, irq);
+	spin_lock_irq(&pair->pending_lock);
+	pair->closed = true;	/* an ACK that comes later must not put a connection there */
+	list_splice_init(&pair->pending, &pending);
+	spin_unlock_irq(&pair->pending_lock);
 	list_for_each_entry_safe(conn, next, &pending, pending) {
 		list_del_init(&conn->pending);
 		sm_conn_put(conn);
 	}
 }
 
-/* -- what attached sockets answer ----------------------------------------------------------- */
-
-static int sm_ops_release(struct socket *sock)
+/* The port closes.  Caller holds port->mutex; nobody attaches any more. */
+void sm_conn_detach_all(struct sm_port *port)
 {
-	struct sock *sk = sock->sk;
 	struct sm_conn *conn;
+	unsigned long id;
+	u32 i;
 
-	lock_sock(sk);
-	conn = sm_conn_of_locked(sk);
-	if (conn) {
-		sm_conn_get(conn);
-		sm_conn_detach_locked(conn);
+	xa_for_each(&port->conns, id, conn) {
+		sm_conn_detach_sock(conn);
+		sm_conn_forget(conn);
 	}
-	release_sock(sk);
-	if (conn) {
-		sm_conn_kick(conn);
-		sm_conn_put(conn);
-	}
-	return READ_ONCE(sock->ops)->release(sock);
-}
-
-static int sm_ops_shutdown(struct socket *sock, int how)
-{
-	const struct proto_ops *ops = READ_ONCE(sock->ops);
-	struct sock *sk = sock->sk;
-	struct sm_conn *conn;
-
-	lock_sock(sk);
-	conn = sm_conn_of_locked(sk);
-	if (conn) {
-		ops = conn->saved_ops;
-		if (how != SHUT_RD)
-			sm_tx_flush_rest(conn, true);
-	} else {
-		ops = READ_ONCE(sock->ops);	/* detached meanwhile */
-	}
-	release_sock(sk);
-	return ops->shutdown(sock, how);
-}
-
-static int sm_refuse_connect(struct socket *sock, struct sockaddr *addr, int len, int flags)
-{
-	return -EBUSY;
-}
-
-static int sm_refuse_listen(struct socket *sock, int len)
-{
-	return -EBUSY;
-}
-
-static int sm_refuse_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
-{
-	return -EBUSY;
-}
-
-static int sm_refuse_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
-{
-	return -EBUSY;
-}
-
-static ssize_t sm_refuse_splice_read(struct socket *sock, loff_t *ppos,
-				     struct pipe_inode_info *pipe, size_t len,
-				     unsigned int flags)
-{
-	return -EBUSY;
-}
-
-static int sm_refuse_read_sock(struct sock *sk, read_descriptor_t *desc,
-			       sk_read_actor_t recv_actor)
-{
-	return -EBUSY;
-}
-
-static int sm_refuse_read_skb(struct sock *sk, skb_read_actor_t recv_actor)
-{
-	return -EBUSY;
-}
-
-static int sm_refuse_sendmsg_locked(struct sock *sk, struct msghdr *msg, size_t size)
-{
-	return -EBUSY;
-}
-
-static int sm_refuse_mmap(struct file *file, struct socket *sock, struct vm_area_struct *vma)
-{
-	return -EBUSY;
-}
-
-/* The replacement for @base; NULL if this is not the plain TCP of its family. */
-static const struct proto_ops *sm_ops_for(const struct proto_ops *base)
-{
-	struct sm_family_ops *f = &sm_family_ops[base->family == AF_INET6];
-	const struct proto_ops *found = NULL;
-
-	if (base->family == AF_INET && base != &inet_stream_ops)
-		return NULL;
-	mutex_lock(&sm_family_ops_mutex);
-	if (!f->base) {
-		f->ops = *base;
-		f->ops.release = sm_ops_release;
-		f->ops.shutdown = sm_ops_shutdown;
-		f->ops.connect = sm_refuse_connect;
-		f->ops.listen = sm_refuse_listen;
-		f->ops.sendmsg = sm_refuse_sendmsg;
-		f->ops.recvmsg = sm_refuse_recvmsg;
-		f->ops.splice_read = sm_refuse_splice_read;
-		f->ops.read_sock = sm_refuse_read_sock;
-		f->ops.read_skb = sm_refuse_read_skb;
-		f->ops.sendmsg_locked = sm_refuse_sendmsg_locked;
-		f->ops.mmap = sm_refuse_mmap;
-		sm_ops_refuse_sendpage(&f->ops);
-		f->base = base;
-	}
-	if (f->base == base)
-		found = &f->ops;
-	mutex_unlock(&sm_family_ops_mutex);
-	return found;
+	for (i = 0; i < port->npairs; i++)
+		sm_pair_forget_pending(&port->pair[i]);
 }
 
 /* -- attaching ------------------------------------------------------------------------------ */
 
-static int sm_conn_check(const struct sm_port *port, struct socket *sock)
+/* Is this a socket that the port may have? */
+int sm_check_socket(const struct sm_port *port, const struct socket *sock)
 {
-	struct sock *sk = sock->sk;
+	const struct sock *sk = sock->sk;
 
 	if (sk->sk_family != AF_INET && sk->sk_family != AF_INET6)
 		return -EOPNOTSUPP;
@@ -354,21 +263,20 @@ static int sm_conn_check(const struct sm_port *port, struct socket *sock)
 /* Caller holds the socket lock. */
 static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 {
-	const struct proto_ops *ops;
 	struct sock *sk = sock->sk;
-	int err = 0;
+	int err;
 
 	if (sk->sk_state == TCP_LISTEN)
 		return -EINVAL;
 	if (sk->sk_state != TCP_ESTABLISHED && sk->sk_state != TCP_CLOSE_WAIT)
 		return -ENOTCONN;
-	if (READ_ONCE(sock->ops)->release == sm_ops_release)
+	if (sm_conn_of_locked(sk))
 		return -EALREADY;
-	if (inet_csk_has_ulp(sk) || tcp_sk(sk)->repair)
+	if (inet_csk_has_ulp(sk) || tcp_sk(sk)->repair || READ_ONCE(sk->sk_user_data))
 		return -EBUSY;
-	ops = sm_ops_for(READ_ONCE(sock->ops));
-	if (!ops)
-		return -EBUSY;
+	err = sm_ops_replace(sock);
+	if (err)
+		return err;
 
 	write_lock_bh(&sk->sk_callback_lock);
 	if (sk->sk_user_data) {
@@ -387,62 +295,104 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 	write_unlock_bh(&sk->sk_callback_lock);
 	if (err)
 		return err;
-	conn->saved_ops = READ_ONCE(sock->ops);
-	WRITE_ONCE(sock->ops, ops);
+	set_bit(SOCK_NOSPACE, &sock->flags);	/* see sm_write_space() */
 	conn->attached = true;
-	sm_count(conn->port, SM_CONNECTIONS, 1);
+	sm_count(conn->pair, SM_CONNECTIONS, 1);
+	sm_state_update(conn);
 	return 0;
 }
 
-/* Caller holds port->mutex. */
-int sm_conn_attach(struct sm_port *port, struct sm_attach *req)
+/* The pair for a connection: on the CPU where its packets arrive, the least loaded one. */
+static struct sm_pair *sm_pair_for(struct sm_port *port, const struct sock *sk, u32 ring)
 {
-	struct sm_conn *conn;
-	struct socket *sock;
+	int cpu = READ_ONCE(sk->sk_incoming_cpu);
+	struct sm_pair *best = NULL;
+	s64 least = 0;
+	u32 i;
+
+	if (ring != SM_RING_ANY)
+		return &port->pair[ring];
+	for (i = 0; i < port->npairs; i++) {
+		struct sm_pair *pair = &port->pair[i];
+		s64 load = atomic64_read(&pair->counter[SM_CONNECTIONS]);
+
+		if (READ_ONCE(pair->cpu) != cpu)
+			load += SM_MAX_CONNS;	/* any on the right CPU comes first */
+		if (!best || load < least) {
+			best = pair;
+			least = load;
+		}
+	}
+	return best;
+}
+
+/* A connection to be; the caller's reference is the only one.  Returns an ERR_PTR() on failure. */
+struct sm_conn *sm_conn_alloc(struct sm_port *port)
+{
+	struct sm_conn *conn = kzalloc(sizeof(*conn), GFP_KERNEL_ACCOUNT);
 	int err;
 
-	if (req->flags || req->reserved)
-		return -EINVAL;
-	sock = sockfd_lookup(req->fd, &err);
-	if (!sock)
-		return err;
-	err = sm_conn_check(port, sock);
-	if (err)
-		goto put_sock;
-
-	err = -ENOMEM;
-	conn = kzalloc(sizeof(*conn), GFP_KERNEL_ACCOUNT);
 	if (!conn)
-		goto put_sock;
-	refcount_set(&conn->refs, 1);	/* the table's */
+		return ERR_PTR(-ENOMEM);
+	refcount_set(&conn->refs, 1);
 	INIT_LIST_HEAD(&conn->pending);
 	INIT_WORK(&conn->flush_work, sm_flush_work);
+	conn->port = port;
+	err = sm_state_open(conn);
+	if (err) {
+		kfree(conn);
+		return ERR_PTR(err);
+	}
+	sm_port_get(port);
+	return conn;
+}
+
+/*
+ * Attach the socket as this connection, which the port's table then has a reference of.  Caller
+ * holds port->mutex, and has checked the port and the ring.
+ */
+int sm_conn_take(struct sm_conn *conn, struct socket *sock, u32 ring)
+{
+	struct sm_port *port = conn->port;
+	int err;
+
 	sock_hold(sock->sk);
 	conn->sk = sock->sk;
-	sm_port_get(port);
-	conn->port = port;
-
+	conn->pair = sm_pair_for(port, sock->sk, ring);
+	sm_conn_get(conn);
 	/* Cyclic: an id comes again only after 4 billion others. */
 	err = xa_alloc_cyclic(&port->conns, &conn->id, conn, XA_LIMIT(1, U32_MAX),
 			      &port->next_id, GFP_KERNEL_ACCOUNT);
-	if (err < 0)
-		goto put_conn;
+	if (err < 0) {
+		sm_conn_put(conn);
+		return err;
+	}
 
 	lock_sock(sock->sk);
 	err = sm_conn_hook(conn, sock);
 	release_sock(sock->sk);
-	if (err) {
+	if (err)
 		sm_conn_forget(conn);
-		goto put_sock;
-	}
-	req->id = conn->id;
-	sm_conn_kick(conn);		/* in case there are already bytes queued, or a FIN */
-	goto put_sock;
+	else
+		sm_conn_kick(conn);	/* in case there are already bytes queued, or a FIN */
+	return err;
+}
 
-put_conn:
+/* Caller holds port->mutex. */
+int sm_conn_attach(struct sm_port *port, struct socket *sock, struct sm_attach *req)
+{
+	struct sm_conn *conn = sm_conn_alloc(port);
+	int err;
+
+	if (IS_ERR(conn))
+		return PTR_ERR(conn);
+	err = sm_conn_take(conn, sock, req->ring);
+	if (!err) {
+		req->ring = conn->pair->index;
+		req->id = conn->id;
+		req->record = conn->record;
+	}
 	sm_conn_put(conn);
-put_sock:
-	sockfd_put(sock);
 	return err;
 }
 
@@ -470,27 +420,54 @@ static bool sm_conn_event(struct sm_conn *conn, enum sm_conn_bit sent, u8 flags,
 {
 	if (test_bit(sent, &conn->bits))
 		return true;
-	if (!sm_rx_event(conn->port, conn->id, flags, err))
+	if (!sm_rx_event(conn->pair, conn->id, flags, err))
 		return false;
 	set_bit(sent, &conn->bits);
 	return true;
 }
 
+/* Tell that a listener's connection is there, and whose it is; false if there is no room. */
+static bool sm_conn_announce(struct sm_conn *conn)
+{
+	const struct sock *sk = conn->sk;
+	struct sm_open open = {
+		.listener = conn->listener,
+		.record = conn->record,
+		.family = sk->sk_family,
+		.port = inet_sk(sk)->inet_dport,
+	};
+
+#if IS_ENABLED(CONFIG_IPV6)
+	if (sk->sk_family == AF_INET6)
+		memcpy(open.addr, &sk->sk_v6_daddr, sizeof(open.addr));
+	else
+#endif
+		memcpy(open.addr, &inet_sk(sk)->inet_daddr, sizeof(__be32));
+	return sm_rx_open_event(conn->pair, conn->id, &open);
+}
+
 /*
  * Move data and events of one connection into the ring, in order; false if something is left
- * for lack of room.  Caller holds port->mutex and the socket lock.
+ * for lack of room.  Caller holds pair->mutex and the socket lock.
  */
 static bool sm_conn_service(struct sm_conn *conn)
 {
 	struct sock *sk = conn->sk;
 
+	if (test_bit(SM_CONN_OPEN_DUE, &conn->bits)) {
+		if (!sm_conn_announce(conn))
+			return false;
+		clear_bit(SM_CONN_OPEN_DUE, &conn->bits);
+	}
+
 	if (test_and_clear_bit(SM_CONN_WRITABLE, &conn->bits) &&
-	    !sm_rx_event(conn->port, conn->id, SM_SLOT_WRITABLE, 0)) {
+	    !sm_rx_event(conn->pair, conn->id, SM_SLOT_WRITABLE, 0)) {
 		set_bit(SM_CONN_WRITABLE, &conn->bits);
 		return false;
 	}
 	if (conn->attached) {
 		sm_rx_drain(conn);
+		sm_state_update(conn);
 		if (!skb_queue_empty(&sk->sk_receive_queue))
 			return test_bit(SM_CONN_PAUSED, &conn->bits);
 		/* SOCK_DONE: a FIN came.  RCV_SHUTDOWN alone may also be what a reset leaves. */
@@ -511,26 +488,26 @@ static bool sm_conn_service(struct sm_conn *conn)
 	return true;
 }
 
-/* Serve the connections that were kicked.  Caller holds port->mutex. */
-void sm_conn_service_pending(struct sm_port *port)
+/* Serve the connections that were kicked.  Caller holds pair->mutex. */
+void sm_conn_service_pending(struct sm_pair *pair)
 {
 	struct sm_conn *conn, *next;
 	LIST_HEAD(todo);
 
-	if (list_empty_careful(&port->pending))
+	if (list_empty_careful(&pair->pending))
 		return;
-	spin_lock_irq(&port->pending_lock);
-	list_splice_init(&port->pending, &todo);
-	spin_unlock_irq(&port->pending_lock);
+	spin_lock_irq(&pair->pending_lock);
+	list_splice_init(&pair->pending, &todo);
+	spin_unlock_irq(&pair->pending_lock);
 
 	list_for_each_entry_safe(conn, next, &todo, pending) {
 		bool done;
 
 		/* Kicked again from here on, the connection must go on the list again. */
-		spin_lock_irq(&port->pending_lock);
+		spin_lock_irq(&pair->pending_lock);
 		list_del_init(&conn->pending);
 		clear_bit(SM_CONN_PENDING, &conn->bits);
-		spin_unlock_irq(&port->pending_lock);
+		spin_unlock_irq(&pair->pending_lock);
 		lock_sock(conn->sk);
 		done = sm_conn_service(conn);
 		release_sock(conn->sk);

@@ -21,6 +21,8 @@ static int __init sm_init(void)
 	BUILD_BUG_ON(sizeof(struct sm_req_header) != 88);
 	BUILD_BUG_ON(sizeof(struct sm_req_register) != 56);
 	BUILD_BUG_ON(offsetof(struct sm_if, ring_ofs) != 56);
+	BUILD_BUG_ON(sizeof(struct sm_state) != 128);
+	BUILD_BUG_ON(struct_size_t(struct sm_if, ring_ofs, 2 * (SM_MAX_PAIRS + 1)) > PAGE_SIZE);
 
 	sm_wq = alloc_workqueue("stackmap", WQ_UNBOUND, 0);
 	if (!sm_wq)
@@ -46,8 +48,13 @@ static void __exit sm_exit(void)
 	misc_deregister(&sm_device);
 	sm_qdisc_unregister();
 	destroy_workqueue(sm_wq);
-	rcu_barrier();		/* connections freed by kfree_rcu() need no code of ours; skbs' */
-				/* completions that have just put the last port do */
+	/*
+	 * Whoever put the last reference, an skb's completion for instance, may not have returned
+	 * from our code yet.  It does not sleep there.
+	 */
+	rcu_barrier();
+	synchronize_rcu_tasks();
+	sm_ops_exit();
 }
 
 module_init(sm_init);

@@ -2,26 +2,27 @@
 /*
  * Ports: what an open /dev/stackmap is.
  *
- * The mapped region is [sm_if][transmit ring][receive ring][buffers], in whole pages.
+ * The mapped region is [sm_if][transmit rings][receive rings][buffers], in whole pages.  The
+ * records of TCP's state are another mapping, at SM_STATE_OFFSET.
  */
 #include <linux/capability.h>
 #include <linux/compat.h>
+#include <linux/file.h>
 #include <linux/module.h>
 #include <linux/nsproxy.h>
 #include <linux/poll.h>
-#include <linux/sched/clock.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
-#include <net/busy_poll.h>
 #include <net/net_namespace.h>
 
 #include "stackmap.h"
 
-#define SM_POLL_BUDGET	64	/* packets of one NAPI poll */
-#define SM_MAX_SPIN_US	1000
+#define SM_MAX_OPTIONS	16
 
 struct workqueue_struct *sm_wq;
+LIST_HEAD(sm_ports);
+DEFINE_MUTEX(sm_ports_lock);	/* guards sm_ports */
 
 static atomic_t sm_next_mem_id = ATOMIC_INIT(1);
 
@@ -38,14 +39,17 @@ static u16 sm_new_mem_id(void)
 
 static void sm_port_unalloc(struct sm_port *port)
 {
-	sm_tx_destroy(port);
-	sm_rx_destroy(port);
+	u32 i;
+
+	for (i = 0; i < port->npairs; i++)
+		sm_pair_destroy(&port->pair[i]);
+	kvfree(port->pair);
+	port->pair = NULL;
+	port->npairs = 0;
+	sm_states_destroy(&port->states);
 	sm_pool_destroy(&port->pool);
 	vfree(port->rings);
 	port->rings = NULL;
-	memset(&port->tx, 0, sizeof(port->tx));
-	port->rx.slot = NULL;
-	port->pool.nfree = 0;
 }
 
 /* The last connection and the last batch in flight are gone. */
@@ -57,6 +61,7 @@ static void sm_port_free_work(struct work_struct *work)
 	if (port->nic)
 		sm_nic_put(port->nic);
 	xa_destroy(&port->conns);
+	xa_destroy(&port->listeners);
 	kfree(port);
 	/* The module's exit flushes sm_wq, so this code stays until it has returned. */
 	module_put(THIS_MODULE);
@@ -74,16 +79,6 @@ void sm_port_put(struct sm_port *port)
 	kref_put(&port->kref, sm_port_release_kref);
 }
 
-/* Wake the application if it sleeps.  Any context. */
-void sm_port_wake(struct sm_port *port)
-{
-	smp_mb();	/* what we announce before armed; pairs with sm_port_poll() */
-	if (READ_ONCE(port->armed)) {
-		WRITE_ONCE(port->armed, 0);
-		wake_up_interruptible_poll(&port->wait, EPOLLIN | EPOLLRDNORM | EPOLLOUT);
-	}
-}
-
 static int sm_port_open(struct inode *inode, struct file *file)
 {
 	struct sm_port *port = kzalloc(sizeof(*port), GFP_KERNEL_ACCOUNT);
@@ -93,12 +88,11 @@ static int sm_port_open(struct inode *inode, struct file *file)
 	kref_init(&port->kref);
 	mutex_init(&port->mutex);
 	INIT_WORK(&port->free_work, sm_port_free_work);
-	spin_lock_init(&port->rx.lock);
-	spin_lock_init(&port->pending_lock);
+	INIT_LIST_HEAD(&port->node);
 	spin_lock_init(&port->pool.lock);
-	INIT_LIST_HEAD(&port->pending);
-	init_waitqueue_head(&port->wait);
+	ida_init(&port->states.used);
 	xa_init_flags(&port->conns, XA_FLAGS_ALLOC1);
+	xa_init(&port->listeners);
 	/* The port may outlive the file, which holds the module only while it is open. */
 	__module_get(THIS_MODULE);
 	file->private_data = port;
@@ -109,9 +103,17 @@ static int sm_port_open(struct inode *inode, struct file *file)
 static int sm_port_close(struct inode *inode, struct file *file)
 {
 	struct sm_port *port = file->private_data;
+	u32 i;
+
+	mutex_lock(&sm_ports_lock);
+	list_del_init(&port->node);
+	mutex_unlock(&sm_ports_lock);
 
 	mutex_lock(&port->mutex);
-	port->registered = false;
+	WRITE_ONCE(port->registered, false);
+	sm_listener_detach_all(port);
+	for (i = 0; i < port->npairs; i++)
+		sm_pair_close(&port->pair[i]);
 	sm_conn_detach_all(port);
 	mutex_unlock(&port->mutex);
 	sm_port_put(port);
@@ -125,58 +127,129 @@ static size_t sm_ring_size(u32 slots)
 	return PAGE_ALIGN(sizeof(struct sm_ring) + slots * sizeof(struct sm_slot));
 }
 
-static void sm_ring_init(struct sm_port *port, struct sm_ring *ring, u32 slots, u16 dir)
+static struct sm_ring *sm_ring_init(struct sm_port *port, size_t ofs, u32 index, u32 slots, u16 dir)
 {
-	ring->buf_ofs = port->rings_size - ((void *)ring - port->rings);
+	struct sm_ring *ring = port->rings + ofs;
+
+	ring->buf_ofs = port->rings_size - ofs;
 	ring->num_slots = slots;
 	ring->nr_buf_size = SM_BUF_SIZE;
+	ring->ringid = index;
 	ring->dir = dir;
 	ring->offset_mask = ~0ULL;
+	return ring;
 }
 
-static int sm_port_alloc(struct sm_port *port, u32 tx_slots, u32 rx_slots)
+static void sm_pair_prepare(struct sm_pair *pair, struct sm_port *port, u32 index)
 {
-	size_t tx_ofs = PAGE_SIZE, rx_ofs = tx_ofs + sm_ring_size(tx_slots);
+	pair->port = port;
+	pair->index = index;
+	pair->cpu = -1;
+	mutex_init(&pair->mutex);
+	spin_lock_init(&pair->rx.lock);
+	spin_lock_init(&pair->pending_lock);
+	INIT_LIST_HEAD(&pair->pending);
+	init_waitqueue_head(&pair->wait);
+}
+
+/* Chain buffers that are in no slot, as netmap does: each starts with the index of the next. */
+static u32 sm_port_extra_bufs(struct sm_port *port, u32 count)
+{
+	u32 idx, head = 0;
+
+	while (count-- && sm_pool_get(&port->pool, &idx, 1, SM_USER)) {
+		*(u32 *)sm_pool_addr(&port->pool, idx) = head;
+		head = idx;
+	}
+	return head;
+}
+
+static int sm_port_alloc(struct sm_port *port, const struct sm_req_register *req,
+			 const struct sm_opt_limits *limits)
+{
+	u32 pairs = req->nr_tx_rings, tx_slots = req->nr_tx_slots, rx_slots = req->nr_rx_slots;
+	size_t tx_size = sm_ring_size(tx_slots), rx_size = sm_ring_size(rx_slots);
 	struct sm_if *nifp;
 	int err;
+	u32 i;
 
-	port->rings_size = rx_ofs + sm_ring_size(rx_slots);
-	port->rings = __vmalloc(port->rings_size, GFP_KERNEL_ACCOUNT | __GFP_ZERO);
-	if (!port->rings)
-		return -ENOMEM;
-	port->tx.ring = port->rings + tx_ofs;
-	port->rx.ring = port->rings + rx_ofs;
-	err = sm_pool_init(&port->pool, tx_slots * (1 + SM_SPARES_PER_TX_SLOT) + rx_slots);
+	err = sm_pool_init(&port->pool, pairs * (tx_slots + rx_slots) + limits->spare_bufs +
+			   req->nr_extra_bufs);
 	if (err)
 		return err;
+	err = sm_states_init(&port->states, limits->connections);
+	if (err)
+		return err;
+	port->rings_size = PAGE_SIZE + pairs * (tx_size + rx_size);
+	port->rings = __vmalloc(port->rings_size, SM_GFP | __GFP_ZERO);
+	port->pair = kvcalloc(pairs, sizeof(*port->pair), SM_GFP);
+	if (!port->rings || !port->pair)
+		return -ENOMEM;
+	port->npairs = pairs;
 
 	nifp = port->rings;
 	nifp->ni_version = SM_API;
 	nifp->ni_flags = 1;		/* the region is this port's alone */
-	nifp->ni_tx_rings = 1;
-	nifp->ni_rx_rings = 1;
+	nifp->ni_tx_rings = pairs;
+	nifp->ni_rx_rings = pairs;
 	nifp->ni_host_tx_rings = 1;	/* what netmap says where there is none */
 	nifp->ni_host_rx_rings = 1;
-	nifp->ring_ofs[0] = tx_ofs;
-	nifp->ring_ofs[2] = rx_ofs;
-	sm_ring_init(port, port->tx.ring, tx_slots, 0);
-	sm_ring_init(port, port->rx.ring, rx_slots, 1);
+	for (i = 0; i < pairs; i++) {
+		struct sm_pair *pair = &port->pair[i];
+		size_t tx_ofs = PAGE_SIZE + i * tx_size;
+		size_t rx_ofs = PAGE_SIZE + pairs * tx_size + i * rx_size;
 
-	err = sm_tx_init(port, tx_slots);
-	if (err)
-		return err;
-	return sm_rx_init(port, rx_slots);
+		nifp->ring_ofs[i] = tx_ofs;
+		nifp->ring_ofs[pairs + 1 + i] = rx_ofs;
+		sm_pair_prepare(pair, port, i);
+		pair->tx.ring = sm_ring_init(port, tx_ofs, i, tx_slots, 0);
+		pair->rx.ring = sm_ring_init(port, rx_ofs, i, rx_slots, 1);
+		err = sm_pair_init(pair, tx_slots, rx_slots);
+		if (err)
+			return err;
+	}
+	nifp->ni_bufs_head = sm_port_extra_bufs(port, req->nr_extra_bufs);
+	return 0;
 }
 
-static int sm_slots_check(u32 *slots)
+static bool sm_slots_sound(u32 *slots)
 {
 	if (!*slots)
 		*slots = SM_DEFAULT_SLOTS;
-	return *slots < SM_MIN_SLOTS || *slots > SM_MAX_SLOTS ? -EINVAL : 0;
+	return *slots >= SM_MIN_SLOTS && *slots <= SM_MAX_SLOTS;
+}
+
+/* Put in what was left to us, and check the rest; limits->limit says what is out of bounds. */
+static int sm_port_check_size(struct sm_req_register *req, struct sm_opt_limits *limits)
+{
+	limits->limit = SM_LIMIT_RINGS;
+	if (!req->nr_tx_rings && !req->nr_rx_rings) {
+		req->nr_tx_rings = 1;
+		req->nr_rx_rings = 1;
+	}
+	if (req->nr_tx_rings != req->nr_rx_rings || req->nr_tx_rings > SM_MAX_PAIRS)
+		return -EINVAL;
+	limits->limit = SM_LIMIT_SLOTS;
+	if (!sm_slots_sound(&req->nr_tx_slots) || !sm_slots_sound(&req->nr_rx_slots))
+		return -EINVAL;
+	limits->limit = SM_LIMIT_BUFFERS;
+	if (!limits->spare_bufs)
+		limits->spare_bufs = req->nr_tx_rings * req->nr_tx_slots * SM_SPARES_PER_TX_SLOT;
+	if ((u64)req->nr_tx_rings * (req->nr_tx_slots + req->nr_rx_slots) + limits->spare_bufs +
+	    req->nr_extra_bufs > SM_MAX_BUFS)
+		return -ENOSPC;
+	limits->limit = SM_LIMIT_CONNECTIONS;
+	if (!limits->connections)
+		limits->connections = SM_DEFAULT_CONNS;
+	if (limits->connections > SM_MAX_CONNS)
+		return -ENOSPC;
+	limits->limit = SM_LIMIT_NONE;
+	return 0;
 }
 
 /* Caller holds port->mutex. */
-static int sm_port_register(struct sm_port *port, const char *name, struct sm_req_register *req)
+static int sm_port_register(struct sm_port *port, const char *name, struct sm_req_register *req,
+			    struct sm_opt_limits *limits)
 {
 	struct net *net = current->nsproxy->net_ns;
 	int err;
@@ -185,32 +258,37 @@ static int sm_port_register(struct sm_port *port, const char *name, struct sm_re
 		return -EBUSY;
 	if (strncmp(name, "tcp:", 4) || req->nr_mode > 1 || req->nr_ringid || req->nr_flags)
 		return -EINVAL;
-	if (!ns_capable(net->user_ns, CAP_NET_ADMIN))
-		return -EPERM;
-	err = sm_slots_check(&req->nr_tx_slots) ?: sm_slots_check(&req->nr_rx_slots);
+	err = sm_port_check_size(req, limits);
 	if (err)
 		return err;
+	if (!ns_capable(net->user_ns, CAP_NET_ADMIN))
+		return -EPERM;
 	port->nic = sm_nic_get(net, name + 4);
 	if (!port->nic)
 		return -ENXIO;
-	err = sm_port_alloc(port, req->nr_tx_slots, req->nr_rx_slots);
-	if (err)
+	err = sm_port_alloc(port, req, limits);
+	if (err) {
+		limits->limit = SM_LIMIT_MEMORY;
 		goto err_alloc;
+	}
 	strscpy(((struct sm_if *)port->rings)->ni_name, name,
 		sizeof_field(struct sm_if, ni_name));
+	strscpy(port->name, name, sizeof(port->name));
 	port->net_cookie = net->net_cookie;
 	port->mem_id = sm_new_mem_id();
-	/* Pairs with the acquire load in mmap and fault, which do not take the mutex. */
+	port->uid = current_uid();
+	port->pid = task_tgid_nr(current);
+	/* Pairs with the acquire loads by those who do not take the mutex. */
 	smp_store_release(&port->registered, true);
+	mutex_lock(&sm_ports_lock);
+	list_add_tail(&port->node, &sm_ports);
+	mutex_unlock(&sm_ports_lock);
 
 	req->nr_offset = 0;
 	req->nr_memsize = port->rings_size + (u64)port->pool.nbufs * SM_BUF_SIZE;
-	req->nr_tx_rings = 1;
-	req->nr_rx_rings = 1;
 	req->nr_host_tx_rings = 0;
 	req->nr_host_rx_rings = 0;
 	req->nr_mem_id = port->mem_id;
-	req->nr_extra_bufs = 0;
 	return 0;
 
 err_alloc:
@@ -220,8 +298,41 @@ err_alloc:
 	return err;
 }
 
+/*
+ * Read the options of a request.  @where is where the application has the limits, NULL if nowhere.
+ * An unknown option is refused, and told so in its status.
+ */
+static int sm_options_read(u64 at, struct sm_opt_limits *limits,
+			   struct sm_opt_limits __user **where)
+{
+	struct sm_req_option opt;
+	int i;
+
+	for (i = 0; at; i++, at = opt.nro_next) {
+		struct sm_req_option __user *user = u64_to_user_ptr(at);
+
+		if (i == SM_MAX_OPTIONS)
+			return -EMSGSIZE;
+		if (copy_from_user(&opt, user, sizeof(opt)))
+			return -EFAULT;
+		if (opt.nro_reqtype != SM_OPT_LIMITS || *where) {
+			if (put_user(EOPNOTSUPP, &user->nro_status))
+				return -EFAULT;
+			return -EOPNOTSUPP;
+		}
+		*where = u64_to_user_ptr(at);
+		if (copy_from_user(limits, *where, sizeof(*limits)))
+			return -EFAULT;
+		if (limits->reserved)
+			return -EINVAL;
+	}
+	return 0;
+}
+
 static long sm_port_ctrl(struct sm_port *port, void __user *arg)
 {
+	struct sm_opt_limits __user *where = NULL;
+	struct sm_opt_limits limits = {};
 	struct sm_req_register req;
 	struct sm_req_header hdr;
 	void __user *body;
@@ -232,106 +343,30 @@ static long sm_port_ctrl(struct sm_port *port, void __user *arg)
 	if (hdr.nr_version < SM_API || hdr.nr_reserved || hdr.nr_reqtype != SM_REQ_REGISTER ||
 	    !hdr.nr_body)
 		return -EINVAL;
-	if (hdr.nr_options)
-		return -EOPNOTSUPP;
 	body = u64_to_user_ptr(hdr.nr_body);
 	if (copy_from_user(&req, body, sizeof(req)))
 		return -EFAULT;
 	hdr.nr_name[sizeof(hdr.nr_name) - 1] = 0;
+	err = sm_options_read(hdr.nr_options, &limits, &where);
+	if (err)
+		return err;
 
 	mutex_lock(&port->mutex);
-	err = sm_port_register(port, hdr.nr_name, &req);
+	err = sm_port_register(port, hdr.nr_name, &req, &limits);
 	mutex_unlock(&port->mutex);
+	limits.opt.nro_status = -err;
+	if (where && copy_to_user(where, &limits, sizeof(limits)))
+		return -EFAULT;
 	if (!err && copy_to_user(body, &req, sizeof(req)))
 		return -EFAULT;
 	return err;
 }
 
-/* -- sync ----------------------------------------------------------------------------------- */
-
-struct sm_spin {
-	struct sm_port *port;
-	u64 until;		/* local_clock() */
-	u32 rounds;		/* the clock may stand still where nothing else runs */
-};
-
-static bool sm_spin_end(void *arg, unsigned long start)
-{
-	struct sm_spin *spin = arg;
-
-	return sm_rx_ready(spin->port) || !spin->rounds-- || local_clock() >= spin->until;
-}
-
-/* Poll the NIC in our own context: TCP input fills the ring on the way. */
-static void sm_port_busy_poll(struct sm_port *port, u32 spin_us)
-{
-	struct sm_spin spin = {
-		.port = port,
-		.until = local_clock() + (u64)spin_us * NSEC_PER_USEC,
-		.rounds = spin_us * 10,
-	};
-
-	if (port->nic->napi_id)
-		napi_busy_loop(port->nic->napi_id, sm_spin_end, &spin, false, SM_POLL_BUDGET);
-}
-
-/* Caller holds port->mutex. */
-static int sm_port_do_sync(struct sm_port *port, const struct sm_sync *req)
-{
-	int err = 0;
-
-	if (req->flags & SM_SYNC_TX)
-		err = sm_tx_sync(port);
-	if (!err && req->flags & SM_SYNC_RX)
-		err = sm_rx_take_back(port);
-	if (err)
-		return err;
-	if (req->flags & SM_SYNC_POLL)
-		sm_port_busy_poll(port, req->spin_us);
-	if (req->flags & SM_SYNC_RX)
-		sm_rx_publish(port);
-	sm_count(port, SM_SYNCS, 1);
-	return 0;
-}
-
-static __poll_t sm_port_poll(struct file *file, poll_table *wait)
-{
-	struct sm_port *port = file->private_data;
-	__poll_t events = 0;
-	int err;
-
-	poll_wait(file, &port->wait, wait);
-	mutex_lock(&port->mutex);
-	if (!port->registered) {
-		events = EPOLLERR;
-		goto out;
-	}
-	err = sm_tx_sync(port) ?: sm_rx_take_back(port);
-	if (err) {
-		events = EPOLLERR;
-		goto out;
-	}
-	sm_rx_publish(port);
-	if (READ_ONCE(port->rx.ring->cur) == port->rx.published) {
-		WRITE_ONCE(port->armed, 1);
-		smp_mb();	/* armed before the second look; pairs with sm_port_wake() */
-		if (sm_rx_ready(port))
-			sm_rx_publish(port);
-	}
-	if (READ_ONCE(port->rx.ring->cur) != port->rx.published)
-		events |= EPOLLIN | EPOLLRDNORM;
-	if (READ_ONCE(port->tx.ring->cur) != sm_prev(port->tx.done, port->tx.n))
-		events |= EPOLLOUT | EPOLLWRNORM;
-out:
-	mutex_unlock(&port->mutex);
-	return events;
-}
-
 /* -- ioctl ---------------------------------------------------------------------------------- */
 
-static void sm_port_stats(struct sm_port *port, struct sm_stats *st)
+void sm_port_stats(struct sm_port *port, struct sm_stats *st)
 {
-	const struct { size_t field; enum sm_counter counter; } map[] = {
+	static const struct { size_t field; enum sm_counter counter; } map[] = {
 		{ offsetof(struct sm_stats, rx_bytes), SM_RX_BYTES },
 		{ offsetof(struct sm_stats, tx_bytes), SM_TX_BYTES },
 		{ offsetof(struct sm_stats, rx_slots), SM_RX_SLOTS },
@@ -347,82 +382,125 @@ static void sm_port_stats(struct sm_port *port, struct sm_stats *st)
 		{ offsetof(struct sm_stats, syncs), SM_SYNCS },
 		{ offsetof(struct sm_stats, connections), SM_CONNECTIONS },
 	};
-	int i;
+	u32 i, p;
 
-	for (i = 0; i < ARRAY_SIZE(map); i++)
-		*(u64 *)((void *)st + map[i].field) = atomic64_read(&port->counter[map[i].counter]);
+	memset(st, 0, sizeof(*st));
+	for (p = 0; p < port->npairs; p++)
+		for (i = 0; i < ARRAY_SIZE(map); i++)
+			*(u64 *)((void *)st + map[i].field) +=
+				atomic64_read(&port->pair[p].counter[map[i].counter]);
 	st->slots_pinned = READ_ONCE(port->pool.npinned);
 	st->bufs_free = READ_ONCE(port->pool.nfree);
 }
 
-/* Caller holds port->mutex, and the port is registered. */
-static long sm_port_ioctl_locked(struct sm_port *port, unsigned int cmd, void __user *arg)
+static int sm_port_attach(struct sm_port *port, struct sm_attach *req)
 {
-	union {
-		struct sm_attach attach;
-		struct sm_conn_ctl conn;
-		struct sm_sync sync;
-		struct sm_stats stats;
-	} u = {};
+	struct socket *sock;
 	int err;
 
-	if (_IOC_DIR(cmd) & _IOC_WRITE && copy_from_user(&u, arg, _IOC_SIZE(cmd)))
-		return -EFAULT;
+	if (req->flags & ~SM_ATTACH_LISTENER || req->reserved ||
+	    (req->ring >= port->npairs && req->ring != SM_RING_ANY))
+		return -EINVAL;
+	sock = sockfd_lookup(req->fd, &err);
+	if (!sock)
+		return err;
+	err = sm_check_socket(port, sock);
+	if (!err && req->flags & SM_ATTACH_LISTENER)
+		err = sm_listener_attach(port, sock, req);
+	else if (!err)
+		err = sm_conn_attach(port, sock, req);
+	sockfd_put(sock);
+	return err;
+}
+
+static int sm_port_detach(struct sm_port *port, const struct sm_conn_ctl *req)
+{
+	int err;
+
+	if (req->flags)
+		return -EINVAL;
+	err = sm_conn_detach(port, req->id);
+	return err == -ENOENT ? sm_listener_detach(port, req->id) : err;
+}
+
+/* Commands that must not meet the port's end, or each other.  Caller holds port->mutex. */
+static long sm_port_ioctl_locked(struct sm_port *port, unsigned int cmd, void __user *arg)
+{
+	struct sm_attach attach;
+	struct sm_conn_ctl conn;
+	struct sm_ring_req ring;
+	struct sm_stats stats;
+	int err;
+
 	switch (cmd) {
-	case SMIOC_SYNC:
-		if (u.sync.flags & ~(SM_SYNC_TX | SM_SYNC_RX | SM_SYNC_POLL) ||
-		    u.sync.spin_us > SM_MAX_SPIN_US)
-			return -EINVAL;
-		return sm_port_do_sync(port, &u.sync);
 	case SMIOC_ATTACH:
-		err = sm_conn_attach(port, &u.attach);
-		if (!err && copy_to_user(arg, &u.attach, sizeof(u.attach))) {
-			sm_conn_detach(port, u.attach.id);
+		if (copy_from_user(&attach, arg, sizeof(attach)))
+			return -EFAULT;
+		err = sm_port_attach(port, &attach);
+		if (!err && copy_to_user(arg, &attach, sizeof(attach))) {
+			conn = (struct sm_conn_ctl){ .id = attach.id };
+			sm_port_detach(port, &conn);
 			return -EFAULT;
 		}
 		return err;
 	case SMIOC_DETACH:
-		return u.conn.flags ? -EINVAL : sm_conn_detach(port, u.conn.id);
+		if (copy_from_user(&conn, arg, sizeof(conn)))
+			return -EFAULT;
+		return sm_port_detach(port, &conn);
 	case SMIOC_RXCTL:
-		return sm_conn_rxctl(port, &u.conn);
+		if (copy_from_user(&conn, arg, sizeof(conn)))
+			return -EFAULT;
+		return sm_conn_rxctl(port, &conn);
+	case SMIOC_RING:
+		if (copy_from_user(&ring, arg, sizeof(ring)))
+			return -EFAULT;
+		if (ring.ring >= port->npairs || ring.flags)
+			return -EINVAL;
+		return sm_pair_open(&port->pair[ring.ring]);
 	case SMIOC_STATS:
-		sm_port_stats(port, &u.stats);
-		return copy_to_user(arg, &u.stats, sizeof(u.stats)) ? -EFAULT : 0;
-	case NIOCTXSYNC:
-		sm_tx_sync(port);	/* netmap: a bad ring is poll()'s to report */
-		return 0;
-	case NIOCRXSYNC:
-		if (!sm_rx_take_back(port))
-			sm_rx_publish(port);
-		return 0;
+		sm_port_stats(port, &stats);
+		return copy_to_user(arg, &stats, sizeof(stats)) ? -EFAULT : 0;
 	}
 	return -ENOTTY;
 }
 
-static long sm_port_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+static long sm_port_ioctl(struct file *file, unsigned int cmd, unsigned long user)
 {
 	struct sm_port *port = file->private_data;
-	long ret = -ENXIO;
+	void __user *arg = (void __user *)user;
+	long ret;
 
 	switch (cmd) {
 	case NIOCCTRL:
-		return sm_port_ctrl(port, (void __user *)arg);
+		return sm_port_ctrl(port, arg);
 	case SMIOC_SYNC:
+	case NIOCTXSYNC:
+	case NIOCRXSYNC:
+		/* Pairs with the release store in sm_port_register(). */
+		if (!smp_load_acquire(&port->registered))
+			return -ENXIO;
+		return sm_pair_ioctl(&port->pair[0], cmd, arg);
 	case SMIOC_ATTACH:
 	case SMIOC_DETACH:
 	case SMIOC_RXCTL:
+	case SMIOC_RING:
 	case SMIOC_STATS:
-	case NIOCTXSYNC:
-	case NIOCRXSYNC:
-		break;
-	default:
-		return -ENOTTY;
+		mutex_lock(&port->mutex);
+		ret = port->registered ? sm_port_ioctl_locked(port, cmd, arg) : -ENXIO;
+		mutex_unlock(&port->mutex);
+		return ret;
 	}
-	mutex_lock(&port->mutex);
-	if (port->registered)
-		ret = sm_port_ioctl_locked(port, cmd, (void __user *)arg);
-	mutex_unlock(&port->mutex);
-	return ret;
+	return -ENOTTY;
+}
+
+static __poll_t sm_port_poll(struct file *file, poll_table *wait)
+{
+	struct sm_port *port = file->private_data;
+
+	/* Pairs with the release store in sm_port_register(). */
+	if (!smp_load_acquire(&port->registered))
+		return EPOLLERR;
+	return sm_pair_poll(&port->pair[0], file, wait);
 }
 
 /* -- mmap ----------------------------------------------------------------------------------- */
@@ -451,21 +529,46 @@ static const struct vm_operations_struct sm_port_vm_ops = {
 	.fault = sm_port_fault,
 };
 
+static vm_fault_t sm_state_fault(struct vm_fault *vmf)
+{
+	struct sm_port *port = vmf->vma->vm_private_data;
+	size_t ofs = (vmf->pgoff << PAGE_SHIFT) - SM_STATE_OFFSET;
+
+	if (ofs >= port->states.size)
+		return VM_FAULT_SIGBUS;
+	vmf->page = vmalloc_to_page((void *)port->states.record + ofs);
+	get_page(vmf->page);
+	return 0;
+}
+
+static const struct vm_operations_struct sm_state_vm_ops = {
+	.fault = sm_state_fault,
+};
+
 static int sm_port_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct sm_port *port = file->private_data;
-	u64 size, end = ((u64)vma->vm_pgoff << PAGE_SHIFT) + (vma->vm_end - vma->vm_start);
+	u64 start = (u64)vma->vm_pgoff << PAGE_SHIFT;
+	u64 end = start + (vma->vm_end - vma->vm_start);
 
 	/* Pairs with the release store in sm_port_register(). */
-	if (!smp_load_acquire(&port->registered))
+	if (!smp_load_acquire(&port->registered) || !(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
-	size = port->rings_size + (u64)port->pool.nbufs * SM_BUF_SIZE;
-	if (!(vma->vm_flags & VM_SHARED) || end > size)
-		return -EINVAL;
+	if (start >= SM_STATE_OFFSET) {
+		if (end > SM_STATE_OFFSET + port->states.size)
+			return -EINVAL;
+		if (vma->vm_flags & VM_WRITE)
+			return -EACCES;
+		vm_flags_clear(vma, VM_MAYWRITE);	/* nor by mprotect() later */
+		vma->vm_ops = &sm_state_vm_ops;
+	} else {
+		if (end > port->rings_size + (u64)port->pool.nbufs * SM_BUF_SIZE)
+			return -EINVAL;
+		vma->vm_ops = &sm_port_vm_ops;
+	}
 	/* A forked child has no use for the mapping, and would keep the port open. */
 	vm_flags_set(vma, VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP);
 	vma->vm_private_data = port;
-	vma->vm_ops = &sm_port_vm_ops;
 	return 0;
 }
 

@@ -18,15 +18,15 @@
 #include "stackmap.h"
 
 /* Open the next free slot; NULL if there is none.  Caller holds rx->lock. */
-static struct sm_rxslot *sm_rx_open(struct sm_port *port, u32 id)
+static struct sm_rxslot *sm_rx_open(struct sm_pair *pair, u32 id)
 {
-	struct sm_rxring *rx = &port->rx;
+	struct sm_rxring *rx = &pair->rx;
 	struct sm_rxslot *slot = &rx->slot[rx->fill];
 	u32 next = sm_next(rx->fill, rx->n);
 
 	if (next == rx->head)
 		return NULL;
-	if (!slot->buf && !sm_pool_get(&port->pool, &slot->buf, 1, SM_RX_FILL))
+	if (!slot->buf && !sm_pool_get(&pair->port->pool, &slot->buf, 1, SM_RX_FILL))
 		return NULL;
 	slot->id = id;
 	slot->len = 0;
@@ -54,22 +54,23 @@ static int sm_rx_actor(read_descriptor_t *desc, struct sk_buff *skb, unsigned in
 		       size_t len)
 {
 	struct sm_conn *conn = desc->arg.data;
-	struct sm_port *port = conn->port;
-	struct sm_rxring *rx = &port->rx;
+	struct sm_pair *pair = conn->pair;
+	struct sm_rxring *rx = &pair->rx;
 	size_t left = len;
 
 	spin_lock_bh(&rx->lock);
 	while (left) {
 		struct sm_rxslot *slot = sm_rx_last(rx, conn->id);
 		size_t n;
+		void *to;
 
 		if (!slot)
-			slot = sm_rx_open(port, conn->id);
+			slot = sm_rx_open(pair, conn->id);
 		if (!slot)
 			break;
 		n = min_t(size_t, left, SM_BUF_SIZE - slot->len);
-		if (skb_copy_bits(skb, offset, sm_pool_addr(&port->pool, slot->buf) + slot->len,
-				  n))
+		to = sm_pool_addr(&pair->port->pool, slot->buf) + slot->len;
+		if (skb_copy_bits(skb, offset, to, n))
 			break;
 		slot->len += n;
 		offset += n;
@@ -93,23 +94,27 @@ void sm_rx_drain(struct sm_conn *conn)
 
 	if (test_bit(SM_CONN_PAUSED, &conn->bits))
 		return;
+	if (test_bit(SM_CONN_OPEN_DUE, &conn->bits)) {
+		sm_conn_kick(conn);	/* that event comes first */
+		return;
+	}
 	n = tcp_read_sock(conn->sk, &desc, sm_rx_actor);
 	if (n > 0) {
-		sm_count(conn->port, SM_RX_BYTES, n);
-		sm_port_wake(conn->port);
+		sm_count(conn->pair, SM_RX_BYTES, n);
+		sm_pair_wake(conn->pair);
 	}
 	if (!desc.count)
 		sm_conn_kick(conn);	/* go on when the application gives slots back */
 }
 
 /* Put an event slot into the ring; false if there is no room. */
-bool sm_rx_event(struct sm_port *port, u32 id, u8 flags, u8 err)
+bool sm_rx_event(struct sm_pair *pair, u32 id, u8 flags, u8 err)
 {
-	struct sm_rxring *rx = &port->rx;
+	struct sm_rxring *rx = &pair->rx;
 	struct sm_rxslot *slot;
 
 	spin_lock_bh(&rx->lock);
-	slot = sm_rx_open(port, id);
+	slot = sm_rx_open(pair, id);
 	if (slot) {
 		slot->flags = flags;
 		slot->err = err;
@@ -118,33 +123,47 @@ bool sm_rx_event(struct sm_port *port, u32 id, u8 flags, u8 err)
 	return slot;
 }
 
-/* Something to publish, or somebody to serve? */
-bool sm_rx_ready(struct sm_port *port)
+/* Put what a connection is into the ring, before all else; false if there is no room. */
+bool sm_rx_open_event(struct sm_pair *pair, u32 id, const struct sm_open *open)
 {
-	return READ_ONCE(port->rx.fill) != READ_ONCE(port->rx.published) ||
-	       !list_empty_careful(&port->pending);
+	struct sm_rxring *rx = &pair->rx;
+	struct sm_rxslot *slot;
+
+	spin_lock_bh(&rx->lock);
+	slot = sm_rx_open(pair, id);
+	if (slot) {
+		slot->flags = SM_SLOT_OPEN;
+		slot->len = sizeof(*open);
+		memcpy(sm_pool_addr(&pair->port->pool, slot->buf), open, sizeof(*open));
+	}
+	spin_unlock_bh(&rx->lock);
+	return slot;
+}
+
+/* Something to publish, or somebody to serve? */
+bool sm_rx_ready(struct sm_pair *pair)
+{
+	return READ_ONCE(pair->rx.fill) != READ_ONCE(pair->rx.published) ||
+	       !list_empty_careful(&pair->pending);
 }
 
 /*
- * Take back the slots that the application is done with.  Caller holds port->mutex.
+ * Take back the slots that the application is done with.  Caller holds pair->mutex.
  */
-int sm_rx_take_back(struct sm_port *port)
+int sm_rx_take_back(struct sm_pair *pair)
 {
-	struct sm_rxring *rx = &port->rx;
+	struct sm_rxring *rx = &pair->rx;
 	struct sm_ring *ring = rx->ring;
 	/* Pairs with the application's release store: its last reads of the buffers are done. */
 	u32 head = smp_load_acquire(&ring->head);
 	u32 cur = READ_ONCE(ring->cur);
-	u32 owned = sm_distance(rx->head, rx->published, rx->n);
 	u32 i;
 
-	if (head >= rx->n || cur >= rx->n || sm_distance(rx->head, head, rx->n) > owned ||
-	    sm_distance(rx->head, cur, rx->n) > owned ||
-	    sm_distance(rx->head, cur, rx->n) < sm_distance(rx->head, head, rx->n)) {
+	if (!sm_ring_sound(head, cur, rx->head, rx->published, rx->n)) {
 		WRITE_ONCE(ring->head, rx->head);
 		WRITE_ONCE(ring->cur, rx->head);
 		WRITE_ONCE(ring->tail, rx->published);
-		sm_count(port, SM_BAD_RING, 1);
+		sm_count(pair, SM_BAD_RING, 1);
 		return -EINVAL;
 	}
 	if (head == rx->head)
@@ -155,13 +174,13 @@ int sm_rx_take_back(struct sm_port *port)
 		u32 idx = READ_ONCE(ring->slot[i].buf_idx);
 		u32 ours = rx->slot[i].buf;
 
-		if (likely(!sm_pool_claim(&port->pool, idx, SM_RX_FILL))) {
+		if (likely(!sm_pool_claim(&pair->port->pool, idx, SM_RX_FILL))) {
 			rx->slot[i].buf = idx;
 			continue;
 		}
-		sm_count(port, SM_BAD_SLOT, 1);
+		sm_count(pair, SM_BAD_SLOT, 1);
 		/* The buffer we gave, if it is still the application's; else one when needed. */
-		if (sm_pool_claim(&port->pool, ours, SM_RX_FILL))
+		if (sm_pool_claim(&pair->port->pool, ours, SM_RX_FILL))
 			ours = 0;
 		rx->slot[i].buf = ours;
 	}
@@ -170,14 +189,14 @@ int sm_rx_take_back(struct sm_port *port)
 	return 0;
 }
 
-/* Show the application what was filled.  Caller holds port->mutex. */
-void sm_rx_publish(struct sm_port *port)
+/* Show the application what was filled.  Caller holds pair->mutex. */
+void sm_rx_publish(struct sm_pair *pair)
 {
-	struct sm_rxring *rx = &port->rx;
+	struct sm_rxring *rx = &pair->rx;
 	struct sm_ring *ring = rx->ring;
 	u32 i, n = 0;
 
-	sm_conn_service_pending(port);
+	sm_conn_service_pending(pair);
 
 	spin_lock_bh(&rx->lock);
 	for (i = rx->published; i != rx->fill; i = sm_next(i, rx->n)) {
@@ -188,7 +207,7 @@ void sm_rx_publish(struct sm_port *port)
 		WRITE_ONCE(ring->slot[i].len, slot->len);
 		WRITE_ONCE(ring->slot[i].flags, NS_BUF_CHANGED);
 		WRITE_ONCE(ring->slot[i].ptr, ptr);
-		sm_pool_give(&port->pool, slot->buf);
+		sm_pool_give(&pair->port->pool, slot->buf);
 		n++;
 	}
 	WRITE_ONCE(rx->published, i);
@@ -197,25 +216,25 @@ void sm_rx_publish(struct sm_port *port)
 	/* Pairs with the application's acquire load: slots and buffers before tail. */
 	smp_store_release(&ring->tail, i);
 	if (n)
-		sm_count(port, SM_RX_SLOTS, n);
+		sm_count(pair, SM_RX_SLOTS, n);
 }
 
-int sm_rx_init(struct sm_port *port, u32 slots)
+int sm_rx_init(struct sm_pair *pair, u32 slots)
 {
-	struct sm_rxring *rx = &port->rx;
+	struct sm_rxring *rx = &pair->rx;
 	u32 i;
 
 	rx->n = slots;
-	rx->slot = kvcalloc(slots, sizeof(*rx->slot), GFP_KERNEL_ACCOUNT);
+	rx->slot = kvcalloc(slots, sizeof(*rx->slot), SM_GFP);
 	if (!rx->slot)
 		return -ENOMEM;
 	for (i = 0; i < slots; i++)
-		if (!sm_pool_get(&port->pool, &rx->slot[i].buf, 1, SM_RX_FILL))
+		if (!sm_pool_get(&pair->port->pool, &rx->slot[i].buf, 1, SM_RX_FILL))
 			return -ENOMEM;
 	return 0;
 }
 
-void sm_rx_destroy(struct sm_port *port)
+void sm_rx_destroy(struct sm_pair *pair)
 {
-	kvfree(port->rx.slot);
+	kvfree(pair->rx.slot);
 }

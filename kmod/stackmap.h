@@ -2,26 +2,32 @@
 /*
  * Objects, and who holds whom:
  *
- *	sm_port		one open /dev/stackmap; kref held by the file, by each connection and by
- *			each batch in flight.  Its memory outlives the file until the last ACK.
+ *	sm_port		one open /dev/stackmap; kref held by the file, by the file of each pair, by
+ *			each connection and listener.  Its memory outlives the file until the last
+ *			ACK, because batches hold connections.
+ *	sm_pair		a transmit and a receive ring, and who waits for them; part of its port
  *	sm_conn		one attached socket; refcount held by the port's table, by the pending
  *			list, by queued work and by each batch.  Holds its sock and its port.
+ *	sm_listener	one attached listening socket; refcount held by the port's table and while
+ *			in use.  Holds its sock and its port.
  *	sm_batch	buffers given to TCP in one send; refcount is that of its ubuf_info.
  *	sm_nic		one bound NIC; kref held by its qdisc and by each port on it.
  *
  * Locks, outermost first:
  *
- *	port->mutex		user context: one sync, poll, register at a time; and every
- *				change of a buffer's owner from or to USER
+ *	port->mutex		register, attach, detach and close
+ *	pair->mutex		user context: one sync or poll at a time
  *	lock_sock(conn->sk)	conn->attached, conn->rest, conn->refused_in, the socket
- *	port->rx.lock		the receive ring's kernel side (taken from softirq)
- *	port->pending_lock	port->pending (any context)
+ *	pair->rx.lock		the receive ring's kernel side (taken from softirq)
+ *	pair->pending_lock	pair->pending (any context)
  *	pool->lock		free list, pins (any context)
+ *	sm_ports_lock		the list of ports
  */
 #ifndef _SM_STACKMAP_H
 #define _SM_STACKMAP_H
 
 #include <linux/fs.h>
+#include <linux/idr.h>
 #include <linux/kref.h>
 #include <linux/mutex.h>
 #include <linux/refcount.h>
@@ -40,8 +46,15 @@
 #define SM_MIN_SLOTS		4
 #define SM_MAX_SLOTS		16384
 #define SM_DEFAULT_SLOTS	1024
+#define SM_MAX_PAIRS		64
+#define SM_MAX_BUFS		1048576
+#define SM_MAX_CONNS		1048576
+#define SM_DEFAULT_CONNS	16384
 #define SM_SPARES_PER_TX_SLOT	4
 #define SM_BATCH_MAX		64	/* buffers in one send */
+
+/* What an application asks for is charged to its memory cgroup; too much is refused, not fatal. */
+#define SM_GFP			(GFP_KERNEL_ACCOUNT | __GFP_NORETRY | __GFP_NOWARN)
 
 /* buffers.c */
 
@@ -54,8 +67,8 @@ enum sm_owner {
 
 struct sm_buf {
 	struct page *page;
-	u16 pins;	/* batches and rests that hold it; guarded by pool->lock */
-	u8 owner;	/* enum sm_owner */
+	u32 pins;	/* batches and rests that hold it; guarded by pool->lock */
+	u32 owner;	/* enum sm_owner */
 };
 
 struct sm_pool {
@@ -98,7 +111,25 @@ void sm_nic_put(struct sm_nic *nic);
 void sm_nic_hold(struct sm_nic *nic);
 void sm_nic_release(struct sm_nic *nic);
 
-/* port.c */
+/* state.c */
+
+struct sm_conn;
+
+struct sm_states {
+	struct sm_state *record;	/* vmalloc; the application maps it read-only */
+	size_t size;			/* whole pages */
+	u32 n;
+	struct ida used;
+};
+
+int sm_states_init(struct sm_states *states, u32 n);
+void sm_states_destroy(struct sm_states *states);
+int sm_state_open(struct sm_conn *conn);
+void sm_state_close(struct sm_conn *conn);
+void sm_state_update(struct sm_conn *conn);
+void sm_state_pins(struct sm_conn *conn);
+
+/* pair.c */
 
 struct sm_group;
 
@@ -138,25 +169,14 @@ enum sm_counter {
 	SM_CONNECTIONS, SM_COUNTERS
 };
 
-struct sm_port {
-	struct kref kref;
+struct sm_pair {
+	struct sm_port *port;
+	u32 index;
 	struct mutex mutex;		/* see the top of this file */
-	struct work_struct free_work;
-	bool registered;		/* set once, under mutex, after all below is valid */
-
-	struct sm_nic *nic;
-	u64 net_cookie;			/* the namespace the port belongs to */
-
-	void *rings;			/* vmalloc: sm_if, transmit ring, receive ring */
-	size_t rings_size;		/* whole pages */
-	u16 mem_id;
-	struct sm_pool pool;
 	struct sm_txring tx;
 	struct sm_rxring rx;
-
-	struct xarray conns;		/* id -> sm_conn */
-	u32 next_id;
 	u32 sync_seq;			/* numbers transmit syncs, for conn->refused_in */
+	int cpu;			/* where the application synced last */
 
 	spinlock_t pending_lock;	/* guards the list and, with it, SM_CONN_PENDING */
 	struct list_head pending;	/* connections that need user context */
@@ -168,20 +188,60 @@ struct sm_port {
 	atomic64_t counter[SM_COUNTERS];
 };
 
+int sm_pair_init(struct sm_pair *pair, u32 tx_slots, u32 rx_slots);
+void sm_pair_destroy(struct sm_pair *pair);
+void sm_pair_close(struct sm_pair *pair);
+void sm_pair_wake(struct sm_pair *pair);
+long sm_pair_ioctl(struct sm_pair *pair, unsigned int cmd, void __user *arg);
+__poll_t sm_pair_poll(struct sm_pair *pair, struct file *file,
+		      struct poll_table_struct *wait);
+int sm_pair_open(struct sm_pair *pair);
+
+static inline void sm_count(struct sm_pair *pair, enum sm_counter which, s64 n)
+{
+	atomic64_add(n, &pair->counter[which]);
+}
+
+/* port.c */
+
+struct sm_port {
+	struct kref kref;
+	struct mutex mutex;		/* see the top of this file */
+	struct work_struct free_work;
+	bool registered;		/* set once, under mutex, after all below is valid */
+	struct list_head node;		/* in sm_ports while registered */
+
+	struct sm_nic *nic;
+	u64 net_cookie;			/* the namespace the port belongs to */
+	kuid_t uid;			/* who registered it, */
+	pid_t pid;			/* and from which process; for people */
+	char name[16];
+
+	void *rings;			/* vmalloc: sm_if, transmit rings, receive rings */
+	size_t rings_size;		/* whole pages */
+	u16 mem_id;
+	struct sm_pool pool;
+	u32 npairs;
+	struct sm_pair *pair;
+
+	struct xarray conns;		/* id -> sm_conn */
+	struct xarray listeners;	/* id -> sm_listener */
+	u32 next_id;			/* of both */
+	u32 max_conns;
+	struct sm_states states;
+};
+
 extern const struct file_operations sm_port_fops;
 extern struct workqueue_struct *sm_wq;
+extern struct list_head sm_ports;	/* registered ports, guarded by sm_ports_lock */
+extern struct mutex sm_ports_lock;
 
 void sm_port_put(struct sm_port *port);
-void sm_port_wake(struct sm_port *port);
+void sm_port_stats(struct sm_port *port, struct sm_stats *stats);
 
 static inline void sm_port_get(struct sm_port *port)
 {
 	kref_get(&port->kref);
-}
-
-static inline void sm_count(struct sm_port *port, enum sm_counter which, s64 n)
-{
-	atomic64_add(n, &port->counter[which]);
 }
 
 static inline u32 sm_next(u32 i, u32 n)
@@ -200,6 +260,22 @@ static inline u32 sm_distance(u32 a, u32 b, u32 n)
 	return b >= a ? b - a : b + n - a;
 }
 
+/* May an application that owns [from, end) have written this head and this cur? */
+static inline bool sm_ring_sound(u32 head, u32 cur, u32 from, u32 end, u32 n)
+{
+	u32 owned = sm_distance(from, end, n);
+
+	return head < n && cur < n && sm_distance(from, cur, n) <= owned &&
+	       sm_distance(from, head, n) <= sm_distance(from, cur, n);
+}
+
+/* Is what a transmit slot says possible?  @slot is the kernel's copy. */
+static inline bool sm_slot_sound(const struct sm_slot *slot)
+{
+	return slot->len && SM_PTR_OFFSET(slot->ptr) + slot->len <= SM_BUF_SIZE &&
+	       !SM_PTR_FLAGS(slot->ptr) && !SM_PTR_ERRNO(slot->ptr);
+}
+
 /* conn.c */
 
 enum sm_conn_bit {
@@ -207,6 +283,7 @@ enum sm_conn_bit {
 	SM_CONN_BLOCKED,	/* a slot was refused with EAGAIN */
 	SM_CONN_WRITABLE,	/* owes the application a WRITABLE event */
 	SM_CONN_PAUSED,		/* the application wants no data */
+	SM_CONN_OPEN_DUE,	/* owes the application an OPEN event before all else */
 	SM_CONN_EOF_SENT,	/* this event was put into the ring */
 	SM_CONN_ERROR_SENT,
 	SM_CONN_CLOSED_SENT,
@@ -215,11 +292,18 @@ enum sm_conn_bit {
 struct sm_conn {
 	refcount_t refs;
 	u32 id;
+	u32 record;			/* index of its struct sm_state */
 	struct sm_port *port;
+	struct sm_pair *pair;
+	u32 listener;			/* id of the one that it came from; 0: none */
 	struct sock *sk;
 	unsigned long bits;		/* enum sm_conn_bit, atomic */
-	struct list_head pending;	/* in port->pending while SM_CONN_PENDING */
+	struct list_head pending;	/* in pair->pending while SM_CONN_PENDING */
 	atomic_t pinned;		/* pins of its buffers: those that wait for an ACK */
+	atomic_t pinned_bytes;		/* payload in them that TCP has */
+	spinlock_t state_lock;		/* guards its record, and recorded */
+	bool recorded;			/* the record is still this connection's */
+	u64 bytes_accepted;		/* guarded by the socket lock */
 
 	/* guarded by the socket lock */
 	bool attached;
@@ -232,7 +316,6 @@ struct sm_conn {
 	struct work_struct flush_work;	/* sends the rest when TCP has space */
 
 	/* what attach replaced */
-	const struct proto_ops *saved_ops;
 	void (*saved_data_ready)(struct sock *sk);
 	void (*saved_write_space)(struct sock *sk);
 	void (*saved_state_change)(struct sock *sk);
@@ -241,36 +324,67 @@ struct sm_conn {
 	struct rcu_head rcu;
 };
 
-int sm_conn_attach(struct sm_port *port, struct sm_attach *req);
+struct sm_conn *sm_conn_alloc(struct sm_port *port);
+struct sm_conn *sm_conn_of_locked(struct sock *sk);
+int sm_conn_take(struct sm_conn *conn, struct socket *sock, u32 ring);
+int sm_conn_attach(struct sm_port *port, struct socket *sock, struct sm_attach *req);
+void sm_conn_detach_locked(struct sm_conn *conn);
+int sm_check_socket(const struct sm_port *port, const struct socket *sock);
 int sm_conn_detach(struct sm_port *port, u32 id);
 int sm_conn_rxctl(struct sm_port *port, const struct sm_conn_ctl *req);
 void sm_conn_detach_all(struct sm_port *port);
 struct sm_conn *sm_conn_lookup(struct sm_port *port, u32 id);
 void sm_conn_put(struct sm_conn *conn);
 void sm_conn_kick(struct sm_conn *conn);
-void sm_conn_service_pending(struct sm_port *port);
+void sm_conn_service_pending(struct sm_pair *pair);
 
 static inline void sm_conn_get(struct sm_conn *conn)
 {
 	refcount_inc(&conn->refs);
 }
 
+/* sockops.c */
+
+int sm_ops_replace(struct socket *sock);
+void sm_ops_exit(void);
+
+/* listen.c */
+
+struct sm_listener {
+	refcount_t refs;
+	u32 id;
+	u32 ring;			/* for its connections, or SM_RING_ANY */
+	struct sm_port *port;
+	struct sock *sk;
+	struct rcu_head rcu;
+};
+
+int sm_listener_attach(struct sm_port *port, struct socket *sock, struct sm_attach *req);
+int sm_listener_detach(struct sm_port *port, u32 id);
+void sm_listener_detach_all(struct sm_port *port);
+void sm_listener_closed(struct sock *sk);
+struct sm_listener *sm_listener_of(struct sock *sk);
+int sm_listener_accepted(struct sm_listener *listener, struct sm_conn *conn,
+			 struct socket *newsock);
+void sm_listener_put(struct sm_listener *listener);
+
 /* tx.c */
 
-int sm_tx_init(struct sm_port *port, u32 slots);
-void sm_tx_destroy(struct sm_port *port);
-int sm_tx_sync(struct sm_port *port);
+int sm_tx_init(struct sm_pair *pair, u32 slots);
+void sm_tx_destroy(struct sm_pair *pair);
+int sm_tx_sync(struct sm_pair *pair);
 void sm_tx_flush_rest(struct sm_conn *conn, bool closing);
 void sm_tx_check_writable(struct sm_conn *conn);
 
 /* rx.c */
 
-int sm_rx_init(struct sm_port *port, u32 slots);
-void sm_rx_destroy(struct sm_port *port);
-int sm_rx_take_back(struct sm_port *port);
-void sm_rx_publish(struct sm_port *port);
+int sm_rx_init(struct sm_pair *pair, u32 slots);
+void sm_rx_destroy(struct sm_pair *pair);
+int sm_rx_take_back(struct sm_pair *pair);
+void sm_rx_publish(struct sm_pair *pair);
 void sm_rx_drain(struct sm_conn *conn);
-bool sm_rx_event(struct sm_port *port, u32 id, u8 flags, u8 err);
-bool sm_rx_ready(struct sm_port *port);
+bool sm_rx_event(struct sm_pair *pair, u32 id, u8 flags, u8 err);
+bool sm_rx_open_event(struct sm_pair *pair, u32 id, const struct sm_open *open);
+bool sm_rx_ready(struct sm_pair *pair);
 
 #endif /* _SM_STACKMAP_H */

@@ -19,6 +19,7 @@ struct sm_batch {
 	struct ubuf_info ubuf;
 	struct sm_conn *conn;
 	u32 end_seq;		/* the sequence number after its last byte */
+	u32 bytes;
 	u32 n;
 	u32 buf[];
 };
@@ -54,6 +55,16 @@ void sm_tx_check_writable(struct sm_conn *conn)
 	}
 }
 
+/* Buffers became free: wake the rings that wait for one. */
+static void sm_tx_wake_stalled(struct sm_port *port)
+{
+	u32 i;
+
+	for (i = 0; i < port->npairs; i++)
+		if (READ_ONCE(port->pair[i].tx.stalled))
+			sm_pair_wake(&port->pair[i]);
+}
+
 /* The last skb that held these buffers is gone. */
 static void sm_batch_complete(struct sm_batch *batch)
 {
@@ -61,17 +72,18 @@ static void sm_batch_complete(struct sm_batch *batch)
 	struct sm_port *port = conn->port;
 	bool acked = !before(READ_ONCE(tcp_sk(conn->sk)->snd_una), batch->end_seq);
 
-	sm_count(port, acked ? SM_RELEASED_ACK : SM_RELEASED_RESET,
+	sm_count(conn->pair, acked ? SM_RELEASED_ACK : SM_RELEASED_RESET,
 		 sm_pool_unpin(&port->pool, batch->buf, batch->n));
+	atomic_sub(batch->bytes, &conn->pinned_bytes);
 	atomic_sub(batch->n, &conn->pinned);
+	sm_state_pins(conn);
 	/*
 	 * Pairs with the barrier in sm_tx_block(): either we see BLOCKED, or the sender sees
 	 * these buffers released.
 	 */
 	smp_mb__after_atomic();
 	sm_tx_check_writable(conn);
-	if (READ_ONCE(port->tx.stalled))
-		sm_port_wake(port);
+	sm_tx_wake_stalled(port);
 	sm_conn_put(conn);
 	kfree(batch);
 }
@@ -96,6 +108,7 @@ static struct sm_batch *sm_batch_alloc(struct sm_conn *conn, u32 n, gfp_t gfp)
 	sm_conn_get(conn);
 	batch->conn = conn;
 	batch->end_seq = 0;
+	batch->bytes = 0;
 	batch->n = 0;
 	return batch;
 }
@@ -113,11 +126,18 @@ static int sm_tx_send(struct sm_conn *conn, struct sm_batch *batch, struct bio_v
 	};
 	int sent;
 
+	/* Or TCP would take what it sends now for all that a full send buffer allowed. */
+	clear_bit(SOCK_NOSPACE, &conn->sk->sk_socket->flags);
 	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, vec, n, bytes);
 	sent = tcp_sendmsg_locked(conn->sk, &msg, bytes);
+	set_bit(SOCK_NOSPACE, &conn->sk->sk_socket->flags);	/* see sm_write_space() */
 	batch->end_seq = tcp_sk(conn->sk)->write_seq;
-	if (sent > 0)
-		sm_count(conn->port, SM_TX_BYTES, sent);
+	if (sent > 0) {
+		batch->bytes = sent;
+		atomic_add(sent, &conn->pinned_bytes);
+		conn->bytes_accepted += sent;
+		sm_count(conn->pair, SM_TX_BYTES, sent);
+	}
 	return sent;
 }
 
@@ -127,8 +147,7 @@ static int sm_tx_send(struct sm_conn *conn, struct sm_batch *batch, struct bio_v
  */
 static void sm_tx_block(struct sm_conn *conn)
 {
-	conn->refused_in = conn->port->sync_seq;
-	set_bit(SOCK_NOSPACE, &conn->sk->sk_socket->flags);
+	conn->refused_in = conn->pair->sync_seq;
 	set_bit(SM_CONN_BLOCKED, &conn->bits);
 	smp_mb__after_atomic();		/* pairs with sm_batch_complete() */
 	sm_tx_check_writable(conn);
@@ -189,37 +208,37 @@ void sm_tx_flush_rest(struct sm_conn *conn, bool closing)
 
 /* -- slots ---------------------------------------------------------------------------------- */
 
-static void sm_slot_refuse(struct sm_port *port, u32 i, int err)
+static void sm_slot_refuse(struct sm_pair *pair, u32 i, int err)
 {
-	struct sm_slot *slot = &port->tx.ring->slot[i];
+	struct sm_slot *slot = &pair->tx.ring->slot[i];
 	u64 ptr = READ_ONCE(slot->ptr) & GENMASK_ULL(47, 0);
 
 	WRITE_ONCE(slot->ptr, ptr | SM_PTR_EVENT(SM_SLOT_REFUSED, err));
 	switch (err) {
 	case EAGAIN:
-		sm_count(port, SM_AGAIN, 1);
+		sm_count(pair, SM_AGAIN, 1);
 		break;
 	case EINVAL:
 	case ERANGE:
 	case EPERM:
-		sm_count(port, SM_BAD_SLOT, 1);
+		sm_count(pair, SM_BAD_SLOT, 1);
 		break;
 	case ENOENT:
-		sm_count(port, SM_UNKNOWN_CONN, 1);
+		sm_count(pair, SM_UNKNOWN_CONN, 1);
 		break;
 	default:
-		sm_count(port, SM_DEAD_CONN, 1);
+		sm_count(pair, SM_DEAD_CONN, 1);
 	}
 }
 
 /* The slot was accepted: give it another buffer at once. */
-static void sm_slot_replace(struct sm_port *port, u32 i)
+static void sm_slot_replace(struct sm_pair *pair, u32 i)
 {
-	struct sm_txring *tx = &port->tx;
+	struct sm_txring *tx = &pair->tx;
 	struct sm_slot *slot = &tx->ring->slot[i];
 	u32 idx = tx->spare[--tx->nspare];
 
-	sm_pool_give(&port->pool, idx);
+	sm_pool_give(&pair->port->pool, idx);
 	WRITE_ONCE(slot->buf_idx, idx);
 	WRITE_ONCE(slot->len, 0);
 	WRITE_ONCE(slot->flags, NS_BUF_CHANGED);
@@ -228,26 +247,26 @@ static void sm_slot_replace(struct sm_port *port, u32 i)
 
 /*
  * Add slot @i to the group if it is sound; refuse it otherwise.  @slot is our copy of it.
- * Caller holds port->mutex.
+ * Caller holds pair->mutex.
  */
-static void sm_group_add(struct sm_port *port, struct sm_group *g, u32 i,
+static void sm_group_add(struct sm_pair *pair, struct sm_group *g, u32 i,
 			 const struct sm_slot *slot)
 {
-	u32 off = SM_PTR_OFFSET(slot->ptr);
+	struct sm_pool *pool = &pair->port->pool;
 	int err;
 
-	if (!slot->len || off + slot->len > SM_BUF_SIZE ||
-	    SM_PTR_FLAGS(slot->ptr) || SM_PTR_ERRNO(slot->ptr)) {
-		sm_slot_refuse(port, i, EINVAL);
+	if (!sm_slot_sound(slot)) {
+		sm_slot_refuse(pair, i, EINVAL);
 		return;
 	}
-	err = sm_pool_claim(&port->pool, slot->buf_idx, SM_TX_PINNED);
+	err = sm_pool_claim(pool, slot->buf_idx, SM_TX_PINNED);
 	if (err) {
-		sm_slot_refuse(port, i, -err);
+		sm_slot_refuse(pair, i, -err);
 		return;
 	}
 	g->slot[g->n] = i;
-	bvec_set_page(&g->vec[g->n], port->pool.buf[slot->buf_idx].page, slot->len, off);
+	bvec_set_page(&g->vec[g->n], pool->buf[slot->buf_idx].page, slot->len,
+		      SM_PTR_OFFSET(slot->ptr));
 	g->batch->buf[g->n] = slot->buf_idx;
 	g->bytes += slot->len;
 	g->n++;
@@ -256,8 +275,8 @@ static void sm_group_add(struct sm_port *port, struct sm_group *g, u32 i,
 /* How many buffers the connection may pin: as many as are free, so that it leaves others some. */
 static u32 sm_tx_allowance(struct sm_conn *conn)
 {
-	struct sm_port *port = conn->port;
-	u32 avail = READ_ONCE(port->pool.nfree) + port->tx.nspare;
+	struct sm_pair *pair = conn->pair;
+	u32 avail = READ_ONCE(pair->port->pool.nfree) + pair->tx.nspare;
 	u32 pinned = atomic_read(&conn->pinned);
 
 	if (!pinned)
@@ -266,19 +285,19 @@ static u32 sm_tx_allowance(struct sm_conn *conn)
 }
 
 /* Buffers [from, g->n) were not accepted. */
-static void sm_group_refuse(struct sm_port *port, struct sm_group *g, u32 from, int err)
+static void sm_group_refuse(struct sm_pair *pair, struct sm_group *g, u32 from, int err)
 {
 	u32 i;
 
 	for (i = from; i < g->n; i++) {
-		sm_pool_give(&port->pool, g->batch->buf[i]);
-		sm_slot_refuse(port, g->slot[i], err);
+		sm_pool_give(&pair->port->pool, g->batch->buf[i]);
+		sm_slot_refuse(pair, g->slot[i], err);
 	}
 	g->n = from;
 }
 
-/* Send the group.  Caller holds port->mutex and the socket lock. */
-static void sm_group_send(struct sm_port *port, struct sm_group *g)
+/* Send the group.  Caller holds pair->mutex and the socket lock. */
+static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 {
 	struct sm_conn *conn = g->conn;
 	struct sm_batch *batch = g->batch;
@@ -287,12 +306,12 @@ static void sm_group_send(struct sm_port *port, struct sm_group *g)
 	int sent;
 
 	if (!conn->attached) {
-		sm_group_refuse(port, g, 0, ENOENT);
+		sm_group_refuse(pair, g, 0, ENOENT);
 		return;
 	}
 	sm_tx_flush_rest(conn, false);
-	if (conn->rest_len || conn->refused_in == port->sync_seq) {
-		sm_group_refuse(port, g, 0, EAGAIN);
+	if (conn->rest_len || conn->refused_in == pair->sync_seq) {
+		sm_group_refuse(pair, g, 0, EAGAIN);
 		sm_tx_block(conn);
 		return;
 	}
@@ -301,7 +320,7 @@ static void sm_group_send(struct sm_port *port, struct sm_group *g)
 		g->bytes -= g->vec[i - 1].bv_len;
 	block = allowed < g->n;
 	if (block)
-		sm_group_refuse(port, g, allowed, EAGAIN);
+		sm_group_refuse(pair, g, allowed, EAGAIN);
 	if (!g->n) {
 		sm_tx_block(conn);
 		return;
@@ -309,7 +328,7 @@ static void sm_group_send(struct sm_port *port, struct sm_group *g)
 
 	/* Pinned before TCP can see them; what TCP does not take is unpinned below. */
 	batch->n = g->n;
-	sm_pool_pin(&port->pool, batch->buf, g->n);
+	sm_pool_pin(&pair->port->pool, batch->buf, g->n);
 	atomic_add(g->n, &conn->pinned);
 	sent = sm_tx_send(conn, batch, g->vec, g->n, g->bytes);
 
@@ -321,7 +340,7 @@ static void sm_group_send(struct sm_port *port, struct sm_group *g)
 			conn->rest_buf = batch->buf[i];
 			conn->rest_off = g->vec[i].bv_offset + sent;
 			WRITE_ONCE(conn->rest_len, len - sent);
-			sm_pool_pin(&port->pool, &batch->buf[i], 1);
+			sm_pool_pin(&pair->port->pool, &batch->buf[i], 1);
 			atomic_inc(&conn->pinned);
 		}
 		sent -= len;
@@ -331,12 +350,12 @@ static void sm_group_send(struct sm_port *port, struct sm_group *g)
 
 		batch->n = i;
 		atomic_sub(g->n - i, &conn->pinned);
-		sm_pool_unpin_refused(&port->pool, batch->buf + i, g->n - i);
-		sm_group_refuse(port, g, i, err);
+		sm_pool_unpin_refused(&pair->port->pool, batch->buf + i, g->n - i);
+		sm_group_refuse(pair, g, i, err);
 		if (err == EAGAIN)
 			block = true;
 	}
-	sm_count(port, SM_SENT, g->n);
+	sm_count(pair, SM_SENT, g->n);
 	if (block || conn->rest_len)
 		sm_tx_block(conn);
 }
@@ -349,24 +368,24 @@ static void sm_slot_read(const struct sm_ring *ring, u32 i, struct sm_slot *slot
 }
 
 /* Make sure that @want spare buffers are at hand; returns how many there are. */
-static u32 sm_tx_spares(struct sm_port *port, u32 want)
+static u32 sm_tx_spares(struct sm_pair *pair, u32 want)
 {
-	struct sm_txring *tx = &port->tx;
+	struct sm_txring *tx = &pair->tx;
 
 	if (tx->nspare < want)
-		tx->nspare += sm_pool_get(&port->pool, tx->spare + tx->nspare,
+		tx->nspare += sm_pool_get(&pair->port->pool, tx->spare + tx->nspare,
 					  want - tx->nspare, SM_FREE);
 	return tx->nspare;
 }
 
 /*
  * Process slots of one connection from @i on, at most up to @head.  Returns the next slot to
- * process; @i itself when no buffer or no memory was there.  Caller holds port->mutex.
+ * process; @i itself when no buffer or no memory was there.  Caller holds pair->mutex.
  */
-static u32 sm_tx_group(struct sm_port *port, u32 i, u32 head)
+static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 {
-	struct sm_txring *tx = &port->tx;
-	u32 room = min_t(u32, sm_tx_spares(port, sm_distance(i, head, tx->n)), SM_BATCH_MAX);
+	struct sm_txring *tx = &pair->tx;
+	u32 room = min_t(u32, sm_tx_spares(pair, sm_distance(i, head, tx->n)), SM_BATCH_MAX);
 	struct sm_group *g = tx->group;
 	struct sm_slot slot;
 	u32 id, len, n, j;
@@ -375,9 +394,13 @@ static u32 sm_tx_group(struct sm_port *port, u32 i, u32 head)
 		return i;
 	sm_slot_read(tx->ring, i, &slot);
 	id = SM_PTR_ID(slot.ptr);
-	g->conn = sm_conn_lookup(port, id);
+	g->conn = sm_conn_lookup(pair->port, id);
+	if (g->conn && g->conn->pair != pair) {
+		sm_conn_put(g->conn);		/* another ring's */
+		g->conn = NULL;
+	}
 	if (!g->conn) {
-		sm_slot_refuse(port, i, ENOENT);
+		sm_slot_refuse(pair, i, ENOENT);
 		return sm_next(i, tx->n);
 	}
 	/* How many follow; what they say is read, once, below. */
@@ -390,22 +413,23 @@ static u32 sm_tx_group(struct sm_port *port, u32 i, u32 head)
 	if (!g->batch)
 		goto put_conn;
 
-	sm_group_add(port, g, i, &slot);
+	sm_group_add(pair, g, i, &slot);
 	for (len = 1, j = sm_next(i, tx->n); len < n; len++, j = sm_next(j, tx->n)) {
 		sm_slot_read(tx->ring, j, &slot);
 		if (SM_PTR_ID(slot.ptr) != id)
 			break;		/* changed since: the next group's */
-		sm_group_add(port, g, j, &slot);
+		sm_group_add(pair, g, j, &slot);
 	}
 	i = j;
 	if (g->n) {
 		u32 k;
 
 		lock_sock(g->conn->sk);
-		sm_group_send(port, g);
+		sm_group_send(pair, g);
+		sm_state_update(g->conn);
 		release_sock(g->conn->sk);
 		for (k = 0; k < g->n; k++)
-			sm_slot_replace(port, g->slot[k]);
+			sm_slot_replace(pair, g->slot[k]);
 	}
 	sm_ubuf_complete(NULL, &g->batch->ubuf, true);
 put_conn:
@@ -413,17 +437,17 @@ put_conn:
 	return i;
 }
 
-int sm_tx_init(struct sm_port *port, u32 slots)
+int sm_tx_init(struct sm_pair *pair, u32 slots)
 {
-	struct sm_txring *tx = &port->tx;
+	struct sm_txring *tx = &pair->tx;
 	u32 i;
 
 	tx->n = slots;
-	tx->spare = kvmalloc_array(slots, sizeof(*tx->spare), GFP_KERNEL_ACCOUNT);
-	tx->group = kvmalloc(sizeof(*tx->group), GFP_KERNEL_ACCOUNT);
+	tx->spare = kvmalloc_array(slots, sizeof(*tx->spare), SM_GFP);
+	tx->group = kvmalloc(sizeof(*tx->group), SM_GFP);
 	if (!tx->spare || !tx->group)
 		return -ENOMEM;
-	if (sm_pool_get(&port->pool, tx->spare, slots, SM_USER) != slots)
+	if (sm_pool_get(&pair->port->pool, tx->spare, slots, SM_USER) != slots)
 		return -ENOMEM;
 	for (i = 0; i < slots; i++)
 		tx->ring->slot[i].buf_idx = tx->spare[i];
@@ -431,65 +455,65 @@ int sm_tx_init(struct sm_port *port, u32 slots)
 	return 0;
 }
 
-void sm_tx_destroy(struct sm_port *port)
+void sm_tx_destroy(struct sm_pair *pair)
 {
-	kvfree(port->tx.spare);
-	kvfree(port->tx.group);
+	kvfree(pair->tx.spare);
+	kvfree(pair->tx.group);
 }
 
-/* Send what the application submitted.  Caller holds port->mutex. */
-int sm_tx_sync(struct sm_port *port)
+/* Send what the application submitted.  Caller holds pair->mutex. */
+int sm_tx_sync(struct sm_pair *pair)
 {
-	struct sm_txring *tx = &port->tx;
+	struct sm_txring *tx = &pair->tx;
 	struct sm_ring *ring = tx->ring;
 	/* Pairs with the application's release store: slots and payload before head. */
 	u32 head = smp_load_acquire(&ring->head);
 	u32 cur = READ_ONCE(ring->cur);
 	u32 tail = sm_prev(tx->done, tx->n);
-	u32 owned = sm_distance(tx->head, tail, tx->n);
 	bool hold;
 	u32 next;
 
-	if (head >= tx->n || cur >= tx->n || sm_distance(tx->head, head, tx->n) > owned ||
-	    sm_distance(tx->head, cur, tx->n) > owned ||
-	    sm_distance(tx->head, cur, tx->n) < sm_distance(tx->head, head, tx->n)) {
+	if (!sm_ring_sound(head, cur, tx->head, tail, tx->n)) {
 		WRITE_ONCE(ring->head, tx->head);
 		WRITE_ONCE(ring->cur, tx->head);
 		WRITE_ONCE(ring->tail, tail);
-		sm_count(port, SM_BAD_RING, 1);
+		sm_count(pair, SM_BAD_RING, 1);
 		return -EINVAL;
 	}
 	tx->head = head;
 	if (tx->done == head)
 		return 0;
 
-	if (!++port->sync_seq)
-		port->sync_seq = 1;	/* 0 means: never refused */
+	if (!++pair->sync_seq)
+		pair->sync_seq = 1;	/* 0 means: never refused */
 	WRITE_ONCE(tx->stalled, false);
 	/* One slot makes one send: nothing to gather. */
 	hold = sm_next(tx->done, tx->n) != head;
 	if (hold)
-		sm_nic_hold(port->nic);
+		sm_nic_hold(pair->port->nic);
 	while (tx->done != head) {
-		next = sm_tx_group(port, tx->done, head);
+		next = sm_tx_group(pair, tx->done, head);
 		if (next == tx->done) {
-			sm_count(port, SM_STALL, 1);
+			sm_count(pair, SM_STALL, 1);
 			WRITE_ONCE(tx->stalled, true);
 			/*
 			 * Pairs with the pool lock in sm_batch_complete(): either it sees
 			 * stalled, or we see the buffer that it released.
 			 */
 			smp_mb();
-			if (READ_ONCE(port->pool.nfree))
-				sm_port_wake(port);
+			if (READ_ONCE(pair->port->pool.nfree))
+				sm_pair_wake(pair);
 			break;
 		}
 		tx->done = next;
 	}
 	if (hold)
-		sm_nic_release(port->nic);
-	sm_pool_put(&port->pool, tx->spare, tx->nspare);
-	tx->nspare = 0;
+		sm_nic_release(pair->port->nic);
+	if (tx->nspare) {
+		sm_pool_put(&pair->port->pool, tx->spare, tx->nspare);
+		tx->nspare = 0;
+		sm_tx_wake_stalled(pair->port);
+	}
 	/* Pairs with the application's acquire load of tail: slots are replaced or refused. */
 	smp_store_release(&ring->tail, sm_prev(tx->done, tx->n));
 	return 0;

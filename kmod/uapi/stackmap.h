@@ -9,7 +9,20 @@
  *
  *	open("/dev/stackmap"), NIOCCTRL with a REGISTER request for "tcp:NIC", mmap() of
  *	nr_memsize bytes at offset 0.  The NIC must be bound (its root qdisc is of kind
- *	"stackmap").  The port has one transmit and one receive ring.
+ *	"stackmap"), and the caller must have CAP_NET_ADMIN in the NIC's network namespace or be
+ *	the user or in the group that the binding names.
+ *
+ *	A port has one or more pairs of a transmit and a receive ring.  The descriptor is that of
+ *	pair 0; SMIOC_RING makes one for another pair, so that each thread has its own to sync and
+ *	to wait for.  All pairs share the buffers.  Each connection belongs to one pair.
+ *
+ *	nr_extra_bufs buffers more than the rings have slots are the application's from the
+ *	start: ni_bufs_head is the index of the first, and the first 32 bits of each hold the
+ *	index of the next, 0 at the end.
+ *
+ *	Any buffer that is the application's may go into any transmit slot or back with any
+ *	receive slot, of any pair: to forward what was received without a copy, exchange the
+ *	buf_idx of the receive slot and of the transmit slot.
  *
  * Slots carry payload of attached TCP sockets.  slot->ptr says whose:
  *
@@ -36,15 +49,21 @@
  *	EPIPE, ECONNRESET, ...	the connection cannot send any more
  *
  * Receive.  Slots from head to tail are the application's; it gives them back by advancing head.
- * Slots without payload are events (SM_SLOT_EOF, _ERROR, _WRITABLE, _CLOSED), in order with the
- * data of their connection.  A slot given back with a bad buf_idx is counted (bad_slots) and its
- * place gets another buffer.
+ * Slots with an SM_SLOT_* flag are events, in order with the data of their connection.  They have
+ * no payload, but for SM_SLOT_OPEN.  A slot given back with a bad buf_idx is counted (bad_slots)
+ * and its place gets another buffer.
  *
  * head or cur out of range: SMIOC_SYNC fails with EINVAL, poll() returns POLLERR, bad_rings
  * counts it, and the kernel resets the ring's head and cur to where they were.
  *
  * While a socket is attached, sending, receiving and splicing on its descriptor fail with EBUSY,
- * as do connect() and listen().  shutdown(), close(), getsockopt() and setsockopt() work.
+ * as do connect() and listen(), TCP_REPAIR and TCP_ZEROCOPY_RECEIVE.  shutdown(), close() and other
+ * options work.  TCP_ULP (kTLS) and IPV6_ADDRFORM fail with EBUSY also after detaching.
+ *
+ * TCP state
+ *
+ *	mmap() at offset SM_STATE_OFFSET, read-only, shows an array of struct sm_state, one
+ *	record for each connection that the port may have; SMIOC_ATTACH says which is whose.
  */
 #ifndef _UAPI_STACKMAP_H
 #define _UAPI_STACKMAP_H
@@ -76,6 +95,7 @@ struct sm_slot {
 #define SM_SLOT_WRITABLE	0x04	/* worth trying again after EAGAIN */
 #define SM_SLOT_CLOSED		0x08	/* nothing more comes with this id */
 #define SM_SLOT_REFUSED		0x10	/* transmit: not accepted, see errno */
+#define SM_SLOT_OPEN		0x20	/* accepted from a listener; payload: struct sm_open */
 
 struct sm_ring {
 	__s64 buf_ofs;		/* from this structure to buffer 0 */
@@ -108,7 +128,7 @@ struct sm_if {
 	__u32 ni_host_tx_rings;
 	__u32 ni_host_rx_rings;
 	__u32 spare[3];
-	__s64 ring_ofs[4];	/* tx, host tx (0: none), rx, host rx (0: none) */
+	__s64 ring_ofs[];	/* tx rings, host tx (0: none), rx rings, host rx (0: none) */
 };
 
 struct sm_req_header {
@@ -116,8 +136,35 @@ struct sm_req_header {
 	__u16 nr_reqtype;
 	__u32 nr_reserved;	/* must be 0 */
 	char nr_name[64];
-	__u64 nr_options;	/* none is known: must be 0 */
+	__u64 nr_options;	/* 0, or the address of the first option */
 	__u64 nr_body;
+};
+
+struct sm_req_option {
+	__u64 nro_next;		/* 0, or the address of the next option */
+	__u32 nro_reqtype;
+	__u32 nro_status;	/* out: errno of this option */
+	__u64 nro_size;
+};
+
+/* How large a port may grow.  With it, REGISTER says which limit it failed at. */
+#define SM_OPT_LIMITS		0x5301
+
+struct sm_opt_limits {
+	struct sm_req_option opt;
+	__u32 spare_bufs;	/* in: 0 for the default; out: granted.  For pinned slots */
+	__u32 connections;	/* in: 0 for the default; out: granted */
+	__u32 limit;		/* out: enum sm_limit */
+	__u32 reserved;		/* must be 0 */
+};
+
+enum sm_limit {
+	SM_LIMIT_NONE,
+	SM_LIMIT_RINGS,		/* EINVAL: 1 to 64 pairs */
+	SM_LIMIT_SLOTS,		/* EINVAL: 4 to 16384 a ring */
+	SM_LIMIT_BUFFERS,	/* ENOSPC: 1048576 in all */
+	SM_LIMIT_CONNECTIONS,	/* ENOSPC: 1048576 */
+	SM_LIMIT_MEMORY,	/* ENOMEM: the machine's, or the caller's memory cgroup's */
 };
 
 #define SM_REQ_REGISTER		1
@@ -127,14 +174,14 @@ struct sm_req_register {
 	__u64 nr_memsize;	/* out: bytes to map */
 	__u32 nr_tx_slots;	/* in: 0 for the default; out: granted */
 	__u32 nr_rx_slots;
-	__u16 nr_tx_rings;
+	__u16 nr_tx_rings;	/* in: 0 for one; as many as nr_rx_rings */
 	__u16 nr_rx_rings;
 	__u16 nr_host_tx_rings;
 	__u16 nr_host_rx_rings;
 	__u16 nr_mem_id;	/* out: identifies the mapping */
 	__u16 nr_ringid;	/* must be 0 */
 	__u32 nr_mode;		/* 0 or 1 (all NIC rings) */
-	__u32 nr_extra_bufs;	/* out: 0 */
+	__u32 nr_extra_bufs;	/* in: buffers wanted beyond those in slots */
 	__u64 nr_flags;		/* must be 0 */
 };
 
@@ -145,24 +192,50 @@ struct sm_req_register {
 /*
  * SMIOC_ATTACH: take over the payload of an established TCP socket.
  *	EBADF, ENOTSOCK		fd is not a socket
- *	EOPNOTSUPP		not TCP over IPv4 or IPv6
- *	EINVAL			listening, or flags not 0
+ *	EOPNOTSUPP		not TCP over IPv4 or IPv6 (MPTCP is another protocol)
+ *	EINVAL			listening, unknown flags, or no such ring
  *	ENOTCONN		not established
  *	EBUSY			taken by kTLS, sockmap or KCM, or in TCP_REPAIR mode
  *	EALREADY		attached already, to this port or another
  *	EXDEV			of another network namespace
+ *	ENOSPC			the port has all the connections it was registered for
+ *
+ * With SM_ATTACH_LISTENER, fd is a listening socket, and what accept() returns from it is attached
+ * already: no byte can go astray in between, and no call is needed per connection.  A connection's
+ * first slot is then an SM_SLOT_OPEN event; those of one listener come in the order in which
+ * accept() returned the connections to one thread, ring by ring.  Where a connection cannot be
+ * attached, accept() fails: with ENOSPC, leaving it in the backlog, or with the errno above,
+ * closing it.
+ *	EINVAL			not listening
  */
 struct sm_attach {
 	__s32 fd;
-	__u32 flags;		/* must be 0 */
+	__u32 flags;		/* SM_ATTACH_* */
+	__u32 ring;		/* in: pair or SM_RING_ANY; out: pair */
 	__u32 id;		/* out */
+	__u32 record;		/* out: index of its struct sm_state; of a listener 0 */
 	__u32 reserved;		/* must be 0 */
+};
+
+#define SM_ATTACH_LISTENER	1
+
+/* The pair whose thread runs on the CPU that receives the connection's packets. */
+#define SM_RING_ANY		0xffffffff
+
+/* Payload of an SM_SLOT_OPEN slot. */
+struct sm_open {
+	__u32 listener;		/* id of the listener */
+	__u32 record;		/* index of the connection's struct sm_state */
+	__u16 family;		/* AF_INET or AF_INET6 */
+	__be16 port;		/* the peer's */
+	__u8 addr[16];		/* the peer's; IPv4 in the first 4 bytes */
 };
 
 /*
  * SMIOC_DETACH: give the socket back.  What is in the receive ring comes first, up to the
- * SM_SLOT_CLOSED event; everything after it is read from the socket.
- *	ENOENT			no such connection
+ * SM_SLOT_CLOSED event; everything after it is read from the socket.  A listener accepts ordinary
+ * connections again, without any event.
+ *	ENOENT			no such connection or listener
  *
  * SMIOC_RXCTL: with SM_RX_PAUSE, take no more data from TCP, so that its window closes.
  */
@@ -173,14 +246,75 @@ struct sm_conn_ctl {
 
 #define SM_RX_PAUSE		1
 
+/*
+ * SMIOC_RING: a descriptor for another pair of rings; the call returns it, with close-on-exec.  It
+ * takes SMIOC_SYNC, NIOCTXSYNC, NIOCRXSYNC and poll().  Once the port is closed it answers ENXIO.
+ *	EINVAL			no such pair, or flags not 0
+ */
+struct sm_ring_req {
+	__u32 ring;
+	__u32 flags;		/* must be 0 */
+};
+
+/*
+ * SMIOC_SYNC: any of the steps below, in this order, in one call.
+ *	EINVAL			a ring was bad and has been reset, or unknown flags
+ *	EINTR			a signal ended the wait; what came before it is done
+ */
 struct sm_sync {
 	__u32 flags;		/* SM_SYNC_* */
 	__u32 spin_us;		/* with POLL: keep polling this long while nothing arrives */
+	__s64 deadline_ns;	/* with WAIT: CLOCK_MONOTONIC; negative: none */
 };
 
 #define SM_SYNC_TX		1	/* send what is between the last head and head */
 #define SM_SYNC_RX		2	/* take back slots, publish what arrived */
 #define SM_SYNC_POLL		4	/* poll the NIC in this call (Linux busy polling) */
+#define SM_SYNC_WAIT		8	/* with RX: sleep until something comes, or the deadline */
+
+/*
+ * TCP's state of one connection, as getsockopt(TCP_INFO) gives it.  Written by the kernel after
+ * every packet that TCP received or sent for the connection, and every sync that sent for it.
+ *
+ * A reader takes seq, reads what it wants, and takes seq again: the values belong together if
+ * both were the same even number.  id tells whether the record is still the connection's.
+ */
+struct sm_state {
+	__u32 seq;
+	__u32 id;		/* 0: nobody's */
+	__u8 state;		/* TCP_ESTABLISHED, ... */
+	__u8 ca_state;		/* TCP_CA_Open, ... */
+	__u16 ring;
+	__u32 mss;		/* bytes, of what we send */
+	__u64 bytes_accepted;	/* payload accepted from slots */
+	__u64 bytes_sent;	/* payload sent, retransmissions included */
+	__u64 bytes_retrans;
+	__u64 bytes_acked;	/* by the peer */
+	__u64 bytes_received;
+	__u32 bytes_pinned;	/* payload in buffers that wait for their ACK */
+	__u32 bufs_pinned;
+	__u32 bytes_notsent;	/* accepted by TCP, not sent yet */
+	__u32 unacked;		/* segments sent and not acknowledged */
+	__u32 snd_cwnd;		/* segments */
+	__u32 snd_ssthresh;	/* segments */
+	__u32 snd_wnd;		/* bytes the peer lets us have under way */
+	__u32 rcv_wnd;		/* bytes we let the peer have under way */
+	__u32 srtt_us;
+	__u32 rttvar_us;
+	__u32 rto_us;
+	__u32 total_retrans;	/* segments */
+	__u8 reserved[24];
+};
+
+#define SM_STATE_OFFSET		0x10000000000ULL
+
+/* Attributes of the qdisc "stackmap" (in TCA_OPTIONS): who else may open ports on the NIC. */
+enum {
+	SM_TCA_UNSPEC,
+	SM_TCA_UID,		/* u32 */
+	SM_TCA_GID,		/* u32 */
+	SM_TCA_MAX = SM_TCA_GID
+};
 
 struct sm_stats {
 	__u64 rx_bytes;			/* payload put into the receive ring */
@@ -206,5 +340,6 @@ struct sm_stats {
 #define SMIOC_RXCTL		_IOW('i', 194, struct sm_conn_ctl)
 #define SMIOC_SYNC		_IOW('i', 195, struct sm_sync)
 #define SMIOC_STATS		_IOR('i', 196, struct sm_stats)
+#define SMIOC_RING		_IOW('i', 197, struct sm_ring_req)
 
 #endif /* _UAPI_STACKMAP_H */

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import socket
 
 NIOCCTRL = 0xC0586997
-SMIOC_ATTACH = 0xC01069C0
+SMIOC_ATTACH = 0xC01869C0
 SMIOC_DETACH = 0x400869C1
 SMIOC_RXCTL = 0x400869C2
-SMIOC_SYNC = 0x400869C3
+SMIOC_SYNC = 0x401069C3
 SMIOC_STATS = 0x808069C4
 NIOCTXSYNC = 0x6994
 NIOCRXSYNC = 0x6995
@@ -143,9 +143,9 @@ class RawPort:
 
     def attach(self, sock: socket.socket | int, flags: int = 0, reserved: int = 0) -> int:
         fd = sock if isinstance(sock, int) else sock.fileno()
-        req = bytearray(struct.pack("<iIII", fd, flags, 0, reserved))
+        req = bytearray(struct.pack("<iIIIII", fd, flags, 0, 0, 0, reserved))
         fcntl.ioctl(self.fd, SMIOC_ATTACH, req)
-        id: int = struct.unpack_from("<I", req, 8)[0]
+        id: int = struct.unpack_from("<I", req, 12)[0]
         return id
 
     def detach(self, id: int) -> None:
@@ -155,7 +155,7 @@ class RawPort:
         fcntl.ioctl(self.fd, SMIOC_RXCTL, struct.pack("<II", id, flags))
 
     def sync(self, flags: int = SYNC_TX | SYNC_RX | SYNC_POLL, spin_us: int = 0) -> None:
-        fcntl.ioctl(self.fd, SMIOC_SYNC, struct.pack("<II", flags, spin_us))
+        fcntl.ioctl(self.fd, SMIOC_SYNC, struct.pack("<IIq", flags, spin_us, 0))
 
     def stats(self) -> dict[str, int]:
         raw = bytearray(8 * len(STATS))

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A pair of rings: one thread's view of a port.
+ *
+ * A sync sends, polls the NIC, receives and waits, as far as it is asked to; poll() sends and
+ * receives and then says what is ready, as netmap's does.
+ */
+#include <linux/anon_inodes.h>
+#include <linux/fs.h>
+#include <linux/hrtimer.h>
+#include <linux/poll.h>
+#include <linux/sched/clock.h>
+#include <linux/sched/signal.h>
+#include <linux/uaccess.h>
+#include <net/busy_poll.h>
+
+#include "stackmap.h"
+
+#define SM_POLL_BUDGET	64	/* packets of one NAPI poll */
+#define SM_MAX_SPIN_US	1000
+
+/* Wake the application if it sleeps.  Any context. */
+void sm_pair_wake(struct sm_pair *pair)
+{
+	smp_mb();	/* what we announce before armed; pairs with sm_pair_arm() */
+	if (READ_ONCE(pair->armed)) {
+		WRITE_ONCE(pair->armed, 0);
+		wake_up_interruptible_poll(&pair->wait, EPOLLIN | EPOLLRDNORM | EPOLLOUT);
+	}
+}
+
+/* Ask to be woken.  Look for what there is after this, not before. */
+static void sm_pair_arm(struct sm_pair *pair)
+{
+	WRITE_ONCE(pair->armed, 1);
+	smp_mb();	/* armed before the look; pairs with sm_pair_wake() */
+}
+
+/* Has the application slots that it has not seen?  Caller holds pair->mutex. */
+static bool sm_pair_readable(const struct sm_pair *pair)
+{
+	return READ_ONCE(pair->rx.ring->cur) != pair->rx.published;
+}
+
+/* Can a transmit ring that stopped for lack of buffers go on? */
+static bool sm_pair_unstalled(const struct sm_pair *pair)
+{
+	return READ_ONCE(pair->tx.stalled) && READ_ONCE(pair->port->pool.nfree);
+}
+
+struct sm_spin {
+	struct sm_pair *pair;
+	u64 until;		/* local_clock() */
+	u32 rounds;		/* the clock may stand still where nothing else runs */
+};
+
+static bool sm_spin_end(void *arg, unsigned long start)
+{
+	struct sm_spin *spin = arg;
+
+	return sm_rx_ready(spin->pair) || !spin->rounds-- || local_clock() >= spin->until;
+}
+
+/* Poll the NIC in our own context: TCP input fills the ring on the way. */
+static void sm_pair_busy_poll(struct sm_pair *pair, u32 spin_us)
+{
+	struct sm_spin spin = {
+		.pair = pair,
+		.until = local_clock() + (u64)spin_us * NSEC_PER_USEC,
+		.rounds = spin_us * 10,
+	};
+	unsigned int napi_id = pair->port->nic->napi_id;
+
+	if (napi_id)
+		napi_busy_loop(napi_id, sm_spin_end, &spin, false, SM_POLL_BUDGET);
+}
+
+/*
+ * Sleep until the ring shows something new, a stopped transmit ring has gone on, or the deadline.
+ * Caller holds pair->mutex, which is released meanwhile.
+ */
+static int sm_pair_wait(struct sm_pair *pair, s64 deadline_ns)
+{
+	ktime_t deadline = ns_to_ktime(deadline_ns);
+	bool expired = false;
+	DEFINE_WAIT(wait);
+	int err = 0;
+
+	while (!sm_pair_readable(pair) && !expired && !err) {
+		mutex_unlock(&pair->mutex);
+		prepare_to_wait(&pair->wait, &wait, TASK_INTERRUPTIBLE);
+		sm_pair_arm(pair);
+		if (!sm_rx_ready(pair) && !sm_pair_unstalled(pair) &&
+		    READ_ONCE(pair->port->registered)) {
+			if (signal_pending(current))
+				err = -EINTR;
+			else
+				expired = !schedule_hrtimeout(deadline_ns < 0 ? NULL : &deadline,
+							      HRTIMER_MODE_ABS);
+		}
+		finish_wait(&pair->wait, &wait);
+		mutex_lock(&pair->mutex);
+		if (!READ_ONCE(pair->port->registered))
+			return -ENXIO;
+		sm_rx_publish(pair);
+		if (sm_pair_unstalled(pair))
+			return sm_tx_sync(pair);
+	}
+	return err;
+}
+
+/* Caller holds pair->mutex. */
+static int sm_pair_sync(struct sm_pair *pair, const struct sm_sync *req)
+{
+	int err = 0;
+
+	WRITE_ONCE(pair->cpu, raw_smp_processor_id());	/* a hint, for sm_pair_for() */
+	if (req->flags & SM_SYNC_TX)
+		err = sm_tx_sync(pair);
+	if (!err && req->flags & SM_SYNC_RX)
+		err = sm_rx_take_back(pair);
+	if (err)
+		return err;
+	if (req->flags & SM_SYNC_POLL)
+		sm_pair_busy_poll(pair, req->spin_us);
+	if (req->flags & SM_SYNC_RX)
+		sm_rx_publish(pair);
+	sm_count(pair, SM_SYNCS, 1);
+	return req->flags & SM_SYNC_WAIT ? sm_pair_wait(pair, req->deadline_ns) : 0;
+}
+
+static int sm_sync_check(const struct sm_sync *req)
+{
+	if (req->flags & ~(SM_SYNC_TX | SM_SYNC_RX | SM_SYNC_POLL | SM_SYNC_WAIT) ||
+	    req->spin_us > SM_MAX_SPIN_US ||
+	    (req->flags & SM_SYNC_WAIT && !(req->flags & SM_SYNC_RX)))
+		return -EINVAL;
+	return 0;
+}
+
+/* The commands that concern one pair. */
+long sm_pair_ioctl(struct sm_pair *pair, unsigned int cmd, void __user *arg)
+{
+	struct sm_sync req = {};
+	long err = 0;
+
+	if (cmd == SMIOC_SYNC) {
+		if (copy_from_user(&req, arg, sizeof(req)))
+			return -EFAULT;
+		err = sm_sync_check(&req);
+		if (err)
+			return err;
+	}
+	mutex_lock(&pair->mutex);
+	if (!READ_ONCE(pair->port->registered)) {
+		err = -ENXIO;
+		goto out;
+	}
+	switch (cmd) {
+	case SMIOC_SYNC:
+		err = sm_pair_sync(pair, &req);
+		break;
+	case NIOCTXSYNC:
+		sm_tx_sync(pair);	/* netmap: a bad ring is poll()'s to report */
+		break;
+	case NIOCRXSYNC:
+		if (!sm_rx_take_back(pair))
+			sm_rx_publish(pair);
+		break;
+	default:
+		err = -ENOTTY;
+	}
+out:
+	mutex_unlock(&pair->mutex);
+	return err;
+}
+
+__poll_t sm_pair_poll(struct sm_pair *pair, struct file *file, poll_table *wait)
+{
+	__poll_t events = 0;
+
+	poll_wait(file, &pair->wait, wait);
+	mutex_lock(&pair->mutex);
+	if (!READ_ONCE(pair->port->registered)) {
+		events = EPOLLERR | EPOLLHUP;
+		goto out;
+	}
+	if (sm_tx_sync(pair) || sm_rx_take_back(pair)) {
+		events = EPOLLERR;
+		goto out;
+	}
+	sm_rx_publish(pair);
+	if (!sm_pair_readable(pair)) {
+		sm_pair_arm(pair);
+		if (sm_rx_ready(pair))
+			sm_rx_publish(pair);
+	}
+	if (sm_pair_readable(pair))
+		events |= EPOLLIN | EPOLLRDNORM;
+	if (READ_ONCE(pair->tx.ring->cur) != sm_prev(pair->tx.done, pair->tx.n))
+		events |= EPOLLOUT | EPOLLWRNORM;
+out:
+	mutex_unlock(&pair->mutex);
+	return events;
+}
+
+/* -- a descriptor of its own ---------------------------------------------------------------- */
+
+static __poll_t sm_ring_poll(struct file *file, poll_table *wait)
+{
+	return sm_pair_poll(file->private_data, file, wait);
+}
+
+static long sm_ring_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	return sm_pair_ioctl(file->private_data, cmd, (void __user *)arg);
+}
+
+static int sm_ring_close(struct inode *inode, struct file *file)
+{
+	struct sm_pair *pair = file->private_data;
+
+	sm_port_put(pair->port);
+	return 0;
+}
+
+static const struct file_operations sm_ring_fops = {
+	.owner		= THIS_MODULE,
+	.release	= sm_ring_close,
+	.poll		= sm_ring_poll,
+	.unlocked_ioctl	= sm_ring_ioctl,
+	.compat_ioctl	= compat_ptr_ioctl,
+	.llseek		= noop_llseek,
+};
+
+/* A new descriptor for the pair.  Does not keep the port open, only its memory. */
+int sm_pair_open(struct sm_pair *pair)
+{
+	int fd;
+
+	sm_port_get(pair->port);
+	fd = anon_inode_getfd("[stackmap-ring]", &sm_ring_fops, pair, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		sm_port_put(pair->port);
+	return fd;
+}
+
+/* -- life ----------------------------------------------------------------------------------- */
+
+/* Its rings are in place already. */
+int sm_pair_init(struct sm_pair *pair, u32 tx_slots, u32 rx_slots)
+{
+	return sm_tx_init(pair, tx_slots) ?: sm_rx_init(pair, rx_slots);
+}
+
+void sm_pair_destroy(struct sm_pair *pair)
+{
+	sm_tx_destroy(pair);
+	sm_rx_destroy(pair);
+}
+
+/* The port is closed: nobody waits any more. */
+void sm_pair_close(struct sm_pair *pair)
+{
+	mutex_lock(&pair->mutex);	/* whoever syncs now has seen the port open */
+	mutex_unlock(&pair->mutex);
+	wake_up_all(&pair->wait);
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * TCP's state of each connection, in memory that the application can read but not write.
+ *
+ * Records are written where TCP's state changes and the socket is locked: after each packet that
+ * came in, each send, and each packet that TCP sends on its own account.  The packets that a
+ * device sends are seen by the qdisc, in whose context the socket may be anybody's: so a record
+ * has a lock of its own.
+ */
+#include <linux/idr.h>
+#include <linux/vmalloc.h>
+#include <net/tcp.h>
+
+#include "stackmap.h"
+
+int sm_states_init(struct sm_states *states, u32 n)
+{
+	states->size = PAGE_ALIGN(n * sizeof(struct sm_state));
+	states->record = __vmalloc(states->size, SM_GFP | __GFP_ZERO);
+	if (!states->record)
+		return -ENOMEM;
+	states->n = n;
+	return 0;
+}
+
+void sm_states_destroy(struct sm_states *states)
+{
+	ida_destroy(&states->used);
+	vfree(states->record);
+	states->record = NULL;
+}
+
+/* Give a new connection its record; ENOSPC if the port has no more of them. */
+int sm_state_open(struct sm_conn *conn)
+{
+	struct sm_states *states = &conn->port->states;
+	int record = ida_alloc_max(&states->used, states->n - 1, GFP_KERNEL);
+
+	if (record < 0)
+		return record;
+	conn->record = record;
+	spin_lock_init(&conn->state_lock);
+	conn->recorded = true;
+	return 0;
+}
+
+/* The connection's last reference is gone, but for readers under RCU.  Any context. */
+void sm_state_close(struct sm_conn *conn)
+{
+	struct sm_states *states = &conn->port->states;
+	struct sm_state *rec = &states->record[conn->record];
+	unsigned long irq;
+
+	spin_lock_irqsave(&conn->state_lock, irq);
+	conn->recorded = false;
+	WRITE_ONCE(rec->seq, rec->seq + 1);
+	smp_wmb();	/* pairs with the reader's barrier after its first look at seq */
+	WRITE_ONCE(rec->id, 0);
+	smp_wmb();	/* pairs with the reader's barrier before its second look at seq */
+	WRITE_ONCE(rec->seq, rec->seq + 1);
+	spin_unlock_irqrestore(&conn->state_lock, irq);
+	ida_free(&states->used, conn->record);
+}
+
+static void sm_state_write(struct sm_conn *conn, struct sm_state *rec)
+{
+	const struct inet_connection_sock *icsk = inet_csk(conn->sk);
+	const struct tcp_sock *tp = tcp_sk(conn->sk);
+
+	WRITE_ONCE(rec->id, conn->id);
+	WRITE_ONCE(rec->state, inet_sk_state_load(conn->sk));
+	WRITE_ONCE(rec->ca_state, icsk->icsk_ca_state);
+	WRITE_ONCE(rec->ring, conn->pair->index);
+	WRITE_ONCE(rec->mss, tp->mss_cache);
+	WRITE_ONCE(rec->bytes_accepted, conn->bytes_accepted);
+	WRITE_ONCE(rec->bytes_sent, tp->bytes_sent);
+	WRITE_ONCE(rec->bytes_retrans, tp->bytes_retrans);
+	WRITE_ONCE(rec->bytes_acked, tp->bytes_acked);
+	WRITE_ONCE(rec->bytes_received, tp->bytes_received);
+	WRITE_ONCE(rec->bytes_pinned, atomic_read(&conn->pinned_bytes));
+	WRITE_ONCE(rec->bufs_pinned, atomic_read(&conn->pinned));
+	WRITE_ONCE(rec->bytes_notsent,
+		   max_t(int, 0, READ_ONCE(tp->write_seq) - READ_ONCE(tp->snd_nxt)));
+	WRITE_ONCE(rec->unacked, tp->packets_out);
+	WRITE_ONCE(rec->snd_cwnd, tcp_snd_cwnd(tp));
+	WRITE_ONCE(rec->snd_ssthresh, tp->snd_ssthresh);
+	WRITE_ONCE(rec->snd_wnd, tp->snd_wnd);
+	WRITE_ONCE(rec->rcv_wnd, tp->rcv_wnd);
+	WRITE_ONCE(rec->srtt_us, tp->srtt_us >> 3);
+	WRITE_ONCE(rec->rttvar_us, tp->mdev_us >> 2);
+	WRITE_ONCE(rec->rto_us, jiffies_to_usecs(icsk->icsk_rto));
+	WRITE_ONCE(rec->total_retrans, tp->total_retrans);
+}
+
+/* Bring the connection's record up to date.  Caller holds a reference, or RCU. */
+void sm_state_update(struct sm_conn *conn)
+{
+	struct sm_state *rec = &conn->port->states.record[conn->record];
+	unsigned long irq;
+
+	spin_lock_irqsave(&conn->state_lock, irq);
+	if (conn->recorded) {
+		WRITE_ONCE(rec->seq, rec->seq + 1);
+		smp_wmb();	/* pairs with the reader's barrier after its first look at seq */
+		sm_state_write(conn, rec);
+		smp_wmb();	/* pairs with the reader's barrier before its second look */
+		WRITE_ONCE(rec->seq, rec->seq + 1);
+	}
+	spin_unlock_irqrestore(&conn->state_lock, irq);
+}
+
+/* Buffers were released, which may be at any time and place, the connection's end included. */
+void sm_state_pins(struct sm_conn *conn)
+{
+	struct sm_state *rec = &conn->port->states.record[conn->record];
+	unsigned long irq;
+
+	spin_lock_irqsave(&conn->state_lock, irq);
+	if (conn->recorded) {
+		WRITE_ONCE(rec->bytes_pinned, atomic_read(&conn->pinned_bytes));
+		WRITE_ONCE(rec->bufs_pinned, atomic_read(&conn->pinned));
+	}
+	spin_unlock_irqrestore(&conn->state_lock, irq);
+}
