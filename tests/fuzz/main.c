@@ -274,7 +274,7 @@ static void check_progress(uint64_t now)
 			last[i] = value;
 			since[i] = now;
 		} else if (now - since[i] > STALL_MS) {
-			if (system("ss -tinpmoe; ip netns exec peer ss -tinpmoe; tc -s qdisc"))
+			if (system("ss -tinmoe; nsenter --net=/run/netns/peer ss -tinmoe; tc -s qdisc"))
 				dprintf(STDOUT_FILENO, "no sockets to show\n");
 			for (int k = 0; k < HELPERS; k++)
 				say_where_it_hangs(&helper[k]);
