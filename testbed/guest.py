@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .agent import __file__ as agent_script
 from .channel import Channel, Message
@@ -268,6 +268,10 @@ class Guest:
         return (
             sum(thread_cpu_nanoseconds(self._machine.pid, cpu["thread-id"]) for cpu in cpus) / 1e9
         )
+
+    def monitor(self, command: str, **arguments: object) -> Any:
+        """Have QEMU do something to the machine; see its QMP reference."""
+        return self._qmp.execute(command, **arguments)
 
     def send_signal(self, pid: int, number: int, *, group: bool) -> None:
         """Signal a process of the guest, or the group that it leads."""

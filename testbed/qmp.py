@@ -1,4 +1,4 @@
-"""Ask QEMU which host threads run a guest's processors, and what those have used."""
+"""Ask QEMU what runs a guest's processors and what those have used; change its devices."""
 
 from __future__ import annotations
 
@@ -21,17 +21,24 @@ class Qmp:
         self._lock = threading.Lock()
         self._ready = False
 
-    def execute(self, command: str) -> Any:
-        """Run a command without arguments and return what it returns."""
+    def execute(self, command: str, **arguments: object) -> Any:
+        """Run a command and return what it returns; where QEMU has a hyphen, write ``_``.
+
+        Raises:
+            ConnectionError: QEMU refuses, or has ended.
+        """
         with self._lock:
             if not self._ready:
                 self._file.readline()
-                self._command("qmp_capabilities")
+                self._command("qmp_capabilities", {})
                 self._ready = True
-            return self._command(command)
+            return self._command(
+                command, {name.replace("_", "-"): value for name, value in arguments.items()}
+            )
 
-    def _command(self, command: str) -> Any:
-        self._sock.sendall(json.dumps({"execute": command}).encode() + b"\n")
+    def _command(self, command: str, arguments: dict[str, object]) -> Any:
+        message = {"execute": command, "arguments": arguments}
+        self._sock.sendall(json.dumps(message).encode() + b"\n")
         for line in self._file:
             answer = json.loads(line)
             if "return" in answer:

@@ -134,13 +134,13 @@ class Site:
     def unplugged(self) -> None:
         """Wait until the peer's NIC is gone too, and with it all that held the wire."""
         eventually(
-            lambda: not self.peer_has_nic(), lambda: "the namespace or its NIC never went away"
+            lambda: not self.has_nic(self.peer), lambda: "the namespace or its NIC never went away"
         )
 
-    def peer_has_nic(self) -> bool:
-        """Whether the wire still has its far end."""
+    def has_nic(self, namespace: str) -> bool:
+        """Whether an end of the wire is there."""
         found = subprocess.run(
-            ["ip", "-n", self.peer, "link", "show", self.nic], capture_output=True, check=False
+            ["ip", "-n", namespace, "link", "show", self.nic], capture_output=True, check=False
         )
         return found.returncode == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from stackmap_testbed.guest import Guest
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +33,15 @@ def vm_lab(kernel: str, cpus: int) -> Iterator[Lab]:
 def server(vm_lab: Lab) -> Guest:
     """The guest."""
     return vm_lab.server
+
+
+@pytest.fixture(scope="module")
+def module(vm_lab: Lab) -> Iterator[None]:
+    """The module, loaded; that it unloads afterwards is a test of its own."""
+    server = vm_lab.server
+    server.insmod(ROOT / "build" / "kmod" / vm_lab.release / "stackmap.ko")
+    yield
+    server.run("rmmod stackmap")
 
 
 @pytest.fixture(autouse=True)

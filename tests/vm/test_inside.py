@@ -9,22 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from stackmap_testbed.guest import Guest
-    from stackmap_testbed.lab import Lab
 
-ROOT = Path(__file__).parent.parent.parent
-INSIDE = ROOT / "tests" / "guest"
-
-
-@pytest.fixture(scope="module")
-def module(vm_lab: Lab) -> Iterator[None]:
-    """The module, loaded; that it unloads afterwards is a test of its own."""
-    server = vm_lab.server
-    server.insmod(ROOT / "build" / "kmod" / vm_lab.release / "stackmap.ko")
-    yield
-    server.run("rmmod stackmap")
+INSIDE = Path(__file__).parent.parent / "guest"
 
 
 @pytest.mark.usefixtures("module")

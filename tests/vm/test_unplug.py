@@ -1,0 +1,74 @@
+"""A virtio NIC is taken out of the running machine, under ports that use it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.guest.lifetimes import SITUATIONS
+from tests.guest.plugged import MACS
+from tests.guest.site import PATIENCE
+
+if TYPE_CHECKING:
+    from stackmap_testbed.guest import Guest
+    from stackmap_testbed.process import GuestProcess
+
+ROUNDS = int(os.environ.get("STACKMAP_ROUNDS", "0"))
+#: Without a number of rounds, one round of the situations in which TCP has something to lose.
+SHORT = ("in_flight", "acks_withheld")
+
+
+class Slots:
+    """The slots of the guest's machine that the NICs go into; both are on one wire."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+
+    def plug(self, name: str) -> None:
+        self._guest.monitor("netdev_add", type="hubport", id=f"hub-{name}", hubid=79)
+        self._guest.monitor(
+            "device_add",
+            driver="virtio-net-pci", id=name, netdev=f"hub-{name}", mac=MACS[name], romfile="",
+        )  # fmt: skip
+
+    def unplug(self, name: str) -> None:
+        """Ask the guest to let go of the NIC; it is gone some time later."""
+        self._guest.monitor("device_del", id=name)
+        deadline = time.monotonic() + PATIENCE
+        while any(child["name"] == name for child in self._devices()):
+            assert time.monotonic() < deadline, f"the guest does not let go of the {name} NIC"
+            time.sleep(0.05)
+        self._guest.monitor("netdev_del", id=f"hub-{name}")
+
+    def _devices(self) -> list[dict[str, str]]:
+        children: list[dict[str, str]] = self._guest.monitor("qom-list", path="/machine/peripheral")
+        return children
+
+
+def serve(slots: Slots, process: GuestProcess) -> None:
+    """Do what the program inside asks for, until it ends."""
+    seen: dict[str, int] = {}
+    text = ""
+    while not process.finished:
+        text += process.next_output(seen, 1.0)["stdout"]
+        while "\n" in text:
+            asked, _, text = text.partition("\n")
+            verb, name = asked.split()
+            getattr(slots, verb)(name)
+            process.send(b"done\n")
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("situation", [name for name in SITUATIONS if ROUNDS or name in SHORT])
+def test_unplug(server: Guest, situation: str) -> None:
+    process = server.popen(
+        [sys.executable, "-B", "-m", "tests.guest.plugged", situation, str(max(ROUNDS, 1))],
+        stdin=True,
+    )
+    serve(Slots(server), process)
+    assert process.wait(60) == 0, process.output()
