@@ -17,12 +17,12 @@ empty :=
 list = $(subst $(empty) ,$(comma),$(strip $(1)))
 
 PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackmap/_ring_build.py \
-	kmod/uapi/*.h testbed/_load.[ch] testbed/_load_build.py)
+	kmod/uapi/*.h testbed/_load.[ch] testbed/_mark.h testbed/_load_build.py)
 CHECKED_PYTHON := stackmap cli testbed tests setup.py
 
 .NOTPARALLEL:
-.PHONY: demo lab test test-host test-debug debug-kernel check check-python check-shell check-kmod \
-	kmod setup packages clean
+.PHONY: demo lab bench-gate test test-host test-debug debug-kernel check check-python check-shell \
+	check-kmod kmod setup packages clean
 
 demo: setup
 	@$(PYTHON) -m stackmap_testbed.demo --kernel $(KERNEL) --out $(OUT)
@@ -50,6 +50,11 @@ test-debug: setup debug-kernel
 	kernel=$$($(DEBUG_KERNEL) smp) && \
 	testbed/setup.sh module-for $$kernel $(CURDIR)/build/kmod/$$(ls $$kernel/lib/modules) && \
 	STACKMAP_REQUIRE=vm $(PYTEST) --kernel $$kernel --cpus 2 tests/vm
+
+# What a request costs on rings, held to a figure that is kept; UPDATE=1 keeps the new one.
+bench-gate: setup
+	@$(PYTHON) -m stackmap_testbed.gate --kernel $(KERNEL) --out out/bench-gate.json \
+		$(if $(UPDATE),--update)
 
 check: check-python check-shell check-kmod
 

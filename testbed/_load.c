@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "_load.h"
+#include "_mark.h"
 
 #define EVENTS 256
 #define SCRATCH (256 * 1024)
@@ -63,6 +64,16 @@ int64_t load_now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return now.tv_sec * NSEC + now.tv_nsec;
+}
+
+#define BYTES(...) ".byte " #__VA_ARGS__
+#define BYTES_OF(...) BYTES(__VA_ARGS__)
+
+void load_mark(void)
+{
+#ifdef __x86_64__
+	__asm__ volatile(BYTES_OF(MARK_BYTES));
+#endif
 }
 
 static unsigned int bucket_of(uint64_t ns)

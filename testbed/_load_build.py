@@ -12,7 +12,7 @@ ffibuilder.set_source(
     "stackmap_testbed._load_c",
     '#include <stddef.h>\n#include <stdint.h>\n#include "_load.h"\n',
     sources=["testbed/_load.c"],
-    depends=["testbed/_load.h"],
+    depends=["testbed/_load.h", "testbed/_mark.h"],
     include_dirs=["testbed"],
     extra_compile_args=["-O2", "-Wall", "-Wextra"],
 )

@@ -29,13 +29,12 @@ from stackmap_testbed.experiment import (
     schedule,
     serving,
 )
+from stackmap_testbed.kernels import module_for
 from stackmap_testbed.lab import SERVER_ADDRESS, Lab
 from stackmap_testbed.machine import describe_machine
 from stackmap_testbed.plot import plot_latency
 from stackmap_testbed.report import RATIO_COLUMNS, verdict, write_html
 from stackmap_testbed.summary import summarise
-
-_MODULES = Path(__file__).resolve().parent.parent / "build" / "kmod"
 
 
 class DemoError(Exception):
@@ -57,18 +56,6 @@ class Narrator:
     def title(self, text: str) -> None:
         """Begin a part of the story."""
         self.console.print(f"\n[bold]{text}[/]", highlight=False)
-
-
-def module_for(release: str, modules: Path = _MODULES) -> Path:
-    """The module built for a kernel release.
-
-    Raises:
-        DemoError: there is none.
-    """
-    path = modules / release / "stackmap.ko"
-    if not path.is_file():
-        raise DemoError(f"{path} does not exist: build it with `make kmod`")
-    return path
 
 
 def bind(lab: Lab, plan: Plan, narrator: Narrator) -> None:

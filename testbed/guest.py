@@ -48,6 +48,8 @@ class GuestSettings:
     cpus: int
     memory: int
     command_line: str
+    #: Further arguments of QEMU: devices that only this guest has.
+    extra: tuple[str, ...] = ()
 
 
 class Guest:
@@ -111,6 +113,7 @@ class Guest:
         command += device_arguments(
             self.name, settings.cpus, settings.mac, sockets, settings.command_line
         )
+        command += settings.extra
         passed = [sockets.root, sockets.agent, sockets.control]
         if sockets.network is not None:
             passed.append(sockets.network)

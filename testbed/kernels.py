@@ -11,6 +11,7 @@ from .errors import MissingToolError
 
 _PACKAGES = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd64"}
 _SERIES = re.compile(r"\d+\.\d+")
+_OWN_MODULES = Path(__file__).resolve().parent.parent / "build" / "kmod"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,18 @@ def _kernel_of_directory(directory: Path) -> Kernel:
         raise MissingToolError(f"no kernel is in {directory}: build it with 'make debug-kernel'")
     modules = lists[0].parent
     return Kernel(modules.name, directory / "image", modules)
+
+
+def module_for(release: str, modules: Path = _OWN_MODULES) -> Path:
+    """Return the project's module, built for a kernel release.
+
+    Raises:
+        MissingToolError: there is none.
+    """
+    path = modules / release / "stackmap.ko"
+    if not path.is_file():
+        raise MissingToolError(f"{path} does not exist: build it with `make kmod`")
+    return path
 
 
 def _version_key(release: str) -> list[int]:

@@ -20,7 +20,7 @@ import random
 import socket
 import sys
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hdrh.histogram import HdrHistogram
@@ -87,19 +87,21 @@ def value_of(index: int, size: int) -> bytes:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Exchange:
+class Exchange:
+    """One request and the only reply to it that is right."""
+
     request: bytes
     reply: bytes
 
 
-def _set(index: int, size: int) -> _Exchange:
+def _set(index: int, size: int) -> Exchange:
     value = value_of(index, size)
-    return _Exchange(b"set %s 0 0 %d\r\n%s\r\n" % (key_of(index), size, value), b"STORED\r\n")
+    return Exchange(b"set %s 0 0 %d\r\n%s\r\n" % (key_of(index), size, value), b"STORED\r\n")
 
 
-def _get(index: int, size: int) -> _Exchange:
+def _get(index: int, size: int) -> Exchange:
     value = value_of(index, size)
-    return _Exchange(
+    return Exchange(
         b"get %s\r\n" % key_of(index),
         b"VALUE %s 0 %d\r\n%s\r\nEND\r\n" % (key_of(index), size, value),
     )
@@ -122,27 +124,53 @@ def preset(plan: LoadPlan) -> None:
 
 
 @contextlib.contextmanager
-def _connected(plan: LoadPlan) -> Iterator[list[int]]:
+def connected(host: str, port: int, connections: int, timeout: float) -> Iterator[list[int]]:
+    """Descriptors of this many connections.
+
+    Raises:
+        OSError: the server cannot be reached.
+    """
     with contextlib.ExitStack() as stack:
         fds = []
-        for _ in range(plan.connections):
-            sock = stack.enter_context(
-                socket.create_connection((plan.host, plan.port), plan.timeout)
-            )
+        for _ in range(connections):
+            sock = stack.enter_context(socket.create_connection((host, port), timeout))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setblocking(False)
             fds.append(sock.fileno())
         yield fds
 
 
-class _Load:
-    """The C side of one run, and what has to stay alive as long as it does."""
+def _mix(plan: LoadPlan) -> tuple[list[Exchange], array[int]]:
+    """The GETs and SETs of a plan, and the order in which connections send them."""
+    exchanges = [
+        *(_get(index, plan.value_size) for index in range(plan.keys)),
+        *(_set(index, plan.value_size) for index in range(plan.keys)),
+    ]
+    chance = random.Random(plan.keys)
+    order = array("I")
+    for _ in range(_ORDER_LENGTH):
+        stores = chance.random() < plan.set_share
+        order.append(chance.randrange(plan.keys) + (plan.keys if stores else 0))
+    return exchanges, order
 
-    def __init__(self, plan: LoadPlan, fds: list[int]) -> None:
-        exchanges = [
-            *(_get(index, plan.value_size) for index in range(plan.keys)),
-            *(_set(index, plan.value_size) for index in range(plan.keys)),
-        ]
+
+class Load:
+    """The C side of one run, and what has to stay alive as long as it does.
+
+    Args:
+        fds: non-blocking sockets.
+        exchanges: what may be sent.
+        order: the exchanges' numbers, in the order in which connections send them.
+        interval_ns: of an open loop; 0 for a closed one.
+    """
+
+    def __init__(
+        self,
+        fds: Sequence[int],
+        exchanges: Sequence[Exchange],
+        order: array[int],
+        interval_ns: int = 0,
+    ) -> None:
         self._exchanges = exchanges
         self._buffers = []
         table = ffi.new("struct load_exchange[]", len(exchanges))
@@ -151,16 +179,10 @@ class _Load:
             self._buffers += [request, reply]
             entry.request, entry.request_len = request, len(exchange.request)
             entry.reply, entry.reply_len = reply, len(exchange.reply)
-        chance = random.Random(plan.keys)
-        order = array("I")
-        for _ in range(_ORDER_LENGTH):
-            stores = chance.random() < plan.set_share
-            order.append(chance.randrange(plan.keys) + (plan.keys if stores else 0))
         self._table = table
         self._order = ffi.from_buffer("uint32_t[]", order)
         self._fds = ffi.new("int[]", fds)
-        interval = round(1e9 / plan.rate) if plan.rate else 0
-        load = lib.load_new(self._fds, len(fds), table, self._order, len(order), interval)
+        load = lib.load_new(self._fds, len(fds), table, self._order, len(order), interval_ns)
         if load == ffi.NULL:
             raise OSError(ffi.errno, "the load generator cannot watch its connections")
         self._load = ffi.gc(load, lib.load_free)
@@ -185,6 +207,7 @@ class _Load:
             raise OSError(-status, "the load generator failed")
 
     def histogram(self) -> HdrHistogram:
+        """The latencies of what was recorded."""
         histogram = HdrHistogram(1, LONGEST_NS, 3)
         for bucket in range(lib.load_buckets()):
             count = lib.load_bucket_count(self._load, bucket)
@@ -194,11 +217,13 @@ class _Load:
         return histogram
 
     def result(self) -> Any:
+        """The counts, as a ``struct load_result *``."""
         result = ffi.new("struct load_result *")
         lib.load_result(self._load, result)
         return result
 
     def describe_first_wrong(self, result: Any) -> str | None:
+        """Say which byte of a reply was the first wrong one, if one was."""
         if not result.wrong:
             return None
         what = self._exchanges[result.wrong_exchange].request.split(b"\r\n", 1)[0].decode()
@@ -221,8 +246,8 @@ def run_load(plan: LoadPlan, on_phase: Callable[[str], None] = lambda _: None) -
         ValueError: the server refused a preset value.
     """
     preset(plan)
-    with _connected(plan) as fds:
-        load = _Load(plan, fds)
+    with connected(plan.host, plan.port, plan.connections, plan.timeout) as fds:
+        load = Load(fds, *_mix(plan), round(1e9 / plan.rate) if plan.rate else 0)
         if plan.warmup:
             load.run(plan.warmup, None, record=False)
         on_phase("measuring")

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
 AGENT_PORT = "stackmap.agent"
 
-_ACCEL_ARGUMENTS = {"kvm": ["-accel", "kvm"], "tcg": ["-accel", "tcg,thread=multi"]}
+# "icount" is a machine in which time passes by instructions executed (2 ns each) and not by the
+# host's clock, and nothing is left to chance: what it counts repeats.
+_ACCEL_ARGUMENTS = {
+    "kvm": ["-accel", "kvm"],
+    "tcg": ["-accel", "tcg,thread=multi"],
+    "icount": [
+        *("-accel", "tcg", "-icount", "shift=1,sleep=off", "-seed", "1"),
+        *("-rtc", "base=2024-01-01,clock=vm"),
+    ],
+}
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.demo import module_for
 from stackmap_testbed.errors import GuestDiedError, KernelLogError, LabError
 from stackmap_testbed.experiment import program
+from stackmap_testbed.kernels import module_for
 from stackmap_testbed.lab import Lab
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.demo import kernel_logs, module_for
+from stackmap_testbed.demo import kernel_logs
 from stackmap_testbed.experiment import BACKENDS, Plan, measure, program, serving
+from stackmap_testbed.kernels import module_for
 from stackmap_testbed.lab import SERVER_ADDRESS
 from stackmap_testbed.summary import path, pinning, problems, ratios
 

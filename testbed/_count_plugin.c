@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A QEMU plugin that counts the instructions of a whole machine, and notes the count wherever the
+ * machine executes the marker of _mark.h.
+ *
+ * It leaves the counts in a file (out=FILE): the number of markers met, then the count at each of
+ * them, as 64-bit numbers.  No Debian package has QEMU's header, so what is used of version 1 of
+ * its plugin interface is declared here.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "_mark.h"
+
+typedef uint64_t qemu_plugin_id_t;
+typedef struct qemu_info_t qemu_info_t;
+struct qemu_plugin_tb;
+struct qemu_plugin_insn;
+enum qemu_plugin_op { QEMU_PLUGIN_INLINE_ADD_U64 };
+enum qemu_plugin_cb_flags { QEMU_PLUGIN_CB_NO_REGS };
+
+void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id,
+	void (*callback)(qemu_plugin_id_t, struct qemu_plugin_tb *));
+void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *tb, enum qemu_plugin_op op,
+	void *number, uint64_t amount);
+void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *insn,
+	void (*callback)(unsigned int, void *), enum qemu_plugin_cb_flags flags, void *data);
+size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
+struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t index);
+const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *insn);
+size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *insn);
+
+__attribute__((visibility("default"))) int qemu_plugin_version = 1;
+
+#define MARKS 4096
+
+struct counts {
+	uint64_t marks;
+	uint64_t at[MARKS];
+};
+
+static const unsigned char mark[MARK_SIZE] = { MARK_BYTES };
+static struct counts *counts;
+static uint64_t executed;
+
+static void note_mark(unsigned int cpu, void *data)
+{
+	(void)cpu;
+	(void)data;
+	if (counts->marks < MARKS)
+		counts->at[counts->marks++] = executed;
+}
+
+static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
+{
+	size_t n = qemu_plugin_tb_n_insns(tb);
+
+	(void)id;
+	qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64, &executed, n);
+	for (size_t i = 0; i < n; i++) {
+		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
+
+		if (qemu_plugin_insn_size(insn) == MARK_SIZE &&
+		    !memcmp(qemu_plugin_insn_data(insn), mark, MARK_SIZE))
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, note_mark,
+							       QEMU_PLUGIN_CB_NO_REGS, NULL);
+	}
+}
+
+__attribute__((visibility("default")))
+int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
+{
+	const char *out = NULL;
+	int fd;
+
+	(void)info;
+	for (int i = 0; i < argc; i++)
+		if (!strncmp(argv[i], "out=", 4))
+			out = argv[i] + 4;
+	if (!out) {
+		fprintf(stderr, "say where the counts go: out=FILE\n");
+		return -1;
+	}
+	fd = open(out, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+	if (fd < 0 || ftruncate(fd, sizeof(*counts))) {
+		fprintf(stderr, "%s: %s\n", out, strerror(errno));
+		return -1;
+	}
+	counts = mmap(NULL, sizeof(*counts), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	close(fd);
+	if (counts == MAP_FAILED) {
+		fprintf(stderr, "%s: %s\n", out, strerror(errno));
+		return -1;
+	}
+	qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
+	return 0;
+}

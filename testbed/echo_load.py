@@ -1,0 +1,52 @@
+"""Load an echo server and mark the measured part for a counter of instructions.
+
+``python -m stackmap_testbed.echo_load ADDRESS PORT REQUESTS CONNECTIONS...`` keeps one message
+outstanding on each of so many connections, for one number of connections after the other.  Once
+the server is warm, a marker (``_mark.h``) is executed at both ends of ``REQUESTS`` messages.
+Prints one line of JSON for each.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from array import array
+
+from stackmap_testbed._load_c import lib
+from stackmap_testbed.load import Exchange, Load, connected
+
+MESSAGE_BYTES = 64
+_MESSAGES = 16
+_PATIENCE = 30.0
+
+
+def _messages() -> list[Exchange]:
+    chance = random.Random(MESSAGE_BYTES)
+    return [Exchange(text, text) for text in (chance.randbytes(64) for _ in range(_MESSAGES))]
+
+
+def measure(address: str, port: int, requests: int, connections: int) -> dict[str, int]:
+    """Warm up with as many messages as are then measured.
+
+    Raises:
+        OSError: the server cannot be reached.
+    """
+    with connected(address, port, connections, _PATIENCE) as fds:
+        load = Load(fds, _messages(), array("I", range(_MESSAGES)))
+        load.run(None, requests, record=False)
+        lib.load_mark()
+        load.run(None, requests, record=True)
+        lib.load_mark()
+        load.drain(_PATIENCE)
+        result = load.result()
+    return {
+        "connections": connections,
+        "requests": result.requests,
+        "errors": result.wrong + result.lost + result.unanswered,
+    }
+
+
+if __name__ == "__main__":
+    for number in sys.argv[4:]:
+        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(number))))

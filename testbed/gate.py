@@ -1,0 +1,160 @@
+"""The gate on cost: ``python -m stackmap_testbed.gate --out out/bench-gate.json``.
+
+An echo of 64 bytes, on rings and on epoll, in turns, in a machine that counts its instructions
+(:mod:`stackmap_testbed.counting`).  Server and client share its one processor; what is counted is
+everything the machine executes between two markers: both ends' kernel, drivers and programs.  The
+client is the same for both servers, so their difference is the servers'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .counting import AT_CLIENT, SERVER_ADDRESS, SERVER_NIC, Counter, counting_guest
+from .errors import LabError
+from .figures import KEPT, Record, environment, judge, read_kept, record
+from .guest import Guest
+from .kernels import find_kernel, module_for
+
+CONNECTIONS = 16
+#: Also measured, once, and for information only.
+OTHER_CONNECTIONS = (1, 128)
+ROUNDS = 5
+REQUESTS = 5000
+
+_PORT = 7
+_PATIENCE = 120.0
+_SERVERS = {
+    "epoll": ("echo_epoll", ()),
+    "ring": ("echo_rings", (SERVER_NIC,)),
+}
+# The order of a dictionary, and with it a program's way, depends on this unless it is given.
+_ENVIRONMENT = {"PYTHONHASHSEED": "0"}
+
+
+class GateError(LabError):
+    """An echo server or its load did not do what it should."""
+
+
+def _module(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", f"{__package__}.{name}", *map(str, arguments)]
+
+
+def measure(
+    guest: Guest, counter: Counter, server: str, connections: Sequence[int]
+) -> dict[int, float]:
+    """Instructions per request of one server, started for this, by number of connections.
+
+    Epoll is measured as everybody runs it, without anything of this project on its NIC.
+
+    Raises:
+        GateError: a reply was missing or wrong.
+    """
+    if server == "ring":
+        guest.run(["tc", "qdisc", "replace", "dev", SERVER_NIC, "root", "stackmap"])
+    program, more = _SERVERS[server]
+    process = guest.popen(_module(program, SERVER_ADDRESS, _PORT, *more), env=_ENVIRONMENT)
+    try:
+        process.wait_for_output("listening", timeout=_PATIENCE)
+        known = len(counter.marks())
+        load = _module("echo_load", SERVER_ADDRESS, _PORT, REQUESTS, *connections)
+        ended = guest.run([*AT_CLIENT, *load], env=_ENVIRONMENT, timeout=_PATIENCE)
+    finally:
+        process.kill(signal.SIGTERM)
+        process.wait(_PATIENCE)
+    if server == "ring":
+        guest.run(["tc", "qdisc", "del", "dev", SERVER_NIC, "root"])
+    return per_request(ended.stdout, counter.marks()[known:])
+
+
+def per_request(report: str, marks: Sequence[int]) -> dict[int, float]:
+    """Instructions per request by connections, from the load's report and the counts at its marks.
+
+    Raises:
+        GateError: they do not fit each other, or there were errors.
+    """
+    lines = [json.loads(line) for line in report.splitlines()]
+    if not lines or len(marks) != 2 * len(lines):
+        raise GateError(f"{len(marks)} markers were met for {len(lines)} measurements")
+    costs = {}
+    for line, start, end in zip(lines, marks[::2], marks[1::2], strict=True):
+        if line["errors"] or not line["requests"]:
+            raise GateError(
+                f"with {line['connections']} connections {line['requests']} replies were right, "
+                f"{line['errors']} wrong or missing"
+            )
+        costs[line["connections"]] = (end - start) / line["requests"]
+    return costs
+
+
+def run(kernel_name: str, module: Path | None) -> Record:
+    """Boot the machine and measure.
+
+    Raises:
+        LabError: something that is needed is missing, or does not work.
+    """
+    kernel = find_kernel(kernel_name)
+    module = module or module_for(kernel.release)
+    rounds: dict[str, list[float]] = {server: [] for server in _SERVERS}
+    others: dict[str, dict[str, int]] = {}
+    begin = time.monotonic()
+
+    def tell(text: str) -> None:
+        print(f"{time.monotonic() - begin:6.1f} s  {text}", flush=True)
+
+    tell(f"booting a machine that counts its instructions: Linux {kernel.release}")
+    with counting_guest(kernel) as (guest, counter):
+        guest.insmod(module)
+        tell(f"instructions per request of 64 bytes, echoed, {CONNECTIONS} connections:")
+        for number in range(ROUNDS):
+            for server, costs in rounds.items():
+                costs.append(measure(guest, counter, server, [CONNECTIONS])[CONNECTIONS])
+                tell(f"round {number + 1}: {server:<5} {costs[-1]:8.0f}")
+        for server in _SERVERS:
+            for connections, cost in measure(guest, counter, server, OTHER_CONNECTIONS).items():
+                others.setdefault(str(connections), {})[server] = round(cost)
+                tell(f"for information, {connections} connections: {server:<5} {cost:8.0f}")
+        guest.check_kernel_log()
+    figures = record(rounds["ring"], rounds["epoll"], environment(kernel.release))
+    return {**figures, "connections": CONNECTIONS, "other_connections": others}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write the figures, compare; the exit status says whether the gate is passed."""
+    parser = argparse.ArgumentParser(prog="python -m stackmap_testbed.gate", description=__doc__)
+    parser.add_argument("--kernel", default="6.12", metavar="SERIES")
+    parser.add_argument(
+        "--module", type=Path, help="stackmap.ko (default: as `make kmod` built it)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/bench-gate.json"))
+    parser.add_argument("--update", action="store_true", help=f"keep the figures in {KEPT.name}")
+    args = parser.parse_args(argv)
+    try:
+        measured = run(args.kernel, args.module)
+        text = json.dumps(measured, indent=2) + "\n"
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text)
+        if args.update:
+            KEPT.write_text(text)
+        verdict = judge(measured, read_kept(KEPT))
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"{args.out}: {measured['ring']} instructions per request of the whole machine on rings, "
+        f"{measured['epoll']} on epoll, spread {measured['spread']:.2%}"
+    )
+    for sentence in verdict.sentences:
+        print(sentence)
+    print("passed" if verdict.passed else "FAILED")
+    return 0 if verdict.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
