@@ -146,6 +146,20 @@ static void sm_error_report(struct sock *sk)
 	rcu_read_unlock();
 }
 
+/* A packet goes out.  Its socket is locked, unless another device held the packet up. */
+void sm_conn_sent(const struct sk_buff *skb)
+{
+	struct sm_conn *conn;
+
+	if (!skb->sk || !sk_fullsock(skb->sk))
+		return;
+	rcu_read_lock();
+	conn = sm_conn_of_rcu(skb->sk);
+	if (conn)
+		sm_state_update(conn);
+	rcu_read_unlock();
+}
+
 static void sm_flush_work(struct work_struct *work)
 {
 	struct sm_conn *conn = container_of(work, struct sm_conn, flush_work);

@@ -25,6 +25,7 @@ static struct Qdisc_ops sm_qdisc_ops;
 
 static int sm_qdisc_enqueue(struct sk_buff *skb, struct Qdisc *sch, struct sk_buff **to_free)
 {
+	sm_conn_sent(skb);
 	if (unlikely(sch->q.qlen >= READ_ONCE(sch->limit)))
 		return qdisc_drop(skb, sch, to_free);
 	return qdisc_enqueue_tail(skb, sch);

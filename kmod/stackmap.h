@@ -336,6 +336,7 @@ void sm_conn_detach_all(struct sm_port *port);
 struct sm_conn *sm_conn_lookup(struct sm_port *port, u32 id);
 void sm_conn_put(struct sm_conn *conn);
 void sm_conn_kick(struct sm_conn *conn);
+void sm_conn_sent(const struct sk_buff *skb);
 void sm_conn_service_pending(struct sm_pair *pair);
 
 static inline void sm_conn_get(struct sm_conn *conn)

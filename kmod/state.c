@@ -3,9 +3,8 @@
  * TCP's state of each connection, in memory that the application can read but not write.
  *
  * Records are written where TCP's state changes and the socket is locked: after each packet that
- * came in, each send, and each packet that TCP sends on its own account.  The packets that a
- * device sends are seen by the qdisc, in whose context the socket may be anybody's: so a record
- * has a lock of its own.
+ * came in, each send, and each packet that goes out, which a timer may have sent.  Those are seen
+ * by the qdisc, which may run after the socket was unlocked: so a record has a lock of its own.
  */
 #include <linux/idr.h>
 #include <linux/vmalloc.h>
@@ -62,7 +61,11 @@ void sm_state_close(struct sm_conn *conn)
 	ida_free(&states->used, conn->record);
 }
 
-static void sm_state_write(struct sm_conn *conn, struct sm_state *rec)
+/*
+ * Not for KCSAN: in the qdisc the socket may be changing on another CPU, which then writes the
+ * record once more.
+ */
+static __no_kcsan void sm_state_write(struct sm_conn *conn, struct sm_state *rec)
 {
 	const struct inet_connection_sock *icsk = inet_csk(conn->sk);
 	const struct tcp_sock *tp = tcp_sk(conn->sk);
