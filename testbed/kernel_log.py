@@ -14,7 +14,7 @@ _OFFENCES = re.compile(
     r"Objects remaining|unregister_netdevice: waiting"
 )
 _HARMLESS = re.compile(
-    r"kfence: initialized|KernelAddressSanitizer initialized|memory leak detector initialized|"
+    r"kfence: initialized|KernelAddressSanitizer initialized|leak detector (initialized|disabled)|"
     r"Command line:|command line:"
 )
 

@@ -117,7 +117,7 @@ def _machine_arguments(kernel: DebugKernel, options: Options, shared: Path) -> l
     return [
         str(kernel.kernel.image),
         f"mem={options.memory}M",
-        *("rootfstype=hostfs", "rootflags=/", "ro", f"init={shared}/init"),
+        *("rootfstype=hostfs", "rootflags=/", "ro", f"init={shared}/init", f"uml_dir={shared}"),
         *("con=null", "con0=null,fd:1", "loglevel=7", "panic=-1", "panic_on_oops=1"),
         f"kmemleak={'on' if options.leaks else 'off'}",
         *(["time-travel=inf-cpu"] if options.time_travel else []),
