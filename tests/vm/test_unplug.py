@@ -27,6 +27,7 @@ class Slots:
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
+        self._taken: list[str] = []
 
     def plug(self, name: str) -> None:
         self._guest.monitor("netdev_add", type="hubport", id=f"hub-{name}", hubid=79)
@@ -34,6 +35,7 @@ class Slots:
             "device_add",
             driver="virtio-net-pci", id=name, netdev=f"hub-{name}", mac=MACS[name], romfile="",
         )  # fmt: skip
+        self._taken.append(name)
 
     def unplug(self, name: str) -> None:
         """Ask the guest to let go of the NIC; it is gone some time later."""
@@ -43,6 +45,12 @@ class Slots:
             assert time.monotonic() < deadline, f"the guest does not let go of the {name} NIC"
             time.sleep(0.05)
         self._guest.monitor("netdev_del", id=f"hub-{name}")
+        self._taken.remove(name)
+
+    def clear(self) -> None:
+        """Unplug what a program that failed has left."""
+        for name in tuple(self._taken):
+            self.unplug(name)
 
     def _devices(self) -> list[dict[str, str]]:
         children: list[dict[str, str]] = self._guest.monitor("qom-list", path="/machine/peripheral")
@@ -70,5 +78,9 @@ def test_unplug(server: Guest, situation: str) -> None:
         [sys.executable, "-B", "-m", "tests.guest.plugged", situation, str(max(ROUNDS, 1))],
         stdin=True,
     )
-    serve(Slots(server), process)
+    slots = Slots(server)
+    try:
+        serve(slots, process)
+    finally:
+        slots.clear()
     assert process.wait(60) == 0, process.output()
