@@ -90,7 +90,6 @@ static int sm_port_open(struct inode *inode, struct file *file)
 	INIT_WORK(&port->free_work, sm_port_free_work);
 	INIT_LIST_HEAD(&port->node);
 	spin_lock_init(&port->pool.lock);
-	ida_init(&port->states.used);
 	xa_init_flags(&port->conns, XA_FLAGS_ALLOC1);
 	xa_init(&port->listeners);
 	/* The port may outlive the file, which holds the module only while it is open. */

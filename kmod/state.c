@@ -18,12 +18,16 @@ int sm_states_init(struct sm_states *states, u32 n)
 	states->record = __vmalloc(states->size, SM_GFP | __GFP_ZERO);
 	if (!states->record)
 		return -ENOMEM;
+	/* Here, and so in a lock class of its own: this one is taken in softirq, port->conns' not. */
+	ida_init(&states->used);
 	states->n = n;
 	return 0;
 }
 
 void sm_states_destroy(struct sm_states *states)
 {
+	if (!states->record)
+		return;
 	ida_destroy(&states->used);
 	vfree(states->record);
 	states->record = NULL;
