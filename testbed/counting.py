@@ -36,8 +36,10 @@ _IDENTITY = GuestIdentity("server", f"{SERVER_ADDRESS}/24", "fd77::1/64", "127.0
 _MEMORY_MB = 1024
 _BOOT_SECONDS = 120.0
 # Nothing at random: where the kernel and programs are in memory decides about cache line sharing
-# and hash chains, and neighbours must not be asked for in the middle of a measurement.
-_COMMAND_LINE = "nokaslr norandmaps"
+# and hash chains.  And no watchdogs: while the guest waits for this machine (for a file), its time
+# jumps from timer to timer, so hours pass in seconds.
+_COMMAND_LINE = "nokaslr norandmaps nowatchdog sysctl.kernel.hung_task_timeout_secs=0"
+# Neighbours are not asked for in the middle of a measurement.
 _SETUP = f"""
 set -e
 ip netns add client
