@@ -111,7 +111,7 @@ def ports_table(found: Sequence[PortInfo]) -> Table:
                 port.bufs,
                 port.bufs_free,
                 port.bufs_pinned,
-                port.connections,
+                port.counters.connections,
                 port.connections_max,
             ]
             for port in found
@@ -169,7 +169,9 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str | int]]) -> Tabl
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading, cell in zip(headings, rows[0], strict=True):
-        table.add_column(heading, justify="right" if isinstance(cell, int) else "left")
+        table.add_column(
+            heading, justify="right" if isinstance(cell, int) else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(*map(str, row))
     return table
@@ -178,10 +180,12 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str | int]]) -> Tabl
 def _print_table(table: Table) -> None:
     """Print a table, as wide as the terminal is or, into a pipe, as wide as it needs."""
     from rich.console import Console
+    from rich.measure import Measurement
 
     console = Console(highlight=False, markup=False)
     if not sys.stdout.isatty():
-        console.width = max(console.width, console.measure(table).maximum)
+        unlimited = console.options.update(max_width=sys.maxsize)
+        console.width = Measurement.get(console, unlimited, table).maximum
     console.print(table)
 
 

@@ -9,7 +9,7 @@ static struct miscdevice sm_device = {
 	.minor	= MISC_DYNAMIC_MINOR,
 	.name	= "stackmap",
 	.fops	= &sm_port_fops,
-	.mode	= 0600,
+	.mode	= 0666,
 };
 
 static int __init sm_init(void)
@@ -30,11 +30,16 @@ static int __init sm_init(void)
 	err = sm_qdisc_register();
 	if (err)
 		goto err_wq;
-	err = misc_register(&sm_device);
+	err = sm_netlink_register();
 	if (err)
 		goto err_qdisc;
+	err = misc_register(&sm_device);
+	if (err)
+		goto err_netlink;
 	return 0;
 
+err_netlink:
+	sm_netlink_unregister();
 err_qdisc:
 	sm_qdisc_unregister();
 err_wq:
@@ -46,6 +51,7 @@ err_wq:
 static void __exit sm_exit(void)
 {
 	misc_deregister(&sm_device);
+	sm_netlink_unregister();
 	sm_qdisc_unregister();
 	destroy_workqueue(sm_wq);
 	/*

@@ -26,18 +26,18 @@ static struct genl_family sm_genl_family;
 /* The port with the lowest mem_id from @mem_id on, with a reference; NULL if there is none. */
 static struct sm_port *sm_nl_port(const struct net *net, u32 mem_id)
 {
-	struct sm_port *port, *found = NULL;
+	struct sm_port *port;
+	unsigned long index;
 
 	mutex_lock(&sm_ports_lock);
-	list_for_each_entry(port, &sm_ports, node)
-		if (port->net_cookie == net->net_cookie && port->mem_id >= mem_id &&
-		    (!found || port->mem_id < found->mem_id))
-			found = port;
-	/* Closing takes a port off the list, under the lock, before it gives up its reference. */
-	if (found)
-		sm_port_get(found);
+	xa_for_each_start(&sm_ports, index, port, mem_id)
+		if (port->net_cookie == net->net_cookie)
+			break;
+	/* Closing takes a port from the table, under the lock, before it drops its reference. */
+	if (port)
+		sm_port_get(port);
 	mutex_unlock(&sm_ports_lock);
-	return found;
+	return port;
 }
 
 static int sm_nl_put_counters(struct sk_buff *skb, int type, const struct sm_pair *pair, u32 npairs)
@@ -103,8 +103,7 @@ static int sm_nl_put_port(struct sk_buff *skb, struct sm_port *port, struct user
 	    nla_put_u32(skb, SM_A_PORT_BUFS, pool->nbufs - SM_FIRST_BUF) ||
 	    nla_put_u32(skb, SM_A_PORT_BUFS_FREE, READ_ONCE(pool->nfree)) ||
 	    nla_put_u32(skb, SM_A_PORT_BUFS_PINNED, READ_ONCE(pool->npinned)) ||
-	    nla_put_u32(skb, SM_A_PORT_CONNECTIONS, atomic_read(&port->nconns)) ||
-	    nla_put_u32(skb, SM_A_PORT_CONNECTIONS_MAX, port->max_conns))
+	    nla_put_u32(skb, SM_A_PORT_CONNECTIONS_MAX, port->states.n))
 		return -EMSGSIZE;
 	return sm_nl_put_counters(skb, SM_A_PORT_COUNTERS, port->pair, port->npairs);
 }
@@ -150,7 +149,6 @@ static int sm_nl_put_addresses(struct sk_buff *skb, const struct sock *sk)
 /* The caller holds the connection, and with it its socket and its port.  A look needs no lock. */
 static int sm_nl_put_conn(struct sk_buff *skb, struct sm_conn *conn)
 {
-	const struct sm_state *state = &conn->port->states.record[conn->record];
 	struct sock *sk = conn->sk;
 	u32 flags = 0;
 
@@ -168,7 +166,7 @@ static int sm_nl_put_conn(struct sk_buff *skb, struct sm_conn *conn)
 	    nla_put_u8(skb, SM_A_CONN_STATE, inet_sk_state_load(sk)) ||
 	    sm_nl_put_addresses(skb, sk) ||
 	    nla_put_u32(skb, SM_A_CONN_BUFS_PINNED, atomic_read(&conn->pinned)) ||
-	    nla_put_u32(skb, SM_A_CONN_BYTES_PINNED, READ_ONCE(state->bytes_pinned)) ||
+	    nla_put_u32(skb, SM_A_CONN_BYTES_PINNED, atomic_read(&conn->pinned_bytes)) ||
 	    nla_put_u32(skb, SM_A_CONN_REST, READ_ONCE(conn->rest_len)) ||
 	    nla_put_u32(skb, SM_A_CONN_FLAGS, flags))
 		return -EMSGSIZE;

@@ -21,21 +21,8 @@
 #define SM_MAX_OPTIONS	16
 
 struct workqueue_struct *sm_wq;
-LIST_HEAD(sm_ports);
+DEFINE_XARRAY_ALLOC(sm_ports);
 DEFINE_MUTEX(sm_ports_lock);	/* guards sm_ports */
-
-static atomic_t sm_next_mem_id = ATOMIC_INIT(1);
-
-/* netmap's libraries keep mappings by this number: not 0, not the global 1, rarely repeated */
-static u16 sm_new_mem_id(void)
-{
-	u16 id;
-
-	do {
-		id = atomic_inc_return(&sm_next_mem_id);
-	} while (id < 2);
-	return id;
-}
 
 static void sm_port_unalloc(struct sm_port *port)
 {
@@ -88,7 +75,6 @@ static int sm_port_open(struct inode *inode, struct file *file)
 	kref_init(&port->kref);
 	mutex_init(&port->mutex);
 	INIT_WORK(&port->free_work, sm_port_free_work);
-	INIT_LIST_HEAD(&port->node);
 	spin_lock_init(&port->pool.lock);
 	xa_init_flags(&port->conns, XA_FLAGS_ALLOC1);
 	xa_init(&port->listeners);
@@ -105,7 +91,8 @@ static int sm_port_close(struct inode *inode, struct file *file)
 	u32 i;
 
 	mutex_lock(&sm_ports_lock);
-	list_del_init(&port->node);
+	if (port->mem_id)
+		xa_erase(&sm_ports, port->mem_id);
 	mutex_unlock(&sm_ports_lock);
 
 	mutex_lock(&port->mutex);
@@ -211,6 +198,25 @@ static int sm_port_alloc(struct sm_port *port, const struct sm_req_register *req
 	return 0;
 }
 
+/*
+ * Give the port its number and let others find it.  netmap's libraries keep mappings by this
+ * number: not 0, not the global 1, nobody else's, and soon nobody's again.
+ */
+static int sm_port_publish(struct sm_port *port)
+{
+	static u32 next;
+	u32 mem_id;
+	int err;
+
+	mutex_lock(&sm_ports_lock);
+	err = xa_alloc_cyclic(&sm_ports, &mem_id, port, XA_LIMIT(2, U16_MAX), &next,
+			      GFP_KERNEL);
+	if (err >= 0)
+		port->mem_id = mem_id;
+	mutex_unlock(&sm_ports_lock);
+	return err < 0 ? err : 0;
+}
+
 static bool sm_slots_sound(u32 *slots)
 {
 	if (!*slots)
@@ -260,11 +266,13 @@ static int sm_port_register(struct sm_port *port, const char *name, struct sm_re
 	err = sm_port_check_size(req, limits);
 	if (err)
 		return err;
-	if (!ns_capable(net->user_ns, CAP_NET_ADMIN))
-		return -EPERM;
 	port->nic = sm_nic_get(net, name + 4);
 	if (!port->nic)
 		return -ENXIO;
+	if (!sm_nic_may_open(port->nic, net)) {
+		err = -EPERM;
+		goto err_nic;
+	}
 	err = sm_port_alloc(port, req, limits);
 	if (err) {
 		limits->limit = SM_LIMIT_MEMORY;
@@ -274,14 +282,13 @@ static int sm_port_register(struct sm_port *port, const char *name, struct sm_re
 		sizeof_field(struct sm_if, ni_name));
 	strscpy(port->name, name, sizeof(port->name));
 	port->net_cookie = net->net_cookie;
-	port->mem_id = sm_new_mem_id();
 	port->uid = current_uid();
 	port->pid = task_tgid_nr(current);
+	err = sm_port_publish(port);
+	if (err)
+		goto err_alloc;
 	/* Pairs with the acquire loads by those who do not take the mutex. */
 	smp_store_release(&port->registered, true);
-	mutex_lock(&sm_ports_lock);
-	list_add_tail(&port->node, &sm_ports);
-	mutex_unlock(&sm_ports_lock);
 
 	req->nr_offset = 0;
 	req->nr_memsize = port->rings_size + (u64)port->pool.nbufs * SM_BUF_SIZE;
@@ -292,6 +299,7 @@ static int sm_port_register(struct sm_port *port, const char *name, struct sm_re
 
 err_alloc:
 	sm_port_unalloc(port);
+err_nic:
 	sm_nic_put(port->nic);
 	port->nic = NULL;
 	return err;

@@ -6,10 +6,13 @@
  * go together at its end.  The qdisc core then dequeues several at a time and the driver sees
  * xmit_more, so that one doorbell serves many packets: on a virtual NIC that is the dearest step.
  */
+#include <linux/capability.h>
+#include <linux/cred.h>
 #include <linux/netdevice.h>
 #include <linux/rtnetlink.h>
 #include <linux/slab.h>
 #include <net/busy_poll.h>
+#include <net/netlink.h>
 #include <net/pkt_sched.h>
 
 #include "stackmap.h"
@@ -68,10 +71,52 @@ static unsigned int sm_first_napi_id(struct net_device *dev)
 	return 0;
 }
 
+static const struct nla_policy sm_qdisc_policy[SM_TCA_MAX + 1] = {
+	[SM_TCA_UID]	= { .type = NLA_U32 },
+	[SM_TCA_GID]	= { .type = NLA_U32 },
+};
+
+/*
+ * Who else may open ports on the NIC: those whom @opt names, nobody if it names none.  rtnetlink
+ * works in the context of who asked, so their user namespace is the one to translate from.
+ */
+static int sm_qdisc_change(struct Qdisc *sch, struct nlattr *opt, struct netlink_ext_ack *extack)
+{
+	struct sm_nic *nic = ((struct sm_qdisc *)qdisc_priv(sch))->nic;
+	struct nlattr *tb[SM_TCA_MAX + 1];
+	kuid_t uid = INVALID_UID;
+	kgid_t gid = INVALID_GID;
+	int err;
+
+	err = nla_parse_nested(tb, SM_TCA_MAX, opt, sm_qdisc_policy, extack);
+	if (err)
+		return err;
+	if (tb[SM_TCA_UID]) {
+		uid = make_kuid(current_user_ns(), nla_get_u32(tb[SM_TCA_UID]));
+		if (!uid_valid(uid)) {
+			NL_SET_ERR_MSG_ATTR(extack, tb[SM_TCA_UID],
+					    "this user namespace has no such user");
+			return -EINVAL;
+		}
+	}
+	if (tb[SM_TCA_GID]) {
+		gid = make_kgid(current_user_ns(), nla_get_u32(tb[SM_TCA_GID]));
+		if (!gid_valid(gid)) {
+			NL_SET_ERR_MSG_ATTR(extack, tb[SM_TCA_GID],
+					    "this user namespace has no such group");
+			return -EINVAL;
+		}
+	}
+	nic->uid = uid;
+	nic->gid = gid;
+	return 0;
+}
+
 static int sm_qdisc_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_ext_ack *extack)
 {
 	struct sm_qdisc *q = qdisc_priv(sch);
 	struct sm_nic *nic;
+	int err;
 
 	if (sch->parent != TC_H_ROOT) {
 		NL_SET_ERR_MSG(extack, "stackmap must be the root qdisc");
@@ -82,7 +127,12 @@ static int sm_qdisc_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_e
 		return -ENOMEM;
 	kref_init(&nic->kref);
 	RCU_INIT_POINTER(nic->sch, sch);
-	q->nic = nic;
+	nic->uid = INVALID_UID;
+	nic->gid = INVALID_GID;
+	q->nic = nic;			/* destroy follows, where we fail after this too */
+	err = opt ? sm_qdisc_change(sch, opt, extack) : 0;
+	if (err)
+		return err;
 	sch->limit = max_t(u32, qdisc_dev(sch)->tx_queue_len, SM_HOLD_MAX);
 	/*
 	 * Bulk dequeue of a qdisc with this flag is bounded by BQL, which drivers without BQL
@@ -104,7 +154,23 @@ static void sm_qdisc_destroy(struct Qdisc *sch)
 
 static int sm_qdisc_dump(struct Qdisc *sch, struct sk_buff *skb)
 {
-	return skb->len;
+	const struct sm_nic *nic = ((struct sm_qdisc *)qdisc_priv(sch))->nic;
+	struct user_namespace *user_ns = current_user_ns();
+	struct nlattr *nest;
+
+	if (!uid_valid(nic->uid) && !gid_valid(nic->gid))
+		return skb->len;
+	nest = nla_nest_start(skb, TCA_OPTIONS);
+	if (!nest)
+		return -EMSGSIZE;
+	if ((uid_valid(nic->uid) &&
+	     nla_put_u32(skb, SM_TCA_UID, from_kuid_munged(user_ns, nic->uid))) ||
+	    (gid_valid(nic->gid) &&
+	     nla_put_u32(skb, SM_TCA_GID, from_kgid_munged(user_ns, nic->gid)))) {
+		nla_nest_cancel(skb, nest);
+		return -EMSGSIZE;
+	}
+	return nla_nest_end(skb, nest);
 }
 
 static struct Qdisc_ops sm_qdisc_ops __read_mostly = {
@@ -114,6 +180,7 @@ static struct Qdisc_ops sm_qdisc_ops __read_mostly = {
 	.dequeue	= sm_qdisc_dequeue,
 	.peek		= qdisc_peek_dequeued,
 	.init		= sm_qdisc_init,
+	.change		= sm_qdisc_change,
 	.reset		= qdisc_reset_queue,
 	.destroy	= sm_qdisc_destroy,
 	.dump		= sm_qdisc_dump,
@@ -142,6 +209,23 @@ struct sm_nic *sm_nic_get(struct net *net, const char *name)
 	}
 	rtnl_unlock();
 	return nic;
+}
+
+/*
+ * May the caller open ports on a NIC of @net?  Who administers the namespace may, and whom the
+ * binding names.  Ports that are open stay open when the binding changes.
+ */
+bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net)
+{
+	bool granted;
+
+	if (ns_capable(net->user_ns, CAP_NET_ADMIN))
+		return true;
+	rtnl_lock();
+	granted = (uid_valid(nic->uid) && uid_eq(nic->uid, current_euid())) ||
+		  (gid_valid(nic->gid) && in_egroup_p(nic->gid));
+	rtnl_unlock();
+	return granted;
 }
 
 static void sm_nic_free(struct kref *kref)

@@ -16,6 +16,7 @@
 #include <net/tcp.h>
 
 #include "stackmap.h"
+#include "trace.h"
 
 /* Open the next free slot; NULL if there is none.  Caller holds rx->lock. */
 static struct sm_rxslot *sm_rx_open(struct sm_pair *pair, u32 id)
@@ -100,6 +101,7 @@ void sm_rx_drain(struct sm_conn *conn)
 	}
 	n = tcp_read_sock(conn->sk, &desc, sm_rx_actor);
 	if (n > 0) {
+		trace_sm_receive(conn, n);
 		sm_count(conn->pair, SM_RX_BYTES, n);
 		sm_pair_wake(conn->pair);
 	}
@@ -118,6 +120,7 @@ bool sm_rx_event(struct sm_pair *pair, u32 id, u8 flags, u8 err)
 	if (slot) {
 		slot->flags = flags;
 		slot->err = err;
+		trace_sm_event(pair, id, flags, err);
 	}
 	spin_unlock_bh(&rx->lock);
 	return slot;
@@ -134,6 +137,7 @@ bool sm_rx_open_event(struct sm_pair *pair, u32 id, const struct sm_open *open)
 	if (slot) {
 		slot->flags = SM_SLOT_OPEN;
 		slot->len = sizeof(*open);
+		trace_sm_event(pair, id, SM_SLOT_OPEN, 0);
 		memcpy(sm_pool_addr(&pair->port->pool, slot->buf), open, sizeof(*open));
 	}
 	spin_unlock_bh(&rx->lock);

@@ -21,7 +21,7 @@
  *	pair->rx.lock		the receive ring's kernel side (taken from softirq)
  *	pair->pending_lock	pair->pending (any context)
  *	pool->lock		free list, pins (any context)
- *	sm_ports_lock		the list of ports
+ *	sm_ports_lock		the table of ports
  */
 #ifndef _SM_STACKMAP_H
 #define _SM_STACKMAP_H
@@ -102,11 +102,14 @@ struct sm_nic {
 	struct Qdisc __rcu *sch;	/* NULL once unbound */
 	atomic_t held;			/* syncs that hold packets back now */
 	unsigned int napi_id;		/* 0: the NIC cannot be busy polled */
+	kuid_t uid;			/* who else may open ports; guarded by RTNL, as is gid */
+	kgid_t gid;
 };
 
 int sm_qdisc_register(void);
 void sm_qdisc_unregister(void);
 struct sm_nic *sm_nic_get(struct net *net, const char *name);
+bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net);
 void sm_nic_put(struct sm_nic *nic);
 void sm_nic_hold(struct sm_nic *nic);
 void sm_nic_release(struct sm_nic *nic);
@@ -209,7 +212,6 @@ struct sm_port {
 	struct mutex mutex;		/* see the top of this file */
 	struct work_struct free_work;
 	bool registered;		/* set once, under mutex, after all below is valid */
-	struct list_head node;		/* in sm_ports while registered */
 
 	struct sm_nic *nic;
 	u64 net_cookie;			/* the namespace the port belongs to */
@@ -227,13 +229,12 @@ struct sm_port {
 	struct xarray conns;		/* id -> sm_conn */
 	struct xarray listeners;	/* id -> sm_listener */
 	u32 next_id;			/* of both */
-	u32 max_conns;
 	struct sm_states states;
 };
 
 extern const struct file_operations sm_port_fops;
 extern struct workqueue_struct *sm_wq;
-extern struct list_head sm_ports;	/* registered ports, guarded by sm_ports_lock */
+extern struct xarray sm_ports;	/* mem_id -> registered sm_port, guarded by sm_ports_lock */
 extern struct mutex sm_ports_lock;
 
 void sm_port_put(struct sm_port *port);
@@ -387,5 +388,10 @@ void sm_rx_drain(struct sm_conn *conn);
 bool sm_rx_event(struct sm_pair *pair, u32 id, u8 flags, u8 err);
 bool sm_rx_open_event(struct sm_pair *pair, u32 id, const struct sm_open *open);
 bool sm_rx_ready(struct sm_pair *pair);
+
+/* netlink.c */
+
+int sm_netlink_register(void);
+void sm_netlink_unregister(void);
 
 #endif /* _SM_STACKMAP_H */

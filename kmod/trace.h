@@ -39,35 +39,38 @@ TRACE_EVENT(sm_send, TP_PROTO(const struct sm_conn *conn, u32 slots, u32 bytes, 
 		      __entry->ring, __entry->conn, __entry->slots, __entry->bytes,
 		      __entry->result));
 
-/* TCP may read these buffers from now on. */
-TRACE_EVENT(sm_pin, TP_PROTO(const struct sm_conn *conn, u32 bufs),
-	    TP_ARGS(conn, bufs),
-	    TP_STRUCT__entry(__field(u16, port)
-			     __field(u32, ring)
-			     __field(u32, conn)
-			     __field(u32, bufs)),
-	    TP_fast_assign(__entry->port = conn->port->mem_id;
-			   __entry->ring = conn->pair->index;
-			   __entry->conn = conn->id;
-			   __entry->bufs = bufs;),
-	    TP_printk("port=%u ring=%u conn=%u bufs=%u", __entry->port, __entry->ring,
-		      __entry->conn, __entry->bufs));
+/* TCP holds these buffers. */
+TRACE_EVENT_CONDITION(sm_pin, TP_PROTO(const struct sm_conn *conn, u32 bufs),
+		      TP_ARGS(conn, bufs),
+		      TP_CONDITION(bufs),
+		      TP_STRUCT__entry(__field(u16, port)
+				       __field(u32, ring)
+				       __field(u32, conn)
+				       __field(u32, bufs)),
+		      TP_fast_assign(__entry->port = conn->port->mem_id;
+				     __entry->ring = conn->pair->index;
+				     __entry->conn = conn->id;
+				     __entry->bufs = bufs;),
+		      TP_printk("port=%u ring=%u conn=%u bufs=%u", __entry->port,
+				__entry->ring, __entry->conn, __entry->bufs));
 
 /* The last skb that held these buffers is gone: they were acknowledged, or never will be. */
-TRACE_EVENT(sm_release, TP_PROTO(const struct sm_conn *conn, u32 bufs, bool acked),
-	    TP_ARGS(conn, bufs, acked),
-	    TP_STRUCT__entry(__field(u16, port)
-			     __field(u32, ring)
-			     __field(u32, conn)
-			     __field(u32, bufs)
-			     __field(bool, acked)),
-	    TP_fast_assign(__entry->port = conn->port->mem_id;
-			   __entry->ring = conn->pair->index;
-			   __entry->conn = conn->id;
-			   __entry->bufs = bufs;
-			   __entry->acked = acked;),
-	    TP_printk("port=%u ring=%u conn=%u bufs=%u by=%s", __entry->port, __entry->ring,
-		      __entry->conn, __entry->bufs, __entry->acked ? "ack" : "reset"));
+TRACE_EVENT_CONDITION(sm_release, TP_PROTO(const struct sm_conn *conn, u32 bufs, bool acked),
+		      TP_ARGS(conn, bufs, acked),
+		      TP_CONDITION(bufs),
+		      TP_STRUCT__entry(__field(u16, port)
+				       __field(u32, ring)
+				       __field(u32, conn)
+				       __field(u32, bufs)
+				       __field(bool, acked)),
+		      TP_fast_assign(__entry->port = conn->port->mem_id;
+				     __entry->ring = conn->pair->index;
+				     __entry->conn = conn->id;
+				     __entry->bufs = bufs;
+				     __entry->acked = acked;),
+		      TP_printk("port=%u ring=%u conn=%u bufs=%u by=%s", __entry->port,
+				__entry->ring, __entry->conn, __entry->bufs,
+				__entry->acked ? "ack" : "reset"));
 
 /* Payload was moved from TCP into the receive ring. */
 TRACE_EVENT(sm_receive, TP_PROTO(const struct sm_conn *conn, u32 bytes),

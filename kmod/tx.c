@@ -13,6 +13,7 @@
 #include <net/tcp.h>
 
 #include "stackmap.h"
+#include "trace.h"
 
 /* Buffers of one send.  Freed by whoever drops the last reference of ubuf, in any context. */
 struct sm_batch {
@@ -72,6 +73,7 @@ static void sm_batch_complete(struct sm_batch *batch)
 	struct sm_port *port = conn->port;
 	bool acked = !before(READ_ONCE(tcp_sk(conn->sk)->snd_una), batch->end_seq);
 
+	trace_sm_release(conn, batch->n, acked);
 	sm_count(conn->pair, acked ? SM_RELEASED_ACK : SM_RELEASED_RESET,
 		 sm_pool_unpin(&port->pool, batch->buf, batch->n));
 	atomic_sub(batch->bytes, &conn->pinned_bytes);
@@ -131,6 +133,7 @@ static int sm_tx_send(struct sm_conn *conn, struct sm_batch *batch, struct bio_v
 	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, vec, n, bytes);
 	sent = tcp_sendmsg_locked(conn->sk, &msg, bytes);
 	set_bit(SOCK_NOSPACE, &conn->sk->sk_socket->flags);	/* see sm_write_space() */
+	trace_sm_send(conn, n, bytes, sent);
 	batch->end_seq = tcp_sk(conn->sk)->write_seq;
 	if (sent > 0) {
 		batch->bytes = sent;
@@ -177,6 +180,7 @@ void sm_tx_flush_rest(struct sm_conn *conn, bool closing)
 	batch->n = 1;
 	sm_pool_pin(pool, batch->buf, 1);
 	atomic_inc(&conn->pinned);
+	trace_sm_pin(conn, 1);
 
 	bvec_set_page(&vec, pool->buf[conn->rest_buf].page, conn->rest_len, conn->rest_off);
 	if (closing)
@@ -214,6 +218,7 @@ static void sm_slot_refuse(struct sm_pair *pair, u32 i, int err)
 	u64 ptr = READ_ONCE(slot->ptr) & GENMASK_ULL(47, 0);
 
 	WRITE_ONCE(slot->ptr, ptr | SM_PTR_EVENT(SM_SLOT_REFUSED, err));
+	trace_sm_refuse(pair, i, SM_PTR_ID(ptr), err);
 	switch (err) {
 	case EAGAIN:
 		sm_count(pair, SM_AGAIN, 1);
@@ -355,6 +360,7 @@ static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 		if (err == EAGAIN)
 			block = true;
 	}
+	trace_sm_pin(conn, batch->n);
 	sm_count(pair, SM_SENT, g->n);
 	if (block || conn->rest_len)
 		sm_tx_block(conn);

@@ -79,7 +79,6 @@ class PortInfo:
     bufs: int
     bufs_free: int
     bufs_pinned: int
-    connections: int
     connections_max: int
     counters: Counters
 
@@ -161,7 +160,6 @@ class PortMessage(genlmsg):
         ("SM_A_PORT_BUFS", "uint32"),
         ("SM_A_PORT_BUFS_FREE", "uint32"),
         ("SM_A_PORT_BUFS_PINNED", "uint32"),
-        ("SM_A_PORT_CONNECTIONS", "uint32"),
         ("SM_A_PORT_CONNECTIONS_MAX", "uint32"),
         ("SM_A_PORT_COUNTERS", "counters"),
     )

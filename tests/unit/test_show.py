@@ -32,7 +32,6 @@ PORT = PortInfo(
     bufs=7168,
     bufs_free=4000,
     bufs_pinned=96,
-    connections=2,
     connections_max=16384,
     counters=COUNTERS,
 )
@@ -68,7 +67,7 @@ def test_a_port_is_a_line() -> None:
     assert dict(zip(heading, line, strict=True)) == {
         "PORT": "7", "NAME": "tcp:eth1", "PID": "812", "UID": "1000", "RINGS": "1",
         "TX-SLOTS": "1024", "RX-SLOTS": "2048", "BUFFERS": "7168", "FREE": "4000",
-        "PINNED": "96", "CONNS": "2", "MAX": "16384",
+        "PINNED": "96", "CONNS": "1013", "MAX": "16384",
     }  # fmt: skip
 
 
