@@ -28,14 +28,27 @@ _DEEPEST = 32
 _PAGE = 4096
 
 
+def _code() -> list[tuple[int, str, str]]:
+    """All functions: address, name, and the module that has it."""
+    found = []
+    for line in Path("/proc/kallsyms").read_text().splitlines():
+        address, kind, name, *module = line.split()
+        if kind in "tT":
+            found.append((int(address, 16), name, "".join(module)))
+    return sorted(found)
+
+
 def module_text() -> tuple[int, int]:
     """Where the module's code is."""
-    addresses = []
-    for line in Path("/proc/kallsyms").read_text().splitlines():
-        address, kind, *rest = line.split()
-        if kind in "tT" and rest[-1] == "[stackmap]":
-            addresses.append(int(address, 16))
-    return min(addresses), max(addresses) + _PAGE
+    addresses = [address for address, _name, module in _code() if module == "[stackmap]"]
+    return addresses[0], addresses[-1] + _PAGE
+
+
+def function_text(wanted: str) -> tuple[int, int]:
+    """Where one of the kernel's functions is."""
+    code = _code()
+    (number,) = (n for n, (_address, name, _module) in enumerate(code) if name == wanted)
+    return code[number][0], code[number + 1][0]
 
 
 def module_memory() -> dict[str, int]:
@@ -64,11 +77,15 @@ class Faults:
 
     def __init__(self) -> None:
         start, end = module_text()
+        # The count of allocations has records of its own, and warns when it cannot have one.
+        spared_start, spared_end = function_text("alloc_slab_obj_exts")
         for kind in _KINDS:
             self._set(f"{kind}/verbose", "0")
             self._set(f"{kind}/stacktrace-depth", str(_DEEPEST))
             self._set(f"{kind}/require-start", hex(start))
             self._set(f"{kind}/require-end", hex(end))
+            self._set(f"{kind}/reject-start", hex(spared_start))
+            self._set(f"{kind}/reject-end", hex(spared_end))
         for name, value in _SETTINGS.items():
             self._set(name, value)
         self._fd = os.open("/proc/thread-self/fail-nth", os.O_RDWR | os.O_CLOEXEC)
