@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 FEW = 4
 MANY = 1000
+#: Connections that wait to be accepted.
+AT_ONCE = 1000
 MESSAGE = 1000
 #: What a connection's congestion window lets out at first is less: some is sent, some waits.
 LONG_MESSAGE = 20_000
@@ -54,8 +56,12 @@ class Round:
 
     def start(self, give_up_ms: int) -> None:
         """Connect all, and exchange a first message on each connection."""
-        self.peer.connect()
-        self.app.order("accept", count=len(self.peer.lines), give_up_ms=give_up_ms)
+        lines = self.peer.lines
+        for first in range(0, len(lines), AT_ONCE):
+            some = lines[first : first + AT_ONCE]
+            self.peer.connect(some)
+            self.app.order("accept", count=len(some), give_up_ms=give_up_ms)
+        self.peer.start()
         self.talk()
         eventually(lambda: self.app.status().pinned == 0, self.app.status)
 

@@ -78,15 +78,18 @@ class Peer:
         self._epoll.register(self._woken, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def connect(self) -> None:
-        """Connect all, in order, and start to read."""
-        for line in self.lines:
+    def connect(self, lines: Iterable[PeerLine]) -> None:
+        """Connect some, in order."""
+        for line in lines:
             line.sock.settimeout(60.0)
             line.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
             line.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
             line.sock.connect(self._address)
             line.sock.setblocking(False)
             self._epoll.register(line.sock, select.EPOLLIN)
+
+    def start(self) -> None:
+        """Read from all from now on."""
         self._thread.start()
 
     # -- what to send --

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.guest.app import Nursery
 from tests.guest.lifetimes import play
 from tests.guest.site import KernelLog, Site, eventually, sh
+from tests.guest.victim import MAX_FILES
 
 #: The hardware addresses by which the NICs are known when they appear.
 MACS = {"near": "02:79:00:00:00:01", "far": "02:79:00:00:00:02"}
@@ -67,8 +68,7 @@ class PluggedSite(Site):
 def main() -> None:
     """Play rounds of one situation."""
     situation, rounds = sys.argv[1], int(sys.argv[2])
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
     site, log = PluggedSite(), KernelLog()
     site.build()
     with Nursery() as nursery:

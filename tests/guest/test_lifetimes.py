@@ -11,6 +11,7 @@ import pytest
 from tests.guest.app import Nursery
 from tests.guest.lifetimes import ENDINGS, SITUATIONS, play
 from tests.guest.site import KernelLog, Site, sh
+from tests.guest.victim import MAX_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,8 +46,7 @@ def nursery() -> Iterator[Nursery]:
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
     sh("modprobe veth; modprobe sch_netem")
     site = Site()
     site.build()

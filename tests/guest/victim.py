@@ -31,6 +31,7 @@ CHUNK = 16384
 QUEUED = 1 << 15
 SEND_BUFFER = 1 << 17
 TCP_USER_TIMEOUT = 18
+MAX_FILES = 65536
 PROMISE = struct.Struct("=Q")
 PROMISE_SIZE = 4096
 
@@ -72,8 +73,8 @@ class Victim:
         while not self.lines or self.stalled:
             self.obey()
         while True:
-            flooding = self._write()
-            self.exchange(0.0 if flooding else 1.0)
+            more = self._write()
+            self.exchange(0.0 if more else 1.0)
             if self.called:
                 self.called = False
                 self.obey()
@@ -129,9 +130,11 @@ class Victim:
         number: int = self.listener.getsockname()[1]
         return number
 
-    def do_accept(self, count: int, give_up_ms: int) -> int:
+    def do_accept(self, count: int, give_up_ms: int) -> None:
         """Accept and attach; afterwards exchanges go on by themselves."""
-        for number in range(count):
+        if not self.lines:
+            self.port.watch(self.control, self._call)
+        for number in range(len(self.lines), len(self.lines) + count):
             accepted, _address = self.listener.accept()
             accepted.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, give_up_ms)
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
@@ -139,9 +142,6 @@ class Victim:
             line = Line(number, self.port.attach(accepted), spare)
             line.connection.app = line
             self.lines.append(line)
-        self.listener.close()
-        self.port.watch(self.control, self._call)
-        return len(self.lines)
 
     def do_send(self, size: int) -> int:
         """Send the next bytes on each connection."""
@@ -253,8 +253,7 @@ class Victim:
 def main() -> None:
     """Fork victims until the other end of the socket is closed."""
     requests = socket.socket(fileno=int(sys.argv[1]))
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         request, fds, _flags, _address = socket.recv_fds(requests, 1, 2)
