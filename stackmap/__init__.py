@@ -6,20 +6,27 @@ exchange segments with it.
 
 from ._errors import BackendUnavailableError, StackmapError
 from ._open import open_port
-from ._port import Connection, Event, Port, PortStats, Segment
-from ._ring import RingConnection, RingPort
+from ._port import Connection, Event, Listener, Port, PortStats, Segment
+from ._ring import Ring, RingConnection
+from ._ring_listener import RingListener
+from ._ring_port import RingPort
 from ._sockets import SocketPort
+from ._tcp_state import TcpState
 
 __all__ = [
     "BackendUnavailableError",
     "Connection",
     "Event",
+    "Listener",
     "Port",
     "PortStats",
+    "Ring",
     "RingConnection",
+    "RingListener",
     "RingPort",
     "Segment",
     "SocketPort",
     "StackmapError",
+    "TcpState",
     "open_port",
 ]

@@ -7,7 +7,8 @@ import socket
 from typing import TYPE_CHECKING, Literal
 
 from ._errors import BackendUnavailableError
-from ._ring import DEVICE, RingPort
+from ._refusal import DEVICE
+from ._ring_port import RingPort
 from ._sockets import SocketPort
 
 if TYPE_CHECKING:

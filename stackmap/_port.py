@@ -49,6 +49,9 @@ class Event(enum.IntFlag):
     #: ``ERROR``, :meth:`Connection.close` and :meth:`Connection.abort`, and comes by itself once
     #: both directions have ended (``EOF`` and :meth:`Connection.shutdown_write`).
     CLOSED = 8
+    #: The connection is new, and another thread put it on this ring (only with several rings, see
+    #: :meth:`stackmap.RingPort.place`).
+    OPEN = 32
 
 
 class Segment:
@@ -189,6 +192,19 @@ class Connection(abc.ABC):
         for part in parts:
             self.write(part)
 
+    def forward(self, segment: Segment) -> None:
+        """Send on the payload that a segment shows, as :meth:`write` does, and release its view.
+
+        Rings hand on the page that holds it instead of copying it, where they can.  The segment
+        must be of the last exchange, but may be of any connection and any port.
+
+        Raises:
+            BrokenPipeError: after :meth:`shutdown_write` or :meth:`close`.
+            ValueError: the view was released, by an earlier call or by an exchange.
+        """
+        self.write(segment.view)
+        segment.view.release()
+
     def shutdown_write(self) -> None:
         """Send FIN after everything written so far (half-close).  Idempotent."""
         if not self._shutdown:
@@ -239,6 +255,43 @@ class Connection(abc.ABC):
         return True
 
 
+class Listener(abc.ABC):
+    """A listening socket whose connections come attached.
+
+    It can be watched: it is readable when :meth:`accept` would not wait.
+
+    Attributes:
+        sock: the socket, which the listener owns.
+    """
+
+    __slots__ = ("sock",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    @abc.abstractmethod
+    def accept(self) -> Connection:
+        """Accept one connection, attached to the port.  Waits if the socket does.
+
+        Raises:
+            OSError: as of ``socket.accept``, or the connection could not be attached.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Stop listening.  Connections that were accepted live on.  Idempotent."""
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self.sock.fileno()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
 class Port(abc.ABC):
     """The data path of many connections.  One thread uses a port at a time."""
 
@@ -253,6 +306,16 @@ class Port(abc.ABC):
 
         Raises:
             OSError: the socket cannot be attached (not TCP, listening, not connected, in use).
+        """
+
+    @abc.abstractmethod
+    def attach_listener(self, sock: socket.socket) -> Listener:
+        """Attach what a listening TCP socket accepts; see :class:`Listener`.
+
+        The listener owns ``sock`` from here on, and :meth:`close` closes it.
+
+        Raises:
+            OSError: the socket is not listening, not TCP, or in use.
         """
 
     @abc.abstractmethod

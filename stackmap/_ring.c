@@ -1,5 +1,5 @@
 /*
- * The hot loops of RingPort.
+ * The hot loops of ports on rings.
  *
  * Ring positions follow netmap: [head, tail) is ours.  Everything the kernel must see is stored
  * before head is released, everything it shows is read after tail was acquired:
@@ -13,6 +13,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -20,6 +22,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "stackmap.h"
@@ -43,16 +46,52 @@ static uint32_t prev(const struct sm_ring *ring, uint32_t i)
 	return i ? i - 1 : ring->num_slots - 1;
 }
 
-int smr_open(struct smr_port *port, const char *device, const char *name, uint32_t tx_slots,
-	     uint32_t rx_slots)
+static int open_rings(struct smr_port *port, const struct sm_req_register *body)
 {
-	struct sm_req_register body = { .nr_tx_slots = tx_slots, .nr_rx_slots = rx_slots };
+	port->size = body->nr_memsize;
+	port->mem = mmap(NULL, port->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+			 port->fd, 0);
+	if (port->mem == MAP_FAILED) {
+		port->mem = NULL;
+		return -errno;
+	}
+	port->nifp = (const struct sm_if *)(port->mem + body->nr_offset);
+	return 0;
+}
+
+static int open_states(struct smr_port *port, uint32_t records)
+{
+	void *states;
+
+	port->states_size = records * sizeof(struct sm_state);
+	states = mmap(NULL, port->states_size, PROT_READ, MAP_SHARED, port->fd, SM_STATE_OFFSET);
+	if (states == MAP_FAILED)
+		return -errno;
+	port->states = states;
+	port->records = records;
+	return 0;
+}
+
+int smr_open(struct smr_port *port, const char *device, const char *name, struct smr_sizes *sizes)
+{
+	struct sm_opt_limits limits = {
+		.opt = { .nro_reqtype = SM_OPT_LIMITS, .nro_size = sizeof(limits) },
+		.spare_bufs = sizes->spare_buffers,
+		.connections = sizes->connections,
+	};
+	struct sm_req_register body = {
+		.nr_tx_slots = sizes->tx_slots,
+		.nr_rx_slots = sizes->rx_slots,
+		.nr_tx_rings = sizes->rings,
+		.nr_rx_rings = sizes->rings,
+		.nr_extra_bufs = sizes->extra_buffers,
+	};
 	struct sm_req_header header = {
 		.nr_version = SM_API,
 		.nr_reqtype = SM_REQ_REGISTER,
+		.nr_options = (uintptr_t)&limits,
 		.nr_body = (uintptr_t)&body,
 	};
-	const struct sm_if *nifp;
 	int err;
 
 	if (snprintf(header.nr_name, sizeof(header.nr_name), "tcp:%s", name) >=
@@ -61,21 +100,26 @@ int smr_open(struct smr_port *port, const char *device, const char *name, uint32
 	port->fd = open(device, O_RDWR | O_CLOEXEC);
 	if (port->fd < 0)
 		return -errno;
-	if (ioctl(port->fd, NIOCCTRL, &header))
-		goto err;
-	port->size = body.nr_memsize;
-	port->mem = mmap(NULL, port->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
-			 port->fd, 0);
-	if (port->mem == MAP_FAILED) {
-		port->mem = NULL;
+	if (ioctl(port->fd, NIOCCTRL, &header)) {
+		err = -errno;
+		sizes->limit = limits.limit;
 		goto err;
 	}
-	nifp = (const struct sm_if *)(port->mem + body.nr_offset);
-	port->tx = (struct sm_ring *)((char *)nifp + nifp->ring_ofs[0]);
-	port->rx = (struct sm_ring *)((char *)nifp + nifp->ring_ofs[2]);
+	err = open_rings(port, &body);
+	if (!err)
+		err = open_states(port, limits.connections);
+	if (err)
+		goto err;
+	*sizes = (struct smr_sizes){
+		.rings = body.nr_tx_rings,
+		.tx_slots = body.nr_tx_slots,
+		.rx_slots = body.nr_rx_slots,
+		.spare_buffers = limits.spare_bufs,
+		.connections = limits.connections,
+		.extra_buffers = body.nr_extra_bufs,
+	};
 	return 0;
 err:
-	err = -errno;
 	smr_close(port);
 	return err;
 }
@@ -85,95 +129,168 @@ void smr_close(struct smr_port *port)
 	if (port->mem)
 		munmap(port->mem, port->size);
 	port->mem = NULL;
+	if (port->states)
+		munmap((void *)port->states, port->states_size);
+	port->states = NULL;
+	port->records = 0;
 	if (port->fd >= 0)
 		close(port->fd);
 	port->fd = -1;
 }
 
-int smr_attach(struct smr_port *port, int fd, uint32_t *id)
+/* The port's descriptor is that of pair 0; the others have their own. */
+int smr_open_pair(struct smr_pair *pair, const struct smr_port *port, uint32_t index)
 {
-	struct sm_attach req = { .fd = fd };
+	const struct sm_if *nifp = port->nifp;
+	struct sm_ring_req req = { .ring = index };
 
-	if (ioctl(port->fd, SMIOC_ATTACH, &req))
-		return -errno;
-	*id = req.id;
+	pair->port = port;
+	pair->tx = (struct sm_ring *)((char *)nifp + nifp->ring_ofs[index]);
+	pair->rx = (struct sm_ring *)((char *)nifp + nifp->ring_ofs[nifp->ni_tx_rings + 1 + index]);
+	pair->fd = index ? ioctl(port->fd, SMIOC_RING, &req) : port->fd;
+	return pair->fd < 0 ? -errno : 0;
+}
+
+/* Before smr_close().  Refused while a thread is in smr_exchange(), which needs the memory. */
+int smr_close_pair(struct smr_pair *pair)
+{
+	if (__atomic_exchange_n(&pair->busy, 1, __ATOMIC_ACQUIRE))
+		return -EBUSY;
+	if (pair->fd >= 0 && pair->fd != pair->port->fd)
+		close(pair->fd);
+	pair->fd = -1;
 	return 0;
 }
 
-int smr_detach(struct smr_port *port, uint32_t id)
+int smr_attach(const struct smr_port *port, int fd, int listener, struct smr_attached *attached)
+{
+	struct sm_attach req = {
+		.fd = fd,
+		.flags = listener ? SM_ATTACH_LISTENER : 0,
+		.ring = attached->ring,
+	};
+
+	if (ioctl(port->fd, SMIOC_ATTACH, &req))
+		return -errno;
+	attached->ring = req.ring;
+	attached->id = req.id;
+	attached->record = req.record;
+	return 0;
+}
+
+int smr_detach(const struct smr_port *port, uint32_t id)
 {
 	struct sm_conn_ctl req = { .id = id };
 
 	return ioctl(port->fd, SMIOC_DETACH, &req) ? -errno : 0;
 }
 
-int smr_pause(struct smr_port *port, uint32_t id, int paused)
+int smr_pause(const struct smr_port *port, uint32_t id, int paused)
 {
 	struct sm_conn_ctl req = { .id = id, .flags = paused ? SM_RX_PAUSE : 0 };
 
 	return ioctl(port->fd, SMIOC_RXCTL, &req) ? -errno : 0;
 }
 
-int smr_stats(struct smr_port *port, struct smr_stats *stats)
+int smr_stats(const struct smr_port *port, struct smr_stats *stats)
 {
 	return ioctl(port->fd, SMIOC_STATS, stats) ? -errno : 0;
 }
 
-char *smr_buffer(struct smr_port *port, uint32_t buf)
+/* Copy the record of a connection as it was at one moment. */
+int smr_state(const struct smr_port *port, uint32_t record, uint32_t id, struct sm_state *state)
 {
-	return (char *)port->rx + port->rx->buf_ofs + (size_t)buf * port->rx->nr_buf_size;
+	const struct sm_state *shown = &port->states[record];
+	uint32_t seq;
+
+	if (record >= port->records)
+		return -ENOENT;
+	do {
+		/* Pairs with the kernel's barriers around its writes to the record. */
+		seq = __atomic_load_n(&shown->seq, __ATOMIC_ACQUIRE);
+		*state = *(const volatile struct sm_state *)shown;
+		__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	} while (seq & 1 || __atomic_load_n(&shown->seq, __ATOMIC_RELAXED) != seq);
+	return state->id == id ? 0 : -ENOENT;
+}
+
+char *smr_buffer(const struct smr_pair *pair, uint32_t buf)
+{
+	return (char *)pair->rx + pair->rx->buf_ofs + (size_t)buf * pair->rx->nr_buf_size;
 }
 
 /*
  * Copy data into transmit slots of a connection.  Returns the bytes taken: fewer than len when
  * the ring is full.  Small writes to the same connection share the last slot.
  */
-size_t smr_write(struct smr_port *port, uint32_t id, const char *data, size_t len)
+size_t smr_write(struct smr_pair *pair, uint32_t id, const char *data, size_t len)
 {
-	struct sm_ring *ring = port->tx;
+	struct sm_ring *ring = pair->tx;
 	uint32_t tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);	/* (B) */
 	uint32_t size = ring->nr_buf_size;
 	size_t left = len, n;
 
-	if (left && port->tx_head != port->tx_synced) {
-		struct sm_slot *slot = &ring->slot[prev(ring, port->tx_head)];
+	if (left && pair->tx_head != pair->tx_synced) {
+		struct sm_slot *slot = &ring->slot[prev(ring, pair->tx_head)];
 
 		if (slot->ptr == SM_PTR(id, 0) && slot->len < size) {
 			n = left < size - slot->len ? left : size - slot->len;
-			memcpy(smr_buffer(port, slot->buf_idx) + slot->len, data, n);
+			memcpy(smr_buffer(pair, slot->buf_idx) + slot->len, data, n);
 			slot->len += n;
 			data += n;
 			left -= n;
 		}
 	}
-	while (left && port->tx_head != tail) {
-		struct sm_slot *slot = &ring->slot[port->tx_head];
+	while (left && pair->tx_head != tail) {
+		struct sm_slot *slot = &ring->slot[pair->tx_head];
 
 		n = left < size ? left : size;
-		memcpy(smr_buffer(port, slot->buf_idx), data, n);
+		memcpy(smr_buffer(pair, slot->buf_idx), data, n);
 		slot->len = n;
 		slot->flags = 0;
 		slot->ptr = SM_PTR(id, 0);
-		port->tx_head = next(ring, port->tx_head);
+		pair->tx_head = next(ring, pair->tx_head);
 		data += n;
 		left -= n;
 	}
 	return len - left;
 }
 
-/* Collect the slots processed since the last time that the kernel refused. */
-static int collect_refused(struct smr_port *port)
+/*
+ * Hand a received buffer to a connection: it goes into a transmit slot, whose own buffer the
+ * receive slot gives back instead.  Returns 0 if the transmit ring is full.
+ */
+int smr_forward(const struct smr_pair *from, uint32_t slot, struct smr_pair *to, uint32_t id)
 {
-	const struct sm_ring *ring = port->tx;
+	struct sm_slot *received = &from->rx->slot[slot];
+	struct sm_slot *sent = &to->tx->slot[to->tx_head];
+	uint32_t spare = sent->buf_idx;
+
+	if (to->tx_head == __atomic_load_n(&to->tx->tail, __ATOMIC_ACQUIRE))	/* (B) */
+		return 0;
+	sent->buf_idx = received->buf_idx;
+	sent->len = received->len;
+	sent->flags = NS_BUF_CHANGED;
+	sent->ptr = SM_PTR(id, SM_PTR_OFFSET(received->ptr));
+	received->buf_idx = spare;
+	received->flags = NS_BUF_CHANGED;
+	to->tx_head = next(to->tx, to->tx_head);
+	return 1;
+}
+
+/* Collect the slots processed since the last time that the kernel refused. */
+static int collect_refused(struct smr_pair *pair)
+{
+	const struct sm_ring *ring = pair->tx;
 	/* tail is one before the first slot that was not processed */
 	uint32_t done = next(ring, __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE));	/* (B) */
 	int n = 0;
 
-	while (port->tx_synced != done && port->tx_synced != port->tx_head) {
-		const struct sm_slot *slot = &ring->slot[port->tx_synced];
+	while (pair->tx_synced != done && pair->tx_synced != pair->tx_head) {
+		const struct sm_slot *slot = &ring->slot[pair->tx_synced];
 
 		if (SM_PTR_FLAGS(slot->ptr) & SM_SLOT_REFUSED)
-			port->refused[n++] = (struct smr_segment){
+			pair->refused[n++] = (struct smr_segment){
 				.id = SM_PTR_ID(slot->ptr),
 				.start = SM_PTR_OFFSET(slot->ptr),
 				.buf = slot->buf_idx,
@@ -181,23 +298,23 @@ static int collect_refused(struct smr_port *port)
 				.flags = SM_PTR_FLAGS(slot->ptr),
 				.err = SM_PTR_ERRNO(slot->ptr),
 			};
-		port->tx_synced = next(ring, port->tx_synced);
+		pair->tx_synced = next(ring, pair->tx_synced);
 	}
-	port->found[1] = n;
+	pair->found[1] = n;
 	return n;
 }
 
 /* Collect what the kernel has shown: received slots, and their small payloads in staging. */
-static int collect_received(struct smr_port *port)
+static int collect_received(struct smr_pair *pair)
 {
-	struct sm_ring *ring = port->rx;
+	struct sm_ring *ring = pair->rx;
 	uint32_t tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);		/* (B) */
 	uint32_t start = SMR_STAGING_START;
 	int n = 0;
 
-	while (port->rx_seen != tail) {
-		const struct sm_slot *slot = &ring->slot[port->rx_seen];
-		struct smr_segment *segment = &port->received[n++];
+	while (pair->rx_seen != tail) {
+		const struct sm_slot *slot = &ring->slot[pair->rx_seen];
+		struct smr_segment *segment = &pair->received[n++];
 
 		*segment = (struct smr_segment){
 			.id = SM_PTR_ID(slot->ptr),
@@ -208,105 +325,158 @@ static int collect_received(struct smr_port *port)
 			.err = SM_PTR_ERRNO(slot->ptr),
 		};
 		if (segment->len && segment->len <= SMR_SMALL) {
-			memcpy(port->staging + start,
-			       smr_buffer(port, segment->buf) + segment->start, segment->len);
+			memcpy(pair->staging + start,
+			       smr_buffer(pair, segment->buf) + segment->start, segment->len);
 			segment->start = start;
 			start += segment->len;
+		} else {
+			segment->start |= pair->rx_seen << 16;
 		}
-		port->rx_seen = next(ring, port->rx_seen);
+		pair->rx_seen = next(ring, pair->rx_seen);
 	}
 	/* For poll(): what was handed out is no news. */
-	ring->cur = port->rx_seen;
-	port->found[0] = start;
+	ring->cur = pair->rx_seen;
+	pair->found[0] = start;
 	return n;
 }
 
 /* Show the kernel what was written; the next sync, or poll(), sends it. */
-static void submit(struct smr_port *port)
+static void submit(struct smr_pair *pair)
 {
-	port->tx->cur = port->tx_head;
-	__atomic_store_n(&port->tx->head, port->tx_head, __ATOMIC_RELEASE);	/* (A) */
+	pair->tx->cur = pair->tx_head;
+	__atomic_store_n(&pair->tx->head, pair->tx_head, __ATOMIC_RELEASE);	/* (A) */
 }
 
 /* Give back every received slot that was handed out. */
-static void give_back(struct smr_port *port)
+static void give_back(struct smr_pair *pair)
 {
-	port->rx->cur = port->rx_seen;
-	__atomic_store_n(&port->rx->head, port->rx_seen, __ATOMIC_RELEASE);	/* (A) */
+	pair->rx->cur = pair->rx_seen;
+	__atomic_store_n(&pair->rx->head, pair->rx_seen, __ATOMIC_RELEASE);	/* (A) */
 }
 
-static int sync_rings(struct smr_port *port, uint32_t flags, uint32_t spin_us)
+static int sync_rings(struct smr_pair *pair, uint32_t flags, int64_t deadline_ns)
 {
-	struct sm_sync req = { .flags = flags, .spin_us = spin_us };
+	struct sm_sync req = {
+		.flags = flags,
+		.spin_us = flags & SM_SYNC_POLL ? pair->spin_us : 0,
+		.deadline_ns = deadline_ns,
+	};
 
-	return ioctl(port->fd, SMIOC_SYNC, &req) ? -errno : 0;
+	return ioctl(pair->fd, SMIOC_SYNC, &req) ? -errno : 0;
 }
 
 /* Send what was written, in the middle of a batch.  Returns how many slots were refused. */
-int smr_send(struct smr_port *port)
+int smr_send(struct smr_pair *pair)
 {
 	int err;
 
-	submit(port);
-	err = sync_rings(port, SM_SYNC_TX, 0);
-	return err ? err : collect_refused(port);
+	submit(pair);
+	err = sync_rings(pair, SM_SYNC_TX, 0);
+	return err ? err : collect_refused(pair);
 }
 
-/* Wait for the port and the watched files; which of those are ready goes to port->watched. */
-static int wait_ready(struct smr_port *port, int timeout_ms)
+/* Wait for the rings and the watched files; which of those are ready goes to pair->watched. */
+static int wait_ready(struct smr_pair *pair, double timeout)
 {
 	struct epoll_event ready[SMR_WATCHED];
-	int n = epoll_wait(port->epoll, ready, SMR_WATCHED, timeout_ms);
+	int n = epoll_wait(pair->epoll, ready, SMR_WATCHED,
+			   timeout < 0 ? -1 : timeout < 2e6 ? (int)ceil(timeout * 1e3) : INT_MAX);
 
 	if (n < 0)
 		return errno == EINTR ? 0 : -errno;
-	port->watch_countdown = SYNCS_PER_WATCH;
-	port->quiet = 0;
+	pair->watch_countdown = SYNCS_PER_WATCH;
+	pair->quiet = 0;
 	for (int i = 0; i < n; i++) {
-		if (ready[i].data.fd == port->fd)
-			port->quiet = 1;
+		if (ready[i].data.fd == pair->fd)
+			pair->quiet = 1;
 		else
-			port->watched[port->found[2]++] = ready[i].data.fd;
+			pair->watched[pair->found[2]++] = ready[i].data.fd;
 	}
 	return 0;
 }
 
 /*
- * Give back, send, receive; wait up to timeout_ms (negative: for ever) if nothing has arrived.
- * Returns the number of received slots; port->found says what else there is.
+ * With watched files, epoll does the waiting.
  *
- * A port that carries little is found readable by waiting, again and again.  There the wait
- * itself is the sync, because poll() syncs: one system call instead of a sync that finds nothing,
- * and then a wait.  epoll looks at the port for sure only if it reported it the last time.
+ * Rings that carry little are found readable by waiting, again and again.  There the wait itself
+ * is the sync, because poll() syncs: one system call instead of a sync that finds nothing, and
+ * then a wait.  epoll looks at the rings for sure only if it reported them the last time.
  */
-int smr_exchange(struct smr_port *port, int timeout_ms)
+static int exchange_watching(struct smr_pair *pair, double timeout)
 {
 	int err, n;
 
-	port->found[2] = 0;
-	submit(port);
-	give_back(port);
-	if (port->quiet && timeout_ms) {
-		err = wait_ready(port, timeout_ms);
+	if (pair->quiet && timeout) {
+		err = wait_ready(pair, timeout);
 	} else {
-		err = sync_rings(port, SM_SYNC_TX | SM_SYNC_RX | SM_SYNC_POLL, port->spin_us);
+		err = sync_rings(pair, SM_SYNC_TX | SM_SYNC_RX | SM_SYNC_POLL, 0);
 		if (err)
 			return err;
-		n = collect_received(port);
-		if (n || !timeout_ms) {
-			if (!port->watch_countdown--)
-				err = wait_ready(port, 0);
-			port->quiet = 0;
-			collect_refused(port);
+		n = collect_received(pair);
+		if (n || !timeout) {
+			if (!pair->watch_countdown--)
+				err = wait_ready(pair, 0);
+			pair->quiet = 0;
+			collect_refused(pair);
 			return err ? err : n;
 		}
-		err = wait_ready(port, timeout_ms);
+		err = wait_ready(pair, timeout);
 	}
 	if (err)
 		return err;
-	collect_refused(port);
-	n = collect_received(port);
+	collect_refused(pair);
+	n = collect_received(pair);
 	if (n > QUIET)
-		port->quiet = 0;
+		pair->quiet = 0;
+	return n;
+}
+
+static int64_t deadline_after(double timeout)
+{
+	struct timespec now;
+
+	if (timeout < 0 || timeout > 1e9)
+		return -1;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000LL + now.tv_nsec + (int64_t)ceil(timeout * 1e9);
+}
+
+/* Without watched files, one system call does it all.  What little comes is not polled for. */
+static int exchange_alone(struct smr_pair *pair, double timeout)
+{
+	uint32_t flags = SM_SYNC_TX | SM_SYNC_RX;
+	int64_t deadline = 0;
+	int err, n;
+
+	if (!pair->quiet || pair->spin_us || !timeout)
+		flags |= SM_SYNC_POLL;
+	if (timeout) {
+		flags |= SM_SYNC_WAIT;
+		deadline = deadline_after(timeout);
+	}
+	err = sync_rings(pair, flags, deadline);
+	if (err && err != -EINTR)
+		return err;
+	collect_refused(pair);
+	n = collect_received(pair);
+	pair->quiet = n <= QUIET;
+	return n;
+}
+
+/*
+ * Give back, send, receive; wait up to timeout seconds (negative: for ever) if nothing has
+ * arrived.  Returns the number of received slots; pair->found says what else there is.
+ */
+int smr_exchange(struct smr_pair *pair, double timeout)
+{
+	int n;
+
+	if (__atomic_exchange_n(&pair->busy, 1, __ATOMIC_ACQUIRE))
+		return -EBUSY;
+	pair->found[2] = 0;
+	submit(pair);
+	give_back(pair);
+	n = pair->watching ? exchange_watching(pair, timeout) : exchange_alone(pair, timeout);
+	__atomic_store_n(&pair->busy, 0, __ATOMIC_RELEASE);
 	return n;
 }

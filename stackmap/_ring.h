@@ -1,13 +1,36 @@
-/* The hot loops of RingPort: what cffi sees.  Functions return -errno where they can fail. */
+/* The hot loops of ports on rings: what cffi sees.  Functions return -errno where they can fail. */
 
 #define SMR_SMALL 512
 #define SMR_STAGING_START 2
 #define SMR_WATCHED 16
 
+/* An open port: the memory that its rings share. */
+struct smr_port {
+	int fd;
+	char *mem;
+	size_t size;
+	const struct sm_state *states;
+	size_t states_size;
+	uint32_t records;
+	const struct sm_if *nifp;
+};
+
+/* What a port is asked to have (0: the default), and then has. */
+struct smr_sizes {
+	uint32_t rings;
+	uint32_t tx_slots;
+	uint32_t rx_slots;
+	uint32_t spare_buffers;
+	uint32_t connections;
+	uint32_t extra_buffers;
+	uint32_t limit;			/* enum sm_limit: which one it was that opening failed at */
+};
+
 /*
  * One received slot, or one refused transmit slot.  Payload of up to SMR_SMALL received bytes is
  * copied to the staging area, where start is its position: for so few bytes a copy costs less
- * than lending the buffer.  For more, start is the offset in the buffer.
+ * than lending the buffer.  For more, start is the offset in the buffer and, 16 bits up, the
+ * number of the slot.
  */
 struct smr_segment {
 	uint32_t id;
@@ -18,12 +41,13 @@ struct smr_segment {
 	uint8_t err;
 };
 
-/* An open port.  The arrays are the caller's, and have room for all slots of their ring. */
-struct smr_port {
+/* A pair of rings.  The arrays are the caller's, and have room for all slots of their ring. */
+struct smr_pair {
+	const struct smr_port *port;
 	int fd;
 	int epoll;			/* waits for fd and for the watched files */
-	char *mem;
-	size_t size;
+	int watching;			/* there are such files */
+	int busy;			/* a thread is in smr_exchange() */
 	struct sm_ring *tx;
 	struct sm_ring *rx;
 	uint32_t tx_head;		/* next transmit slot to fill */
@@ -31,12 +55,18 @@ struct smr_port {
 	uint32_t rx_seen;		/* slots before this one have been handed out */
 	uint32_t spin_us;		/* NIC polling in a sync that finds nothing */
 	uint32_t watch_countdown;	/* syncs until the watched files are looked at */
-	int quiet;			/* the port was found readable by waiting */
+	int quiet;			/* little comes, and it is waited for */
 	struct smr_segment *received;
 	char *staging;			/* filled from SMR_STAGING_START on */
 	struct smr_segment *refused;
 	int32_t *found;			/* [0] staged bytes, [1] refused, [2] watched files ready */
 	int32_t *watched;		/* SMR_WATCHED descriptors */
+};
+
+struct smr_attached {
+	uint32_t ring;			/* the one wanted, or SM_RING_ANY; then the one given */
+	uint32_t id;
+	uint32_t record;
 };
 
 struct smr_stats {
@@ -45,14 +75,17 @@ struct smr_stats {
 	uint64_t dead_conn, bad_rings, ring_stalls, syncs, connections, bufs_free;
 };
 
-int smr_open(struct smr_port *port, const char *device, const char *name, uint32_t tx_slots,
-	     uint32_t rx_slots);
+int smr_open(struct smr_port *port, const char *device, const char *name, struct smr_sizes *sizes);
 void smr_close(struct smr_port *port);
-int smr_attach(struct smr_port *port, int fd, uint32_t *id);
-int smr_detach(struct smr_port *port, uint32_t id);
-int smr_pause(struct smr_port *port, uint32_t id, int paused);
-int smr_stats(struct smr_port *port, struct smr_stats *stats);
-char *smr_buffer(struct smr_port *port, uint32_t buf);
-size_t smr_write(struct smr_port *port, uint32_t id, const char *data, size_t len);
-int smr_send(struct smr_port *port);
-int smr_exchange(struct smr_port *port, int timeout_ms);
+int smr_open_pair(struct smr_pair *pair, const struct smr_port *port, uint32_t index);
+int smr_close_pair(struct smr_pair *pair);
+int smr_attach(const struct smr_port *port, int fd, int listener, struct smr_attached *attached);
+int smr_detach(const struct smr_port *port, uint32_t id);
+int smr_pause(const struct smr_port *port, uint32_t id, int paused);
+int smr_stats(const struct smr_port *port, struct smr_stats *stats);
+int smr_state(const struct smr_port *port, uint32_t record, uint32_t id, struct sm_state *state);
+char *smr_buffer(const struct smr_pair *pair, uint32_t buf);
+size_t smr_write(struct smr_pair *pair, uint32_t id, const char *data, size_t len);
+int smr_forward(const struct smr_pair *from, uint32_t slot, struct smr_pair *to, uint32_t id);
+int smr_send(struct smr_pair *pair);
+int smr_exchange(struct smr_pair *pair, double timeout);

@@ -1,4 +1,4 @@
-"""The first backend: rings shared with the kernel module.
+"""The first backend: a pair of rings shared with the kernel module, and the connections on it.
 
 One exchange is one system call: it sends the batch that was written, polls the NIC, and returns
 what arrived for all connections.  Slots are walked in C, a batch per call (:mod:`_ring.c`).
@@ -6,9 +6,9 @@ what arrived for all connections.  Slots are walked in C, a batch per call (:mod
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
-import math
 import os
 import select
 import socket
@@ -16,15 +16,16 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ._errors import BackendUnavailableError
 from ._port import Buffer, Connection, Event, HasFileno, Port, PortStats, Segment
 from ._ring_c import ffi, lib
+from ._tcp_state import TcpState
 from ._watch import Watches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DEVICE = "/dev/stackmap"
+    from ._ring_listener import RingListener
+    from ._ring_port import RingPort
 
 #: Bytes written to a connection between two syncs: bounds what TCP may give back.
 _WRITE_MAX = 64 * 4096
@@ -34,37 +35,33 @@ _SEGMENT = struct.Struct("=IIIHBB")
 _SHORTAGE = 0.01
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _NO_EVENT = Event.NONE
-_EVENTS = [Event(flags) for flags in range(16)]
+_EVENTS = [Event(flags) for flags in range(64)]
+#: listener, record, family, port and address of a struct sm_open
+_OPENED = struct.Struct("=IIH2s16s")
+_SLOT_OPEN = Event.OPEN.value
 _smr_write = lib.smr_write
 _smr_exchange = lib.smr_exchange
-#: References to a lent page that are not a view's: the list of pages, the list of lent ones, and
-#: the argument of getrefcount().
-_OWN_REFERENCES = 3
 _IN_USE = (
     "a view received from {} is still in use; "
     "release its slices (or copy them) before the next exchange"
 )
 
-_OPEN_ERRORS = {
-    errno.ENOENT: "{device} does not exist: load the kernel module (`stackmap bind NIC` does)",
-    errno.EACCES: "you may not open {device}: run this as root, or give yourself access to it",
-    errno.EPERM: "opening a port needs CAP_NET_ADMIN: run this as root",
-    errno.ENXIO: "the NIC {nic} is not bound: run `stackmap bind {nic}` first",
-    errno.ENOMEM: "there is not enough kernel memory for {tx} transmit and {rx} receive slots:"
-    " ask for fewer",
-    errno.EINVAL: "the module refuses rings of {tx} and {rx} slots: it takes 4 to 16384",
-}
-
 
 class RingConnection(Connection):
     """One TCP connection whose payload travels in ring slots."""
 
-    __slots__ = ("_paused", "_port", "_released", "_ring")
+    __slots__ = ("_announced", "_pair", "_paused", "_record", "_released", "ring")
 
-    def __init__(self, port: RingPort, sock: socket.socket, id: int) -> None:
+    def __init__(
+        self, ring: Ring, sock: socket.socket, id: int, record: int, *, announced: bool = False
+    ) -> None:
         super().__init__(sock, id)
-        self._port = port
-        self._ring = port._ring
+        # Its ring's thread does not know it, and is told by an OPEN event.
+        self._announced = announced
+        #: The ring that carries it.
+        self.ring = ring
+        self._pair: Any = ring._pair
+        self._record = record
         self._paused = False
         self._released = False
 
@@ -78,20 +75,23 @@ class RingConnection(Connection):
             self._drop_queue()
             with contextlib.suppress(OSError):
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            self._close_socket()
+            if self.id:
+                self._close_socket()
+            else:
+                self._wait_for_name()  # it is named by its peer, which closing would forget
 
     def pause_reading(self) -> None:
         """Take no more data from TCP, so that its window closes.  Idempotent."""
         if not self._paused and not self._released:
             self._paused = True
-            self._port._pause(self)
+            self.ring._pause(self)
 
     def resume_reading(self) -> None:
         """Undo :meth:`pause_reading`.  Idempotent."""
         if self._paused:
             self._paused = False
             if not self._released:
-                self._port._pause(self)
+                self.ring._pause(self)
 
     def write(self, data: Buffer) -> None:
         """Send ``data``; see :meth:`Connection.write`."""
@@ -102,39 +102,77 @@ class RingConnection(Connection):
             if type(data) is bytes:
                 size = len(data)
                 if size <= _WRITE_MAX:
-                    taken = _smr_write(self._ring, self.id, data, size)
+                    taken = _smr_write(self._pair, self.id, data, size)
                     if taken == size:
                         return
                     data = memoryview(data)[taken:]
         super().write(data)
 
+    def forward(self, segment: Segment) -> None:
+        """Send on what was received, without a copy; see :meth:`Connection.forward`.
+
+        The page that holds the payload goes from the receive ring to the transmit ring.  Payloads
+        of up to 512 bytes, what another port received, and what must wait are copied.
+
+        Raises:
+            BufferError: a slice of the segment's view is still in use.
+        """
+        if (
+            type(segment) is LentSegment
+            and segment._slot >= 0
+            and segment.ring._port is self.ring._port
+            and not self._waiting
+            and not self._shutdown
+        ):
+            segment._take()
+            if lib.smr_forward(segment.ring._pair, segment._slot, self._pair, self.id):
+                segment._slot = -1
+                return
+            segment.view = segment._lend()
+        super().forward(segment)
+
+    def tcp_state(self) -> TcpState:
+        """What TCP knows of the connection, without a system call.
+
+        Raises:
+            OSError: ``ENOENT``, the kernel has no state of it: it is closed, or so new that it
+                has not been part of an exchange yet.
+        """
+        state = ffi.new("struct sm_state *")
+        self.ring._check(lib.smr_state(self.ring._shared, self._record, self.id, state), "state")
+        return TcpState(*[getattr(state, name) for name in TcpState._fields])
+
+    def _wait_for_name(self) -> None:
+        """Keep what is written, and the end, in the queue until the ring has named it."""
+        self._waiting.append(memoryview(b""))
+
     # -- what Connection asks of a backend --
 
     def _send(self, data: Buffer) -> int:
-        port = self._port
+        ring = self.ring
         size = len(data)
         source = ffi.from_buffer(data)
-        taken: int = lib.smr_write(port._ring, self.id, source, min(size, _WRITE_MAX))
+        taken: int = lib.smr_write(ring._pair, self.id, source, min(size, _WRITE_MAX))
         waiting = len(self._waiting)
         while taken < size:
             # The ring is full, or this is a large write.  A sync empties the ring, unless the
             # kernel is short of buffers; it may also give slots of this connection back, and
             # then the rest must wait behind them.
-            port._send_batch()
+            ring._send_batch()
             if len(self._waiting) > waiting or self._released:
                 break
-            more = lib.smr_write(port._ring, self.id, source + taken, min(size - taken, _WRITE_MAX))
+            more = lib.smr_write(ring._pair, self.id, source + taken, min(size - taken, _WRITE_MAX))
             if not more:
-                port._starved[self] = None
+                ring._starved[self] = None
                 break
             taken += more
         return taken
 
     def _send_fin(self) -> None:
-        self._port._after_send.append(self)
+        self.ring._after_send.append(self)
 
     def _release(self) -> None:
-        self._port._after_send.append(self)
+        self.ring._after_send.append(self)
 
     # -- called by the port once this connection's slots have been handed to TCP --
 
@@ -153,34 +191,71 @@ class RingConnection(Connection):
             self.sock.close()
 
 
-class RingPort(Port):
-    """A port on a NIC that ``stackmap bind`` has bound.
+class LentSegment(Segment):
+    """A segment whose view shows the ring's own memory."""
 
-    Args:
-        nic: the NIC's name.
-        tx_slots: size of the transmit ring.  The kernel adds four spare buffers (4 KiB each) per
-            slot, which is what can be pinned waiting for acknowledgements.
-        rx_slots: size of the receive ring.
-        spin: seconds for which an exchange that finds nothing polls the NIC before it returns or
-            sleeps, at most 0.001.
+    __slots__ = ("_page", "_range", "_slot", "ring")
 
-    Raises:
-        BackendUnavailableError: no module, no right, or the NIC is not bound.
+    def __init__(
+        self, ring: Ring, connection: Connection, page: Any, range: slice, slot: int
+    ) -> None:
+        self.ring = ring
+        self._page = page
+        self._range = range
+        self._slot = slot  # where it is in the ring; -1: there no more
+        super().__init__(connection, self._lend(), _NO_EVENT, 0)
+
+    def _lend(self) -> memoryview:
+        return memoryview(self._page)[self._range].toreadonly()
+
+    def _take(self) -> None:
+        """Release the view.
+
+        Raises:
+            BufferError: a slice of it is still in use.
+        """
+        page = self._page
+        try:
+            self.view.release()
+            # What refers to it besides: the list of pages, the name here, the argument of
+            # getrefcount(), and this segment.
+            in_use = sys.getrefcount(page) > 4
+        except BufferError:
+            in_use = True
+        if in_use:
+            raise BufferError(_IN_USE.format(self.connection))
+
+
+class _Unclaimed:
+    """A connection that the ring knows before accept() has returned it, and what came for it."""
+
+    __slots__ = ("held", "listener", "peer", "record", "slots")
+
+    def __init__(self, listener: int, record: int, peer: tuple[bytes, bytes]) -> None:
+        self.listener = listener
+        self.record = record
+        self.peer = peer
+        self.held = False
+        self.slots: list[tuple[int, int, bytes]] = []
+
+
+class Ring(Port):
+    """A transmit and a receive ring of a :class:`RingPort`, for one thread.
+
+    It is a port of its own to that thread: it has connections, watched files and exchanges of its
+    own.  :meth:`stats` are those of the whole port.
     """
 
     backend: ClassVar[str] = "stackmap"
 
-    def __init__(
-        self, nic: str, *, tx_slots: int = 1024, rx_slots: int = 1024, spin: float = 0.0
-    ) -> None:
-        self._ring = ffi.new("struct smr_port *")
-        self._ring.fd = -1
-        error = lib.smr_open(self._ring, DEVICE.encode(), nic.encode(), tx_slots, rx_slots)
-        if error:
-            sentence = _OPEN_ERRORS.get(-error, f"{DEVICE}: {os.strerror(-error)}")
-            raise BackendUnavailableError(
-                sentence.format(device=DEVICE, nic=nic, tx=tx_slots, rx=rx_slots)
-            )
+    def __init__(self, port: RingPort, index: int, spin: float) -> None:
+        #: The number of this pair of rings in the port.
+        self.index = index
+        self._port = port
+        self._shared: Any = port._shared
+        self._pair: Any = ffi.new("struct smr_pair *")
+        self._check(lib.smr_open_pair(self._pair, self._shared, index), "ring")
+        tx_slots, rx_slots = port._tx_slots, port._rx_slots
         self._arrays = {
             "received": ffi.new("struct smr_segment[]", rx_slots),
             "staging": ffi.new("char[]", lib.SMR_STAGING_START + rx_slots * _SMALL),
@@ -189,26 +264,30 @@ class RingPort(Port):
             "watched": ffi.new("int32_t[]", lib.SMR_WATCHED),
         }
         for name, array in self._arrays.items():
-            setattr(self._ring, name, array)
+            setattr(self._pair, name, array)
         self._received = ffi.buffer(self._arrays["received"])
         self._staging = ffi.buffer(self._arrays["staging"])
         self._refused = self._arrays["refused"]
         self._found = memoryview(ffi.buffer(self._arrays["found"])).cast("B").cast("i")
         self._watched = self._arrays["watched"]
-        self._ring.spin_us = round(spin * 1e6)
+        self._pair.spin_us = round(spin * 1e6)
         self._page_size: int = 4096
         self._pages: dict[int, Any] = {}
-        self._lent: list[tuple[Any, Segment]] = []
+        self._lent: list[LentSegment] = []
         self._small = b""
         self._shown: list[Segment] = []
         self._connections: dict[int, RingConnection] = {}
         self._after_send: list[RingConnection] = []
         self._starved: dict[RingConnection, None] = {}
-        self._final_stats: PortStats | None = None
+        # Connections that other threads put here, and those that accept() has not returned yet.
+        self._placed: collections.deque[RingConnection] = collections.deque()
+        self._unclaimed: dict[int, _Unclaimed] = {}
+        self._unsettled = False
+        self._closed = False
         self._epoll = select.epoll()
         self._watches = Watches(self._epoll)
-        self._epoll.register(self._ring.fd, select.EPOLLIN)
-        self._ring.epoll = self._epoll.fileno()
+        self._epoll.register(self._pair.fd, select.EPOLLIN)
+        self._pair.epoll = self._epoll.fileno()
 
     def fileno(self) -> int:
         """A descriptor that is readable when :meth:`exchange` would return something."""
@@ -224,14 +303,23 @@ class RingPort(Port):
         Raises:
             OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (listening), ``ENOTCONN``, ``EALREADY``
                 (attached here or elsewhere), ``EBUSY`` (taken by kTLS, sockmap or KCM), ``EXDEV``
-                (of another network namespace).
+                (of another network namespace), ``ENOSPC`` (the port has all the connections that
+                it may have).
         """
-        id = ffi.new("uint32_t *")
-        self._check(lib.smr_attach(self._ring, sock.fileno(), id), "attach")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = RingConnection(self, sock, id[0])
-        self._connections[id[0]] = connection
+        attached = self._port._attach(sock, self.index)
+        connection = RingConnection(self, sock, attached.id, attached.record)
+        self._connections[connection.id] = connection
         return connection
+
+    def attach_listener(self, sock: socket.socket) -> RingListener:
+        """Have what a listening socket accepts attached to this ring from the first byte.
+
+        No system call is made for a connection but accept() itself.
+
+        Raises:
+            OSError: ``EINVAL`` (not listening), or as :meth:`attach`.
+        """
+        return self._port._attach_listener(sock, self)
 
     def detach(self, connection: RingConnection) -> None:
         """Make the connection's socket an ordinary one again.
@@ -245,9 +333,9 @@ class RingPort(Port):
                 (:attr:`Connection.pending`): exchange until ``Event.WRITABLE``.
         """
         self._send_batch()
-        if connection._waiting or self._ring.tx_synced != self._ring.tx_head:
+        if connection._waiting or self._pair.tx_synced != self._pair.tx_head:
             raise OSError(errno.EAGAIN, "the connection has unsent data")
-        self._check(lib.smr_detach(self._ring, connection.id), "detach")
+        self._check(lib.smr_detach(self._shared, connection.id), "detach")
         connection._released = connection._shutdown = True
 
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
@@ -257,10 +345,11 @@ class RingPort(Port):
             # A FIN goes behind what was written, but must not wait until something arrives.
             self._send_batch()
             self._finish_sent()
-        if self._after_send or self._starved:
-            # The kernel is short of buffers.  No event says when it has some again.
+        if self._after_send or self._starved or self._unsettled:
+            # The kernel is short of buffers, or another thread is about to return from accept().
+            # No event says when that is over.
             timeout = _SHORTAGE if timeout is None else min(timeout, _SHORTAGE)
-        count = _smr_exchange(self._ring, -1 if timeout is None else math.ceil(timeout * 1000))
+        count = _smr_exchange(self._pair, -1.0 if timeout is None else timeout)
         found = self._found
         if count < 0:
             self._check(count, "sync")
@@ -269,6 +358,8 @@ class RingPort(Port):
         segments = self._segments(count, found[0]) if count else []
         if self._starved:
             self._feed(segments)
+        if self._unsettled:
+            self._settle(segments)
         if found[2]:
             self._watches.run(list(self._watched[0 : found[2]]))
         return segments
@@ -276,53 +367,42 @@ class RingPort(Port):
     def watch(self, file: HasFileno, callback: Callable[[], None]) -> None:
         """Call ``callback`` from :meth:`exchange` whenever ``file`` is readable."""
         self._watches.add(file, callback)
+        self._pair.watching = True
 
     def unwatch(self, file: HasFileno) -> None:
         """Stop watching ``file``."""
         self._watches.remove(file)
+        self._pair.watching = bool(self._watches)
 
     def stats(self) -> PortStats:
-        """The kernel's counters since the port was opened."""
-        if self._final_stats is not None:
-            return self._final_stats
-        st = ffi.new("struct smr_stats *")
-        self._check(lib.smr_stats(self._ring, st), "stats")
-        return PortStats(
-            ring_bytes_rx=st.rx_bytes,
-            ring_bytes_tx=st.tx_bytes,
-            slots_sent=st.slots_sent,
-            slots_released_by_ack=st.slots_released_ack,
-            slots_released_by_reset=st.slots_released_reset,
-            slots_pinned=st.slots_pinned,
-            bad_slots=st.bad_slots,
-            unknown_connections=st.unknown_conn,
-            slots_refused_again=st.slots_again,
-            bad_rings=st.bad_rings,
-        )
+        """The kernel's counters since the port was opened, of all its rings."""
+        return self._port._stats()
 
     def close(self) -> None:
-        """Close the port and the sockets of its connections.  Idempotent.
+        """Close the sockets of this ring's connections, and its part of the port.  Idempotent.
 
         What the ring holds is handed to TCP first; what connections still had queued is dropped.
 
         Raises:
             BufferError: a view is still in use elsewhere; unmapping would crash its user.
+            OSError: ``EBUSY``, another thread is in :meth:`exchange`.
         """
-        if self._final_stats is not None:
+        if self._closed:
             return
         self._take_back()
         with contextlib.suppress(OSError):
             self._send_batch()
+        self._check(lib.smr_close_pair(self._pair), "close")
+        self._closed = True
+        self._settle([])
         for connection in self._connections.values():
             connection._closing = connection._shutdown = True
             connection._drop_queue()
             connection._close_socket()
         self._connections.clear()
-        self._final_stats = self.stats()
         self._watches.clear()
         self._epoll.close()
         self._pages.clear()
-        lib.smr_close(self._ring)
 
     # -- receiving --
 
@@ -340,7 +420,10 @@ class RingPort(Port):
         ):
             connection = find(id)
             if connection is None:
-                continue
+                data = self._copy(start, buf, size)
+                connection = self._stranger(id, flags, code, data, segments)
+                if connection is None:
+                    continue
             if flags:
                 self._event(connection, flags, code, segments)
             elif connection._closing:
@@ -357,16 +440,17 @@ class RingPort(Port):
                 page = self._pages.get(buf)
                 if page is None:
                     page = self._page(buf)
-                view = memoryview(page)[start : start + size].toreadonly()
-                segment = Segment(connection, view, _NO_EVENT, 0)
-                segments.append(segment)
-                self._lent.append((page, segment))
+                offset = start & 0xFFFF
+                where = slice(offset, offset + size)
+                lent = LentSegment(self, connection, page, where, start >> 16)
+                append(lent)
+                self._lent.append(lent)
         self._shown = segments
         return segments
 
     def _page(self, index: int) -> Any:
         """A Python buffer for one page; the mapping does not move, so it is made once."""
-        page = ffi.buffer(lib.smr_buffer(self._ring, index), self._page_size)
+        page = ffi.buffer(lib.smr_buffer(self._pair, index), self._page_size)
         self._pages[index] = page
         return page
 
@@ -396,20 +480,13 @@ class RingPort(Port):
             return
         lent = self._lent
         while lent:
-            page, segment = lent[-1]
-            try:
-                segment.view.release()
-                # One more than our own for the name "page".
-                in_use = sys.getrefcount(page) > _OWN_REFERENCES + 1
-            except BufferError:
-                in_use = True
-            if in_use:
-                raise BufferError(_IN_USE.format(segment.connection))
-            lent.pop()
+            lent[-1]._take()
+            lent.pop()._slot = -1
         try:
             for segment in segments:
                 segment.view.release()
-            in_use = sys.getrefcount(self._small) > _OWN_REFERENCES - 1
+            # referenced by us, and as the argument; anything more is a view's slice
+            in_use = sys.getrefcount(self._small) > 2
         except BufferError:
             in_use = True
         if in_use:
@@ -417,11 +494,82 @@ class RingPort(Port):
             raise BufferError(_IN_USE.format(" or ".join(sorted(owners))))
         self._shown = []
 
+    # -- connections that this thread did not make --
+
+    def _copy(self, start: int, buf: int, size: int) -> bytes:
+        """The payload of one received slot."""
+        if size <= _SMALL:
+            return self._small[start : start + size]
+        start &= 0xFFFF
+        return bytes(memoryview(self._page(buf))[start : start + size])
+
+    def _stranger(
+        self, id: int, flags: int, code: int, data: bytes, segments: list[Segment]
+    ) -> RingConnection | None:
+        """Whose slot is it?  None if there is nothing to do for it now."""
+        if flags & _SLOT_OPEN:
+            listener, record, _family, port, address = _OPENED.unpack(data)
+            self._unclaimed[id] = _Unclaimed(listener, record, (port, address))
+            self._claim(id, segments)
+            return None
+        if id in self._unclaimed:
+            self._unclaimed[id].slots.append((flags, code, data))
+            return None
+        with self._port._placing:  # when we have it, no other thread is about to place it
+            self._admit(segments)
+        return self._connections.get(id)
+
+    def _settle(self, segments: list[Segment]) -> None:
+        """See to the connections that other threads accept for this ring, or put there."""
+        self._unsettled = False
+        self._admit(segments)
+        for id in list(self._unclaimed):
+            self._claim(id, segments)
+        self._shown = segments
+
+    def _admit(self, segments: list[Segment]) -> None:
+        """Take the connections that other threads put on this ring."""
+        while self._placed:
+            self._begin(self._placed.popleft(), segments)
+
+    def _claim(self, id: int, segments: list[Segment]) -> None:
+        """If accept() has returned this connection by now, join the two."""
+        unclaimed = self._unclaimed[id]
+        found = self._port._accepted_by(unclaimed.listener, unclaimed.peer)
+        if found is None:
+            # Hold it back, and what came for it, until another thread has it from accept().
+            if not unclaimed.held:
+                unclaimed.held = True
+                lib.smr_pause(self._shared, id, True)
+            self._unsettled = True
+            return
+        del self._unclaimed[id]
+        found.id = id
+        found.ring = self
+        found._pair = self._pair
+        found._record = unclaimed.record
+        self._begin(found, segments)
+        for flags, code, data in unclaimed.slots:
+            if flags:
+                self._event(found, flags, code, segments)
+            elif not found._closing:
+                segments.append(Segment(found, memoryview(data), _NO_EVENT, 0))
+        if unclaimed.held or found._paused:
+            self._pause(found)
+        queued = bool(found._waiting_bytes)
+        if found._flush() and queued and not found._closing:
+            segments.append(Segment(found, memoryview(b""), Event.WRITABLE, 0))
+
+    def _begin(self, connection: RingConnection, segments: list[Segment]) -> None:
+        self._connections[connection.id] = connection
+        if connection._announced:
+            segments.append(Segment(connection, memoryview(b""), Event.OPEN, 0))
+
     # -- sending --
 
     def _send_batch(self) -> None:
         """Hand what was written to TCP now, in the middle of a batch."""
-        refused = lib.smr_send(self._ring)
+        refused = lib.smr_send(self._pair)
         if refused < 0:
             self._check(refused, "sync")
         if refused:
@@ -436,7 +584,7 @@ class RingPort(Port):
             if connection is None or connection._released:
                 continue
             if slot.err == errno.EAGAIN:
-                start = lib.smr_buffer(self._ring, slot.buf) + slot.start
+                start = lib.smr_buffer(self._pair, slot.buf) + slot.start
                 again.setdefault(connection, []).append(bytes(ffi.buffer(start, slot.len)))
             else:
                 connection._drop_queue()
@@ -458,7 +606,7 @@ class RingPort(Port):
 
     def _finish_sent(self) -> None:
         """Shut down or close what the application asked to, if its slots are sent."""
-        if self._ring.tx_synced != self._ring.tx_head:
+        if self._pair.tx_synced != self._pair.tx_head:
             return
         finish, self._after_send = self._after_send, []
         for connection in finish:
@@ -467,7 +615,7 @@ class RingPort(Port):
     # -- the rest --
 
     def _pause(self, connection: RingConnection) -> None:
-        error = lib.smr_pause(self._ring, connection.id, connection._paused)
+        error = lib.smr_pause(self._shared, connection.id, connection._paused)
         if error and error != -errno.ENOENT:  # ENOENT: closed by the peer meanwhile
             self._check(error, "pause")
 

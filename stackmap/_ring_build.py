@@ -6,8 +6,30 @@ from cffi import FFI
 
 _HERE = Path(__file__).parent
 
+#: What Python sees of the kernel's structures; the C compiler checks it against stackmap.h.
+_KERNEL = """
+struct sm_ring;
+struct sm_if;
+struct sm_state {
+    unsigned int id;
+    unsigned char state, ca_state;
+    unsigned short ring;
+    unsigned int mss;
+    unsigned long long bytes_accepted, bytes_sent, bytes_retrans, bytes_acked, bytes_received;
+    unsigned int bytes_pinned, bufs_pinned, bytes_notsent, unacked;
+    unsigned int snd_cwnd, snd_ssthresh, snd_wnd, rcv_wnd;
+    unsigned int srtt_us, rttvar_us, rto_us, total_retrans;
+    ...;
+};
+#define SM_RING_ANY ...
+enum sm_limit {
+    SM_LIMIT_NONE, SM_LIMIT_RINGS, SM_LIMIT_SLOTS, SM_LIMIT_BUFFERS, SM_LIMIT_CONNECTIONS,
+    SM_LIMIT_MEMORY, ...
+};
+"""
+
 ffibuilder = FFI()
-ffibuilder.cdef("struct sm_ring;\n" + (_HERE / "_ring.h").read_text())
+ffibuilder.cdef(_KERNEL + (_HERE / "_ring.h").read_text())
 ffibuilder.set_source(
     "stackmap._ring_c",
     '#include <stddef.h>\n#include <stdint.h>\n#include "stackmap.h"\n#include "_ring.h"\n',

@@ -19,7 +19,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
-from ._port import Buffer, Connection, Event, HasFileno, Port, PortStats, Segment
+from ._port import Buffer, Connection, Event, HasFileno, Listener, Port, PortStats, Segment
 from ._watch import Watches
 
 if TYPE_CHECKING:
@@ -167,6 +167,29 @@ class SocketConnection(Connection):
             self._interest = interest
 
 
+class SocketListener(Listener):
+    """A listening socket that attaches what it accepts."""
+
+    __slots__ = ("_port",)
+
+    def __init__(self, port: SocketPort, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._port = port
+
+    def accept(self) -> SocketConnection:
+        """Accept one connection, and attach it; see :meth:`Listener.accept`."""
+        sock, _address = self.sock.accept()
+        try:
+            return self._port.attach(sock)
+        except OSError:
+            sock.close()
+            raise
+
+    def close(self) -> None:
+        """Stop listening.  Connections that were accepted live on.  Idempotent."""
+        self.sock.close()
+
+
 class SocketPort(Port):
     """A port whose connections are ordinary sockets, waited for with epoll."""
 
@@ -176,6 +199,7 @@ class SocketPort(Port):
         self._epoll = select.epoll()
         self._watches = Watches(self._epoll)
         self._connections: dict[int, SocketConnection] = {}
+        self._listeners: list[SocketListener] = []
         self._lent: list[Segment] = []
         self._buffers: list[bytes] = []
         self._events: list[Segment] = []
@@ -207,6 +231,20 @@ class SocketPort(Port):
         connection._update_interest()
         self._connections[connection._fd] = connection
         return connection
+
+    def attach_listener(self, sock: socket.socket) -> SocketListener:
+        """Attach what a listening socket accepts; see :meth:`Port.attach_listener`.
+
+        Raises:
+            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (not listening).
+        """
+        if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+            raise OSError(errno.EOPNOTSUPP, "only TCP sockets can be attached")
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError(errno.EINVAL, "the socket is not listening")
+        listener = SocketListener(self, sock)
+        self._listeners.append(listener)
+        return listener
 
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
         """Return everything received (at most 64 KiB per connection); see :meth:`Port.exchange`."""
@@ -284,6 +322,8 @@ class SocketPort(Port):
                 segment.view.release()
         self._lent.clear()
         self._buffers.clear()
+        for listener in self._listeners:
+            listener.close()
         for connection in list(self._connections.values()):
             connection._closing = connection._shutdown = True
             connection._drop_queue()

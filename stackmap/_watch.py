@@ -23,6 +23,9 @@ class Watches:
         self._epoll = epoll
         self._callbacks: dict[int, Callable[[], None]] = {}
 
+    def __len__(self) -> int:
+        return len(self._callbacks)
+
     def __contains__(self, fd: int) -> bool:
         return fd in self._callbacks
 

@@ -23,6 +23,7 @@ from tests.guest.wire import (
     PEER_NAMESPACE,
     connect_pair,
     connect_pair_from_here,
+    in_peer_namespace,
     sh,
 )
 
@@ -80,3 +81,28 @@ def socket_pair(
     if request.param == "accepted over IPv4":
         return connect_pair
     return lambda: connect_pair_from_here(socket.AF_INET6)
+
+
+@pytest.fixture(params=["IPv4", "IPv6", "both"])
+def listening(
+    request: pytest.FixtureRequest,
+) -> Callable[[], tuple[socket.socket, Callable[[], socket.socket]]]:
+    """Makes listening sockets, each with a function that connects to it from the other end."""
+    family = socket.AF_INET if request.param == "IPv4" else socket.AF_INET6
+    peers = socket.AF_INET6 if request.param == "IPv6" else socket.AF_INET
+
+    def listen() -> tuple[socket.socket, Callable[[], socket.socket]]:
+        both = request.param == "both"
+        listener = socket.create_server(("", 0), family=family, dualstack_ipv6=both)
+        address = ADDRESS6 if peers == socket.AF_INET6 else ADDRESS
+        number = listener.getsockname()[1]
+
+        def connect() -> socket.socket:
+            peer = in_peer_namespace(peers)
+            peer.settimeout(60.0)
+            peer.connect((address, number))
+            return peer
+
+        return listener, connect
+
+    return listen

@@ -3,4 +3,4 @@
 from tests.unit.test_port_contract import *  # noqa: F403 (the tests, and the fixtures they share)
 
 # The fixtures that choose the backend come from this folder.
-del port_factory, socket_pair  # noqa: F821
+del listening, port_factory, socket_pair  # noqa: F821

@@ -47,6 +47,18 @@ def socket_pair() -> Callable[[], tuple[socket.socket, socket.socket]]:
     return connect
 
 
+@pytest.fixture
+def listening() -> Callable[[], tuple[socket.socket, Callable[[], socket.socket]]]:
+    """Makes listening sockets, each with a function that connects to it."""
+
+    def listen() -> tuple[socket.socket, Callable[[], socket.socket]]:
+        listener = socket.create_server(("127.0.0.1", 0))
+        address = listener.getsockname()
+        return listener, lambda: socket.create_connection(address, PATIENCE)
+
+    return listen
+
+
 class Link:
     """An attached connection and its peer, and everything the port said about it so far."""
 
@@ -211,6 +223,156 @@ def test_echo_of_a_large_stream(link: Link) -> None:
             answer += link.peer.recv(1 << 20)
     assert bytes(answer) == expected
     assert total == len(expected)
+
+
+def test_forwarding_sends_what_was_received(make_link: Callable[[], Link]) -> None:
+    there, back = make_link(), make_link()
+    there.peer.setblocking(False)
+    sent = 0
+    answer = bytearray()
+    back.peer.setblocking(False)
+    deadline = time.monotonic() + PATIENCE
+    while len(answer) < len(PATTERN):
+        assert time.monotonic() < deadline
+        with suppress(BlockingIOError):
+            size = (1, 300, 512, 513, 4096, 50_000)[sent % 6]
+            sent += there.peer.send(PATTERN[sent : sent + size]) if sent < len(PATTERN) else 0
+        for segment in there.port.exchange(0.001):
+            if not segment.event:
+                back.connection.forward(segment)
+                with pytest.raises(ValueError, match="released"):
+                    back.connection.forward(segment)
+        with suppress(BlockingIOError):
+            answer += back.peer.recv(1 << 20)
+    assert bytes(answer) == PATTERN
+
+
+def test_forwarding_and_writing_keep_their_order(link: Link) -> None:
+    link.peer.sendall(PATTERN[:10_000])
+    expected = b""
+    received = 0
+    deadline = time.monotonic() + PATIENCE
+    while received < 10_000:
+        assert time.monotonic() < deadline
+        for segment in link.port.exchange(0.01):
+            received += len(segment.view)
+            expected += b"<" + bytes(segment.view) + b">"
+            link.connection.write(b"<")
+            link.connection.forward(segment)
+            link.connection.write(b">")
+    assert link.read_peer(len(expected)) == expected
+
+
+def test_forwarding_after_the_end(link: Link) -> None:
+    link.peer.sendall(PATTERN[:4000])
+    segment = one_segment(link)
+    link.connection.shutdown_write()
+    with pytest.raises(BrokenPipeError):
+        link.connection.forward(segment)
+
+
+# -- listeners --
+
+
+Listening = tuple[socket.socket, "Callable[[], socket.socket]"]
+
+
+def test_a_listener_accepts_attached_connections(
+    port: Port, listening: Callable[[], Listening]
+) -> None:
+    sock, connect = listening()
+    with port.attach_listener(sock) as listener:
+        links = []
+        for number in range(20):
+            peer = connect()
+            peer.sendall(b"%02d, early " % number)
+            links.append(Link(port, peer, listener.accept()))
+            peer.sendall(b"and late")
+        assert all(
+            link.connection.sock.getpeername()[1] == link.peer.getsockname()[1] for link in links
+        )
+        deadline = time.monotonic() + PATIENCE
+        while any(len(link.received()) < 18 for link in links):
+            assert time.monotonic() < deadline
+            for segment in port.exchange(0.05):
+                for link in links:
+                    link.take(segment)
+        for number, link in enumerate(links):
+            assert link.story == [b"%02d, early and late" % number]
+            link.connection.write(b"bye %02d" % number)
+            link.connection.close()
+        port.exchange()
+        for number, link in enumerate(links):
+            assert link.peer.recv(6, socket.MSG_WAITALL) == b"bye %02d" % number
+            assert link.peer.recv(1) == b""
+            link.peer.close()
+
+
+def test_what_is_asked_before_the_first_exchange_happens(
+    port: Port, listening: Callable[[], Listening]
+) -> None:
+    sock, connect = listening()
+    with port.attach_listener(sock) as listener:
+        peer = connect()
+        greeted = Link(port, peer, listener.accept())
+        greeted.connection.write(b"welcome, ")
+        greeted.connection.write(b"and farewell")
+        greeted.connection.shutdown_write()
+        greeted.hear()
+        assert greeted.read_peer(21) == b"welcome, and farewell"
+        assert peer.recv(1) == b""
+
+        paused = Link(port, connect(), listener.accept())
+        paused.connection.pause_reading()
+        paused.peer.sendall(b"x" * 100)
+        paused.connection.resume_reading()
+        paused.until(lambda: paused.received() == b"x" * 100)
+
+        aborted = Link(port, connect(), listener.accept())
+        aborted.connection.abort()
+        aborted.until_event(Event.CLOSED)
+        with pytest.raises(ConnectionResetError):
+            aborted.peer.recv(1)
+        for link in (greeted, paused, aborted):
+            link.peer.close()
+
+
+def test_a_listener_can_be_watched(port: Port, listening: Callable[[], Listening]) -> None:
+    sock, connect = listening()
+    accepted = []
+    with port.attach_listener(sock) as listener:
+        port.watch(listener, lambda: accepted.append(listener.accept()))
+        with connect() as peer:
+            peer.sendall(b"hello")
+            heard = b""
+            deadline = time.monotonic() + PATIENCE
+            while heard != b"hello":
+                assert time.monotonic() < deadline
+                heard += b"".join(bytes(segment.view) for segment in port.exchange(0.05))
+        assert len(accepted) == 1
+        port.unwatch(listener)
+
+
+def test_what_is_no_listener_cannot_be_attached_as_one(
+    port: Port, socket_pair: Callable[[], tuple[socket.socket, socket.socket]]
+) -> None:
+    peer, sock = socket_pair()
+    with closing(peer), closing(sock):
+        with pytest.raises(OSError, match=r".") as caught:
+            port.attach_listener(sock)
+        assert caught.value.errno == errno.EINVAL
+    with socket.socket(type=socket.SOCK_DGRAM) as udp, pytest.raises(OSError, match=r".") as caught:
+        port.attach_listener(udp)
+    assert caught.value.errno == errno.EOPNOTSUPP
+
+
+def test_closing_the_port_closes_its_listeners(
+    port_factory: Callable[[], Port], listening: Callable[[], Listening]
+) -> None:
+    sock, _connect = listening()
+    with port_factory() as port:
+        port.attach_listener(sock)
+    assert sock.fileno() == -1
 
 
 # -- the end, in all its forms --

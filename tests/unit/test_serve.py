@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from stackmap import BackendUnavailableError, open_port
-from stackmap._ring import DEVICE
+from stackmap._refusal import DEVICE
 from stackmap_cli.main import main
 
 if TYPE_CHECKING:

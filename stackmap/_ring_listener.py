@@ -1,0 +1,78 @@
+"""Listening sockets whose connections are attached to rings as they are accepted."""
+
+from __future__ import annotations
+
+import collections
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+from ._port import Listener
+from ._ring import RingConnection
+
+if TYPE_CHECKING:
+    from ._ring import Ring
+
+#: Of a struct tcp_info: tcpi_unacked, which for a listener is the number of those that wait.
+_BACKLOG = struct.Struct("=24xI")
+#: No record has this number: the connection has none before its first exchange.
+_NO_RECORD = 0xFFFFFFFF
+
+
+class RingListener(Listener):
+    """A listening socket whose connections are attached from the first byte.
+
+    The kernel names a connection in its ring, with the address of its peer, when accept() returns
+    it; :class:`Ring` joins the two.  What is written to a connection before that exchange waits
+    in its queue.
+    """
+
+    def __init__(self, sock: socket.socket, ring: Ring, *, placed: bool) -> None:
+        super().__init__(sock)
+        self._ring = ring
+        self._placed = placed
+        # Connections take TCP_NODELAY after the listener, but for those that are there already.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BACKLOG.size)
+        self._older: int = _BACKLOG.unpack(info)[0]
+        self._lock = threading.Lock()
+        self._accepted: dict[tuple[bytes, bytes], collections.deque[RingConnection]] = {}
+
+    def accept(self) -> RingConnection:
+        """Accept one connection; see :meth:`Listener.accept`.
+
+        Raises:
+            OSError: as of ``socket.accept``, and ``ENOSPC``: the port has all the connections
+                that it may have, and this one stays in the backlog.
+        """
+        sock, address = self.sock.accept()
+        if self._older:
+            self._older -= 1
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = RingConnection(self._ring, sock, 0, _NO_RECORD, announced=self._placed)
+        connection._wait_for_name()
+        peer = (address[1].to_bytes(2, "big"), _packed(sock.family, address[0]))
+        with self._lock:
+            self._accepted.setdefault(peer, collections.deque()).append(connection)
+        return connection
+
+    def close(self) -> None:
+        """Stop listening.  Connections that were accepted live on.  Idempotent."""
+        self.sock.close()
+
+    def _claim(self, peer: tuple[bytes, bytes]) -> RingConnection | None:
+        """The oldest connection accepted from this peer that has not been claimed."""
+        with self._lock:
+            waiting = self._accepted.get(peer)
+            if waiting is None:
+                return None
+            connection = waiting.popleft()
+            if not waiting:
+                del self._accepted[peer]
+            return connection
+
+
+def _packed(family: int, host: str) -> bytes:
+    """An address as struct sm_open has it: IPv4 in the first four of 16 bytes."""
+    return socket.inet_pton(family, host.partition("%")[0]).ljust(16, b"\0")

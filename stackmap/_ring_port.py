@@ -1,0 +1,165 @@
+"""A port on rings: the kernel's side of it opened and mapped, and its pairs of rings."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import Any
+
+from ._port import PortStats
+from ._refusal import DEVICE, refusal
+from ._ring import Ring, RingConnection
+from ._ring_c import ffi, lib
+from ._ring_listener import RingListener
+
+
+class RingPort(Ring):
+    """A port on a NIC that ``stackmap bind`` has bound.
+
+    It is its own first pair of rings, which for most programs is all there is.  With several, each
+    is for one thread: :attr:`rings` has them, and :meth:`place` and :meth:`place_listener` put
+    connections on the one whose thread runs on the CPU that receives their packets.
+
+    Memory is charged to the memory cgroup of the caller: 4096 bytes for each slot of each ring
+    and for each spare and extra buffer.
+
+    Args:
+        nic: the NIC's name.
+        rings: pairs of rings, 1 to 64.
+        tx_slots: size of each transmit ring, 4 to 16384.
+        rx_slots: size of each receive ring, 4 to 16384.
+        spare_buffers: how many buffers can be pinned, waiting for acknowledgements; by default
+            four for each transmit slot.
+        connections: how many can be attached at a time; by default 16384.
+        extra_buffers: how many received buffers :meth:`Segment.keep` may keep.
+        spin: seconds for which an exchange that finds nothing polls the NIC before it returns or
+            sleeps, at most 0.001.
+
+    Raises:
+        BackendUnavailableError: no module, no right, the NIC is not bound, or a limit was hit.
+    """
+
+    def __init__(
+        self,
+        nic: str,
+        *,
+        rings: int = 1,
+        tx_slots: int = 1024,
+        rx_slots: int = 1024,
+        spare_buffers: int | None = None,
+        connections: int | None = None,
+        extra_buffers: int = 0,
+        spin: float = 0.0,
+    ) -> None:
+        sizes = ffi.new(
+            "struct smr_sizes *",
+            {
+                "rings": rings,
+                "tx_slots": tx_slots,
+                "rx_slots": rx_slots,
+                "spare_buffers": spare_buffers or 0,
+                "connections": connections or 0,
+                "extra_buffers": extra_buffers,
+            },
+        )
+        self._shared: Any = ffi.new("struct smr_port *", {"fd": -1})
+        error = lib.smr_open(self._shared, DEVICE.encode(), nic.encode(), sizes)
+        if error:
+            raise refusal(-error, nic, sizes)
+        self._tx_slots: int = sizes.tx_slots
+        self._rx_slots: int = sizes.rx_slots
+        self._placing = threading.Lock()
+        self._listeners: dict[int, RingListener] = {}
+        self._final_stats: PortStats | None = None
+        super().__init__(self, 0, spin)
+        #: All pairs of rings; the first is the port itself.
+        self.rings: tuple[Ring, ...] = (self, *(Ring(self, i, spin) for i in range(1, rings)))
+
+    def place(self, sock: socket.socket) -> RingConnection:
+        """Attach a connection to the ring whose thread runs on the CPU that receives its packets.
+
+        A thread is taken to run where its last exchange did.  Among several on that CPU, and where
+        there is none, the one with the fewest connections gets it.
+
+        The connection is at once that ring's thread's: this one must not use it any more.  There,
+        an ``Event.OPEN`` segment comes ahead of all others of the connection.
+
+        Raises:
+            OSError: as :meth:`attach`.
+        """
+        with self._placing:
+            attached = self._attach(sock, lib.SM_RING_ANY)
+            ring = self.rings[attached.ring]
+            connection = RingConnection(ring, sock, attached.id, attached.record, announced=True)
+            ring._placed.append(connection)
+            ring._unsettled = True
+        return connection
+
+    def place_listener(self, sock: socket.socket) -> RingListener:
+        """Have each connection that is accepted placed on a ring as :meth:`place` does.
+
+        Any thread may call accept(); the connection is its ring's thread's at once.
+
+        Raises:
+            OSError: as :meth:`attach_listener`.
+        """
+        return self._attach_listener(sock, None)
+
+    def close(self) -> None:
+        """Close the port, all its rings, and the sockets of its connections.  Idempotent.
+
+        What the rings hold is handed to TCP first; what connections still had queued is dropped.
+        Other threads must have left their rings.
+
+        Raises:
+            BufferError: a view is still in use elsewhere; unmapping would crash its user.
+            OSError: ``EBUSY``, a thread is in the :meth:`exchange` of one of the rings.
+        """
+        if self._final_stats is not None:
+            return
+        for listener in self._listeners.values():
+            listener.close()
+        for ring in self.rings[1:]:
+            ring.close()
+        super().close()
+        self._final_stats = self._stats()
+        lib.smr_close(self._shared)
+
+    # -- what the rings ask of their port --
+
+    def _attach(self, sock: socket.socket, ring: int) -> Any:
+        attached = ffi.new("struct smr_attached *", {"ring": ring})
+        self._check(lib.smr_attach(self._shared, sock.fileno(), False, attached), "attach")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return attached
+
+    def _attach_listener(self, sock: socket.socket, ring: Ring | None) -> RingListener:
+        wanted = lib.SM_RING_ANY if ring is None else ring.index
+        attached = ffi.new("struct smr_attached *", {"ring": wanted})
+        self._check(lib.smr_attach(self._shared, sock.fileno(), True, attached), "attach")
+        listener = RingListener(sock, ring or self, placed=ring is None)
+        self._listeners[attached.id] = listener
+        return listener
+
+    def _accepted_by(self, listener: int, peer: tuple[bytes, bytes]) -> RingConnection | None:
+        """The connection from this peer that a listener has accepted; None: not yet."""
+        found = self._listeners.get(listener)
+        return found._claim(peer) if found else None
+
+    def _stats(self) -> PortStats:
+        if self._final_stats is not None:
+            return self._final_stats
+        st = ffi.new("struct smr_stats *")
+        self._check(lib.smr_stats(self._shared, st), "stats")
+        return PortStats(
+            ring_bytes_rx=st.rx_bytes,
+            ring_bytes_tx=st.tx_bytes,
+            slots_sent=st.slots_sent,
+            slots_released_by_ack=st.slots_released_ack,
+            slots_released_by_reset=st.slots_released_reset,
+            slots_pinned=st.slots_pinned,
+            bad_slots=st.bad_slots,
+            unknown_connections=st.unknown_conn,
+            slots_refused_again=st.slots_again,
+            bad_rings=st.bad_rings,
+        )
