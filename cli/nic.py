@@ -51,7 +51,7 @@ def bind(
 
     grants = link.Grants(_uid(user), _gid(group))
     _require_net_admin("bind")
-    with IPRoute() as route:
+    with IPRoute(ext_ack=True) as route:
         state = link.read_nic(route, nic)
         bound_already = state.qdisc == link.KIND
         if not bound_already:
@@ -75,7 +75,7 @@ def unbind(nic: str) -> None:
     from . import link  # noqa: PLC0415 (imports it too)
 
     _require_net_admin("unbind")
-    with IPRoute() as route:
+    with IPRoute(ext_ack=True) as route:
         state = link.read_nic(route, nic)
         if state.qdisc != link.KIND:
             click.echo(f"{nic} is not bound.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -17,8 +18,9 @@ import pytest
 from pyroute2.netlink import NETLINK_GENERIC, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE
 
 from stackmap._netlink import CONN_GET, ConnectionInfo, ConnMessage, Inspector, PortInfo
+from stackmap._ring import DEVICE
 from tests.guest.peer import inside
-from tests.guest.raw import CLOSED, RawPort
+from tests.guest.raw import CLOSED, REGISTER_SIZE, SMIOC_ATTACH, RawPort, register
 from tests.guest.wire import ADDRESS, NIC, PEER_NAMESPACE, connect_pair, connect_pair_from_here
 
 if TYPE_CHECKING:
@@ -94,6 +96,25 @@ def test_counters_are_those_of_the_port(inspector: Inspector, two: Attached) -> 
     assert ring.counters == found.counters
     assert ring.cpu in os.sched_getaffinity(0)
     assert (ring.rx_filled, ring.tx_stalled) == (0, False)
+
+
+def test_each_ring_counts_for_itself(inspector: Inspector) -> None:
+    port = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    peer, sock = connect_pair()
+    with closing(peer), closing(sock):
+        body = bytearray(REGISTER_SIZE)
+        struct.pack_into("<HH", body, 24, 3, 3)
+        register(port, f"tcp:{NIC}", body)
+        fcntl.ioctl(port, SMIOC_ATTACH, struct.pack("<iIIIII", sock.fileno(), 0, 2, 0, 0, 0))
+        assert the_port(inspector).rings == 3
+        assert the_port(inspector).counters.connections == 1
+        found = {ring.index: ring.counters.connections for ring in inspector.rings()}
+        assert found == {0: 0, 1: 0, 2: 1}
+        assert [connection.ring for connection in inspector.connections()] == [2]
+        heading, *_counters, last = cli("stats").splitlines()
+        assert heading.split()[-7:] == ["ALL", "RING", "0", "RING", "1", "RING", "2"]
+        assert last.split() == ["connections", "1", "0", "0", "1"]
+        os.close(port)
 
 
 def ss() -> dict[int, tuple[str, str, str]]:
