@@ -6,7 +6,7 @@
  * In some rounds the port gives the socket back midway, goes on without rings, and attaches it
  * again.
  *
- * The port sleeps in poll() without a limit: a wake-up that does not come is a stall, which the
+ * The port sleeps in poll() or in a sync without a limit: a wake-up that does not come is a stall, which the
  * conductor sees.
  */
 #include "stream.h"
@@ -140,7 +140,7 @@ static void honest_open(struct honest *h)
 
 static void honest_attach(struct honest *h)
 {
-	struct sm_attach request = { .fd = h->sock };
+	struct sm_attach request = { .fd = h->sock, .ring = SM_RING_ANY };
 
 	EXPECT(h, !ioctl(h->port, SMIOC_ATTACH, &request));
 	h->id = request.id;
@@ -265,8 +265,14 @@ static void honest_exchange(struct honest *h, uint64_t limit)
 		return;
 	if (h->done != h->tx->head)
 		pfd.events |= POLLOUT;		/* the ring stands still for lack of buffers */
-	EXPECT(h, poll(&pfd, 1, -1) == 1);
-	EXPECT(h, !(pfd.revents & POLLERR));
+	if (rng_one_in(&h->end.rng, 2)) {
+		struct sm_sync sync = { SM_SYNC_TX | SM_SYNC_RX | SM_SYNC_WAIT, 0, -1 };
+
+		EXPECT(h, !ioctl(h->port, SMIOC_SYNC, &sync));
+	} else {
+		EXPECT(h, poll(&pfd, 1, -1) == 1);
+		EXPECT(h, !(pfd.revents & POLLERR));
+	}
 	honest_collect(h);
 	honest_receive(h);
 }

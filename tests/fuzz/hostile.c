@@ -49,6 +49,11 @@ struct port *pick_mapped_port(struct rng *rng)
 	return NULL;
 }
 
+struct pair *pick_pair(struct rng *rng, struct port *port)
+{
+	return &port->pair[rng_below(rng, port->npairs)];
+}
+
 int pick_fd(struct rng *rng)
 {
 	uint32_t first = rng_below(rng, FDS);
@@ -96,12 +101,8 @@ void *pick_pointer(struct rng *rng, void *good, size_t size)
 	case 3:						/* in a mapping, or next to it */
 		return port->arena + (rng_next(rng) % (port->size + 4096));
 	case 4:
-		slow = slow_page(rng);
-		if (slow) {
-			count(C_slow_pages);
-			return (char *)slow + rng_below(rng, 4096) - (rng_one_in(rng, 2) ? size / 2 : 0);
-		}
-		/* fall through */
+		slow = slow_copy(rng, good, size);
+		return slow ? slow : good;
 	default:
 		return good;
 	}
@@ -109,8 +110,30 @@ void *pick_pointer(struct rng *rng, void *good, size_t size)
 
 /* -- ports ------------------------------------------------------------------------------------ */
 
+/*
+ * Sizes beyond the limits are to be tried, those below only up to what lets all processes together
+ * fit into memory.
+ */
+static void limit_size(struct sm_req_register *reg, struct sm_opt_limits *limits)
+{
+	if (reg->nr_tx_slots <= 16384 && reg->nr_tx_slots > 512)
+		reg->nr_tx_slots = 512;
+	if (reg->nr_rx_slots <= 16384 && reg->nr_rx_slots > 512)
+		reg->nr_rx_slots = 512;
+	if (!reg->nr_tx_slots || reg->nr_tx_rings > PAIRS)
+		reg->nr_tx_slots = 4;
+	if (!reg->nr_rx_slots || reg->nr_tx_rings > PAIRS)
+		reg->nr_rx_slots = 4;
+	if (reg->nr_extra_bufs <= 1 << 20 && reg->nr_extra_bufs > 2000)
+		reg->nr_extra_bufs = 2000;
+	if (limits->spare_bufs <= 1 << 20 && limits->spare_bufs > 2000)
+		limits->spare_bufs = 2000;
+	if (limits->connections <= 1 << 20 && limits->connections > 5000)
+		limits->connections = 5000;
+}
+
 static void random_register(struct rng *rng, struct sm_req_header *header,
-			    struct sm_req_register *reg)
+			    struct sm_req_register *reg, struct sm_opt_limits *limits)
 {
 	static const char * const names[] = {
 		"tcp:lo", "tcp:", "tcp", "", "tcp:sm9", "sm0", "netmap:sm0", "vale0:1", "tcp:sm0-0",
@@ -124,8 +147,25 @@ static void random_register(struct rng *rng, struct sm_req_header *header,
 	*reg = (struct sm_req_register){
 		.nr_tx_slots = slots[rng_below(rng, ARRAY_SIZE(slots))],
 		.nr_rx_slots = slots[rng_below(rng, ARRAY_SIZE(slots))],
+		.nr_tx_rings = 1 + rng_below(rng, rng_one_in(rng, 3) ? PAIRS : 1),
 		.nr_mode = rng_below(rng, 2),
+		.nr_extra_bufs = rng_one_in(rng, 4) ? rng_below(rng, 100) : 0,
 	};
+	reg->nr_rx_rings = reg->nr_tx_rings;
+	*limits = (struct sm_opt_limits){
+		.opt = { .nro_reqtype = SM_OPT_LIMITS, .nro_size = sizeof(*limits) },
+		.spare_bufs = rng_below(rng, 1000),
+		.connections = rng_below(rng, 100),
+	};
+	if (rng_one_in(rng, 2)) {
+		header->nr_options = (uintptr_t)limits;
+		if (rng_one_in(rng, 16))
+			limits->opt.nro_next = (uintptr_t)limits;	/* round and round */
+		if (rng_one_in(rng, 16))
+			header->nr_options = (uintptr_t)pick_pointer(rng, limits, sizeof(*limits));
+		if (rng_one_in(rng, 8))
+			rng_mutate(rng, limits, sizeof(*limits));
+	}
 	if (rng_one_in(rng, 16))
 		memset(header->nr_name, 'x', sizeof(header->nr_name));
 	else
@@ -136,14 +176,23 @@ static void random_register(struct rng *rng, struct sm_req_header *header,
 		rng_mutate(rng, header, sizeof(*header));
 	if (rng_one_in(rng, 8))
 		rng_mutate(rng, reg, sizeof(*reg));
-	/* Sizes above this are for others to try: all processes together must fit into memory. */
-	if (reg->nr_tx_slots <= 16384 && reg->nr_tx_slots > 1024)
-		reg->nr_tx_slots = 1024;
-	if (reg->nr_rx_slots <= 16384 && reg->nr_rx_slots > 1024)
-		reg->nr_rx_slots = 1024;
+	limit_size(reg, limits);
 	if (header->nr_body != (uintptr_t)reg || rng_below(rng, 16))
 		return;
 	header->nr_body = (uintptr_t)pick_pointer(rng, reg, sizeof(*reg));
+}
+
+/* Descriptors of the pairs; the first is synced through one too, beside the port's own. */
+static void open_rings(struct port *port)
+{
+	for (uint32_t i = 0; i < port->npairs; i++) {
+		struct sm_ring_req request = { .ring = i };
+		int fd = atomic_exchange(&port->pair[i].fd,
+					 ioctl(atomic_load(&port->fd), SMIOC_RING, &request));
+
+		if (fd >= 0)
+			close(fd);
+	}
 }
 
 /* Map a registered port into its arena. */
@@ -160,14 +209,20 @@ void port_map(struct port *port, const struct sm_req_register *reg)
 	}
 	port->ntx = reg->nr_tx_slots;
 	port->nrx = reg->nr_rx_slots;
-	port->tx = (void *)(port->arena + nif->ring_ofs[0]);
-	port->rx = (void *)(port->arena + nif->ring_ofs[2]);
-	port->nbufs = (port->arena + size - (char *)port->tx - port->tx->buf_ofs) / 4096;
+	port->npairs = reg->nr_tx_rings < PAIRS ? reg->nr_tx_rings : PAIRS;
+	for (uint32_t i = 0; i < port->npairs; i++) {
+		port->pair[i].tx = (void *)(port->arena + nif->ring_ofs[i]);
+		port->pair[i].rx = (void *)(port->arena + nif->ring_ofs[nif->ni_tx_rings + 1 + i]);
+	}
+	port->nbufs = (port->arena + size - (char *)port->pair[0].tx -
+		       port->pair[0].tx->buf_ofs) / 4096;
 	port->size = size;
+	open_rings(port);
 }
 
 void port_open(struct rng *rng, struct port *port)
 {
+	struct sm_opt_limits limits;
 	struct sm_req_header header;
 	struct sm_req_register reg;
 	int fd = open("/dev/stackmap", O_RDWR | O_CLOEXEC | (rng_one_in(rng, 4) ? O_NONBLOCK : 0));
@@ -175,7 +230,7 @@ void port_open(struct rng *rng, struct port *port)
 
 	if (fd < 0)
 		return;
-	random_register(rng, &header, &reg);
+	random_register(rng, &header, &reg, &limits);
 	count(C_registers);
 	if (ioctl(fd, NIOCCTRL, &header) || header.nr_body != (uintptr_t)&reg ||
 	    !atomic_compare_exchange_strong(&port->fd, &none, fd)) {
@@ -231,6 +286,8 @@ void port_close(struct port *port, bool mapping_first)
 	fd = atomic_exchange(&port->fd, -1);
 	if (fd < 0)
 		return;
+	for (int i = 0; i < PAIRS && !mapping_first; i++)	/* else they outlive the port */
+		close(atomic_exchange(&port->pair[i].fd, -1));
 	if (!mapping_first)
 		close(fd);
 	port->size = 0;
@@ -241,13 +298,29 @@ void port_close(struct port *port, bool mapping_first)
 	count(C_closes);
 }
 
-/* Any of the ways to have the rings looked at. */
-void port_sync(struct rng *rng, struct port *port)
+/* Steps besides those that are in it already; waits are short. */
+void random_sync(struct rng *rng, struct sm_sync *sync)
+{
+	sync->flags |= rng_below(rng, 8);
+	if (sync->flags & SM_SYNC_POLL)
+		sync->spin_us = rng_below(rng, 100);
+	if (sync->flags & SM_SYNC_RX && rng_one_in(rng, 8)) {
+		sync->flags |= SM_SYNC_WAIT;
+		sync->deadline_ns = (now_ms() + rng_below(rng, 4)) * 1000000;
+		if (rng_one_in(rng, 64))
+			sync->deadline_ns = -1;		/* until a kill */
+	}
+}
+
+/* Any of the ways to have a pair of rings looked at. */
+void port_sync(struct rng *rng, struct port *port, struct pair *pair)
 {
 	struct sm_sync sync = { .flags = SM_SYNC_TX };
 	struct pollfd pfd = { .events = POLLIN | POLLOUT };
-	int fd = atomic_load(&port->fd);
+	int fd = atomic_load(&pair->fd);
 
+	if (fd < 0 || (pair == port->pair && rng_one_in(rng, 2)))
+		fd = atomic_load(&port->fd);
 	switch (rng_below(rng, 8)) {
 	case 0:
 		pfd.fd = fd;
@@ -259,9 +332,7 @@ void port_sync(struct rng *rng, struct port *port)
 		ioctl(fd, rng_one_in(rng, 2) ? NIOCTXSYNC : NIOCRXSYNC);
 		break;
 	default:
-		sync.flags |= rng_below(rng, 8);
-		if (sync.flags & SM_SYNC_POLL)
-			sync.spin_us = rng_below(rng, 100);
+		random_sync(rng, &sync);
 		count(C_ioctls);
 		if (ioctl(fd, SMIOC_SYNC, &sync))
 			count(C_ioctls_failed);
@@ -275,9 +346,9 @@ void port_sync(struct rng *rng, struct port *port)
  * Memory whose first touch sleeps: the kernel may hold locks while it copies from there.  One
  * thread serves the faults, late and sometimes never: then only a kill ends the wait.
  */
-#define SLOW_PAGES	64
+#define SLOW_PAGES	64UL
 
-static char *slow_memory;
+static char *slow_memory, *slow_content;
 static int slow_fd = -1;
 
 static void *slow_serve(void *arg)
@@ -288,13 +359,15 @@ static void *slow_serve(void *arg)
 
 	(void)arg;
 	for (;;) {
-		if (poll(&pfd, 1, -1) != 1 || read(slow_fd, &msg, sizeof(msg)) != sizeof(msg))
-			continue;
-		if (msg.event != UFFD_EVENT_PAGEFAULT)
+		struct uffdio_copy copy = { .len = 4096 };
+
+		if (poll(&pfd, 1, -1) != 1 || read(slow_fd, &msg, sizeof(msg)) != sizeof(msg) ||
+		    msg.event != UFFD_EVENT_PAGEFAULT)
 			continue;
 		sleep_ms(rng_below(&rng, rng_one_in(&rng, 4) ? 2000 : 50));
-		ioctl(slow_fd, UFFDIO_ZEROPAGE, &(struct uffdio_zeropage){
-			.range = { msg.arg.pagefault.address & ~4095ULL, 4096 } });
+		copy.dst = msg.arg.pagefault.address & ~4095ULL;
+		copy.src = copy.dst - (uintptr_t)slow_memory + (uintptr_t)slow_content;
+		ioctl(slow_fd, UFFDIO_COPY, &copy);
 	}
 	return NULL;
 }
@@ -308,8 +381,9 @@ void slow_pages_start(void)
 	slow_fd = syscall(SYS_userfaultfd, O_CLOEXEC);
 	if (slow_fd < 0)
 		return;		/* a kernel without */
-	slow_memory = mmap(NULL, SLOW_PAGES * 4096, PROT_READ | PROT_WRITE,
+	slow_memory = mmap(NULL, 2 * SLOW_PAGES * 4096, PROT_READ | PROT_WRITE,
 			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	slow_content = slow_memory + SLOW_PAGES * 4096;
 	area.range.start = (uintptr_t)slow_memory;
 	area.range.len = SLOW_PAGES * 4096;
 	if (ioctl(slow_fd, UFFDIO_API, &api) || ioctl(slow_fd, UFFDIO_REGISTER, &area))
@@ -318,15 +392,17 @@ void slow_pages_start(void)
 		die("pthread_create");
 }
 
-/* A page that is not there yet. */
-void *slow_page(struct rng *rng)
+/* The same bytes in a page that is not there yet; NULL if there is no such thing. */
+void *slow_copy(struct rng *rng, const void *data, size_t size)
 {
-	char *page = slow_memory + 4096 * rng_below(rng, SLOW_PAGES);
+	size_t at = 4096 * rng_below(rng, SLOW_PAGES) + rng_below(rng, 4096 - size);
 
 	if (slow_fd < 0)
 		return NULL;
-	madvise(page, 4096, MADV_DONTNEED);
-	return page;
+	memcpy(slow_content + at, data, size);
+	madvise(slow_memory + (at & ~4095UL), 4096, MADV_DONTNEED);
+	count(C_slow_pages);
+	return slow_memory + at;
 }
 
 /* -- life and death --------------------------------------------------------------------------- */
@@ -400,6 +476,9 @@ static _Noreturn void end_life(struct rng *rng)
 {
 	bool ports_first = rng_one_in(rng, 2);
 
+	atomic_store(&shared->doomed[self.number], true);
+	while (atomic_load(&shared->forking[self.number]))
+		sleep_ms(1);
 	for (int round = 0; round < 2; round++) {
 		for (int i = 0; i < PORTS && ports_first == !round; i++)
 			port_close(&self.port[i], rng_one_in(rng, 2));
@@ -423,6 +502,9 @@ void hostile_run(uint32_t number, uint32_t life)
 	setrlimit(RLIMIT_NOFILE, &(struct rlimit){ 512, 512 });
 	for (int i = 0; i < PORTS; i++) {
 		self.port[i].fd = -1;
+		self.port[i].npairs = 1;
+		for (int k = 0; k < PAIRS; k++)
+			self.port[i].pair[k].fd = -1;
 		pthread_mutex_init(&self.port[i].counting, NULL);
 		self.port[i].arena = mmap(NULL, ARENA_SIZE, PROT_NONE,
 					  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

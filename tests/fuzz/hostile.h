@@ -10,16 +10,22 @@
 
 #define THREADS		4
 #define PORTS		4
+#define PAIRS		4
 #define FDS		48
 #define IDS		16
 #define ARENA_SIZE	(64UL << 20)
+
+struct pair {
+	atomic_int fd;			/* its own descriptor; -1: none */
+	struct sm_ring *tx, *rx;
+};
 
 struct port {
 	atomic_int fd;			/* -1: none */
 	char *arena;			/* addresses that nothing else uses; the mapping is at its start */
 	size_t size;			/* bytes mapped; 0: none */
-	uint32_t ntx, nrx, nbufs;
-	struct sm_ring *tx, *rx;
+	uint32_t npairs, ntx, nrx, nbufs;
+	struct pair pair[PAIRS];
 	_Atomic uint32_t id[IDS];	/* what ATTACH returned lately */
 	bool mine;			/* registered here, so counted here */
 	pthread_mutex_t counting;
@@ -51,6 +57,7 @@ extern _Thread_local sigjmp_buf after_fault;
 
 struct port *pick_port(struct rng *rng);
 struct port *pick_mapped_port(struct rng *rng);
+struct pair *pick_pair(struct rng *rng, struct port *port);
 int pick_fd(struct rng *rng);
 void keep_fd(struct rng *rng, int fd);
 uint32_t pick_id(struct rng *rng, struct port *port);
@@ -61,9 +68,10 @@ void port_map(struct port *port, const struct sm_req_register *reg);
 void port_adopt(struct port *port, int fd, const struct sm_req_register *reg);
 void port_close(struct port *port, bool mapping_first);
 void port_count(struct port *port);
-void port_sync(struct rng *rng, struct port *port);
+void random_sync(struct rng *rng, struct sm_sync *sync);
+void port_sync(struct rng *rng, struct port *port, struct pair *pair);
 
-void *slow_page(struct rng *rng);
+void *slow_copy(struct rng *rng, const void *data, size_t size);
 void slow_pages_start(void);
 
 #endif

@@ -17,6 +17,7 @@ union argument {
 	struct sm_req_header header;
 	struct sm_attach attach;
 	struct sm_conn_ctl conn;
+	struct sm_ring_req ring;
 	struct sm_sync sync;
 	struct sm_stats stats;
 	uint8_t bytes[256];
@@ -24,14 +25,15 @@ union argument {
 
 static void fill_attach(struct rng *rng, struct port *port, union argument *arg)
 {
-	(void)port;
 	arg->attach.fd = pick_fd(rng);
+	arg->attach.ring = rng_one_in(rng, 2) ? SM_RING_ANY : rng_below(rng, port->npairs + 1);
+	arg->attach.flags = rng_one_in(rng, 3) ? SM_ATTACH_LISTENER : 0;
 }
 
-static void attached(struct rng *rng, struct port *port, union argument *arg, bool ok)
+static void attached(struct rng *rng, struct port *port, union argument *arg, int result)
 {
-	count(ok ? C_attaches : C_attaches_refused);
-	if (ok)
+	count(result ? C_attaches_refused : C_attaches);
+	if (!result)
 		atomic_store(&port->id[rng_below(rng, IDS)], arg->attach.id);
 }
 
@@ -40,12 +42,12 @@ static void fill_id(struct rng *rng, struct port *port, union argument *arg)
 	arg->conn.id = pick_id(rng, port);
 }
 
-static void detached(struct rng *rng, struct port *port, union argument *arg, bool ok)
+static void detached(struct rng *rng, struct port *port, union argument *arg, int result)
 {
 	(void)rng;
 	(void)port;
 	(void)arg;
-	if (ok)
+	if (!result)
 		count(C_detaches);
 }
 
@@ -58,8 +60,21 @@ static void fill_rxctl(struct rng *rng, struct port *port, union argument *arg)
 static void fill_sync(struct rng *rng, struct port *port, union argument *arg)
 {
 	(void)port;
-	arg->sync.flags = rng_below(rng, 8);
+	random_sync(rng, &arg->sync);
 	arg->sync.spin_us = rng_below(rng, 1001);
+}
+
+static void fill_ring(struct rng *rng, struct port *port, union argument *arg)
+{
+	arg->ring.ring = rng_below(rng, port->npairs + 1);
+}
+
+/* The new descriptor goes among the others; sometimes it becomes the pair's. */
+static void ring_opened(struct rng *rng, struct port *port, union argument *arg, int fd)
+{
+	if (fd >= 0 && arg->ring.ring < PAIRS && rng_one_in(rng, 2))
+		fd = atomic_exchange(&port->pair[arg->ring.ring].fd, fd);
+	keep_fd(rng, fd);
 }
 
 static void fill_header(struct rng *rng, struct port *port, union argument *arg)
@@ -68,15 +83,16 @@ static void fill_header(struct rng *rng, struct port *port, union argument *arg)
 	arg->header.nr_version = SM_API;
 	arg->header.nr_reqtype = rng_one_in(rng, 2) ? SM_REQ_REGISTER : rng_below(rng, 20);
 	strcpy(arg->header.nr_name, "tcp:sm0");
-	/* its own bytes for a body: small rings, or nonsense */
-	arg->header.nr_body = (uintptr_t)(arg->bytes + sizeof(arg->header));
+	/* A registered port refuses it, others have no such body. */
+	arg->header.nr_body = (uintptr_t)arg->bytes;
+	arg->header.nr_options = rng_one_in(rng, 2) ? (uintptr_t)arg->bytes : 0;
 }
 
 struct command {
 	unsigned long number;
 	uint32_t weight;
 	void (*fill)(struct rng *rng, struct port *port, union argument *arg);
-	void (*done)(struct rng *rng, struct port *port, union argument *arg, bool ok);
+	void (*done)(struct rng *rng, struct port *port, union argument *arg, int result);
 };
 
 static const struct command commands[] = {
@@ -84,6 +100,7 @@ static const struct command commands[] = {
 	{ SMIOC_DETACH, 2, fill_id, detached },
 	{ SMIOC_RXCTL, 2, fill_rxctl },
 	{ SMIOC_SYNC, 4, fill_sync },
+	{ SMIOC_RING, 2, fill_ring, ring_opened },
 	{ SMIOC_STATS, 1 },
 	{ NIOCTXSYNC, 1 },
 	{ NIOCRXSYNC, 1 },
@@ -109,7 +126,7 @@ static void run_command(struct rng *rng, bool mutate)
 	unsigned long number = command->number;
 	union argument arg = { };
 	void *pointer = &arg;
-	bool ok;
+	int result;
 
 	if (command->fill)
 		command->fill(rng, port, &arg);
@@ -122,15 +139,12 @@ static void run_command(struct rng *rng, bool mutate)
 		if (rng_one_in(rng, 32))
 			number = rng_next(rng);
 	}
-	/* Not too much memory: see random_register(). */
-	if (number == NIOCCTRL && mutate)
-		memset(arg.bytes + sizeof(arg.header), 0, 32);
-	ok = !ioctl(atomic_load(&port->fd), number, pointer);
+	result = ioctl(atomic_load(&port->fd), number, pointer);
 	count(C_ioctls);
-	if (!ok)
+	if (result < 0)
 		count(C_ioctls_failed);
 	if (command->done && number == command->number && pointer == &arg)
-		command->done(rng, port, &arg, ok);
+		command->done(rng, port, &arg, result);
 }
 
 static void valid_command(struct rng *rng)

@@ -17,7 +17,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MAX_PROCESSES	16
 #define REPORT_MS	10000
 /* Far beyond what TCP's timers may take on the honest NIC, which is never down. */
 #define STALL_MS	90000
@@ -83,6 +82,21 @@ void sleep_ms(uint32_t ms)
 	nanosleep(&ts, NULL);
 }
 
+/* May this process fork now?  If so it will not be killed before fork_end(). */
+bool fork_begin(uint32_t process)
+{
+	atomic_fetch_add(&shared->forking[process], 1);
+	if (!atomic_load(&shared->doomed[process]))
+		return true;
+	fork_end(process);
+	return false;
+}
+
+void fork_end(uint32_t process)
+{
+	atomic_fetch_sub(&shared->forking[process], 1);
+}
+
 /* A number at a limit of something, or near one, or any. */
 uint32_t rng_odd(struct rng *rng)
 {
@@ -139,6 +153,8 @@ static void start_hostile(uint32_t number)
 	child->name = "a hostile process";
 	child->killed = false;
 	child->end = now_ms() + 100 + rng_below(&rng, rng_one_in(&rng, 4) ? 20000 : 4000);
+	atomic_store(&shared->doomed[number], false);
+	atomic_store(&shared->forking[number], 0);
 	child->pid = fork();
 	if (child->pid < 0) {
 		child->pid = 0;		/* short of memory: later */
@@ -209,13 +225,20 @@ static uint64_t memory_available_kb(void)
 	return kb;
 }
 
+static void end_hostile(uint32_t number, uint64_t now)
+{
+	atomic_store(&shared->doomed[number], true);
+	if (!atomic_load(&shared->forking[number]))
+		kill_child(&hostile[number], now);
+}
+
 static void conduct_hostile(uint64_t now)
 {
 	uint64_t available = memory_available_kb();
 
 	for (uint32_t i = 0; i < shared->processes; i++) {
 		if (hostile[i].pid && now >= hostile[i].end)
-			kill_child(&hostile[i], now);
+			end_hostile(i, now);
 		else if (!hostile[i].pid && available >= MEMORY_LOW_KB)
 			start_hostile(i);
 	}
@@ -229,15 +252,25 @@ static bool running(const struct child *children, uint32_t n)
 	return false;
 }
 
-/* Kill what does not end by itself until @end; returns when all are gone. */
-static void end_children(struct child *children, uint32_t n, uint64_t end)
+static void end_all_hostile(void)
 {
-	while (reap(), running(children, n)) {
+	while (reap(), running(hostile, shared->processes)) {
+		for (uint32_t i = 0; i < shared->processes; i++)
+			if (hostile[i].pid)
+				end_hostile(i, now_ms());
+		sleep_ms(20);
+	}
+}
+
+/* Kill helpers that do not end by themselves until @end; returns when all are gone. */
+static void end_helpers(uint64_t end)
+{
+	while (reap(), running(helper, HELPERS)) {
 		uint64_t now = now_ms();
 
-		for (uint32_t i = 0; i < n; i++)
-			if (children[i].pid && (now >= end || children[i].killed))
-				kill_child(&children[i], now);
+		for (uint32_t i = 0; i < HELPERS; i++)
+			if (helper[i].pid && now >= end)
+				kill_child(&helper[i], now);
 		sleep_ms(20);
 	}
 }
@@ -348,9 +381,9 @@ int main(int argc, char **argv)
 			atomic_store(&shared->stop, true);
 		sleep_ms(20);
 	}
-	end_children(hostile, shared->processes, now_ms());
+	end_all_hostile();
 	/* The honest ones finish their round; whoever cannot has failed. */
-	end_children(helper, HELPERS, now_ms() + STALL_MS);
+	end_helpers(now_ms() + STALL_MS);
 	for (int i = 0; i < HELPERS; i++)
 		if (helper[i].killed)
 			fail("%s did not finish", helper[i].name);

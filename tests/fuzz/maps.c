@@ -44,6 +44,30 @@ static void map_any(struct rng *rng)
 	memset(at + rng_below(rng, size), rng_next(rng), 1);
 }
 
+/* The records of TCP's state: to be read only, whatever is tried. */
+static void map_state(struct rng *rng)
+{
+	struct port *port = pick_port(rng);
+	char *at = port->arena + ARENA_SIZE - 64 * 4096UL;
+	size_t size = (1 + rng_below(rng, rng_one_in(rng, 4) ? 64 : 4)) * 4096UL;
+	off_t offset = SM_STATE_OFFSET + rng_below(rng, 4) * 4096UL * rng_below(rng, 4);
+	int protection = rng_one_in(rng, 4) ? PROT_READ | PROT_WRITE : PROT_READ;
+
+	count(C_mmaps);
+	if (mmap(at, size, protection, MAP_SHARED | MAP_FIXED, atomic_load(&port->fd), offset) ==
+	    MAP_FAILED) {
+		count(C_mmaps_refused);
+		return;
+	}
+	if (rng_one_in(rng, 4))
+		mprotect(at, size, PROT_READ | PROT_WRITE);
+	at += rng_below(rng, size);
+	if (rng_one_in(rng, 2))
+		memset(at, rng_next(rng), 1);		/* faults */
+	else if (*(volatile char *)at)
+		count(C_scribbles);
+}
+
 /* The whole port a second time, elsewhere: two addresses for each page. */
 static void map_twice(struct rng *rng)
 {
@@ -156,13 +180,15 @@ static void lend(struct rng *rng)
 static void share_with_child(struct rng *rng)
 {
 	struct port *port = pick_mapped_port(rng);
-	struct sm_sync sync = { SM_SYNC_TX | SM_SYNC_RX, 0 };
+	struct sm_sync sync = { .flags = SM_SYNC_TX | SM_SYNC_RX };
+	struct sm_ring *ring;
 	pid_t child;
 
-	if (!port)
+	if (!port || !fork_begin(self.number))
 		return;
 	child = fork();
 	if (child) {
+		fork_end(self.number);
 		if (child > 0)
 			count(C_forks);
 		return;
@@ -178,10 +204,10 @@ static void share_with_child(struct rng *rng)
 	if (sigsetjmp(after_fault, 0))
 		_exit(0);
 	for (uint32_t k = rng_below(rng, 200); k; k--) {
-		rng_mutate(rng, &port->tx->slot[rng_below(rng, port->ntx)],
-			   sizeof(struct sm_slot));
-		port->tx->head = rng_below(rng, port->ntx);
-		port->tx->cur = port->tx->head;
+		ring = pick_pair(rng, port)->tx;
+		rng_mutate(rng, &ring->slot[rng_below(rng, port->ntx)], sizeof(struct sm_slot));
+		ring->head = rng_below(rng, port->ntx);
+		ring->cur = ring->head;
 		ioctl(atomic_load(&port->fd), SMIOC_SYNC, &sync);
 	}
 	_exit(0);
@@ -189,6 +215,7 @@ static void share_with_child(struct rng *rng)
 
 const struct action map_actions[] = {
 	{ "map_any", 6, map_any },
+	{ "map_state", 2, map_state },
 	{ "map_twice", 2, map_twice },
 	{ "unmap_part", 2, unmap_part },
 	{ "move", 2, move },

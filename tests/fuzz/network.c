@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 static void shell(const char *commands)
@@ -164,8 +165,9 @@ void network_run(void)
 	};
 	struct rng rng = rng_make(shared->seed, 3, 0, 0xfffe);
 
+	setpriority(PRIO_PROCESS, 0, -10);	/* or it would wait for the hostile ones most of the time */
 	while (!stopping()) {
-		sleep_ms(500 + rng_below(&rng, 3000));
+		sleep_ms(200 + rng_below(&rng, 2000));
 		happenings[rng_below(&rng, ARRAY_SIZE(happenings))](&rng);
 	}
 	_exit(0);

@@ -58,7 +58,8 @@ static void mutate_slot(struct rng *rng, struct port *port, struct sm_slot *slot
  */
 static void submit(struct rng *rng, struct port *port, uint32_t mutated)
 {
-	struct sm_ring *ring = port->tx;
+	struct pair *pair = pick_pair(rng, port);
+	struct sm_ring *ring = pair->tx;
 	uint32_t n = port->ntx, head, room, batch;
 	uint32_t before[BATCH], wrote[BATCH];
 
@@ -80,7 +81,7 @@ static void submit(struct rng *rng, struct port *port, uint32_t mutated)
 	}
 	ring->cur = (head + batch) % n;
 	__atomic_store_n(&ring->head, (head + batch) % n, __ATOMIC_RELEASE);
-	port_sync(rng, port);
+	port_sync(rng, port, pair);
 	if (rng_one_in(rng, 16))
 		return;
 	for (uint32_t k = 0; k < batch; k++) {
@@ -121,12 +122,14 @@ static void give_back(struct rng *rng)
 	struct port *port = pick_mapped_port(rng);
 	uint32_t n, tail, bad;
 	struct sm_ring *ring;
+	struct pair *pair;
 
 	if (!port || !port->nrx)
 		return;
-	ring = port->rx;
+	pair = pick_pair(rng, port);
+	ring = pair->rx;
 	n = port->nrx;
-	port_sync(rng, port);
+	port_sync(rng, port, pair);
 	tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE) % n;
 	bad = rng_below(rng, 3) ? 0 : 1 + rng_below(rng, 8);
 	for (uint32_t i = ring->head % n; i != tail; i = (i + 1) % n) {
@@ -139,37 +142,44 @@ static void give_back(struct rng *rng)
 	}
 	ring->cur = tail;
 	__atomic_store_n(&ring->head, tail, __ATOMIC_RELEASE);
-	port_sync(rng, port);
+	port_sync(rng, port, pair);
 }
 
 /* Swap buffers between received slots and free transmit slots: a proxy without copies. */
 static void forward(struct rng *rng)
 {
 	struct port *port = pick_mapped_port(rng);
-	uint32_t rx, tx, batch = 1 + rng_below(rng, 16);
+	uint32_t r, t, batch = 1 + rng_below(rng, 16);
+	struct sm_ring *rx, *tx;
+	struct pair *from, *to;
 
 	if (!port || !port->nrx || !port->ntx)
 		return;
-	rx = port->rx->head % port->nrx;
-	tx = port->tx->head % port->ntx;
-	while (batch-- && rx != port->rx->tail % port->nrx && tx != port->tx->tail % port->ntx) {
-		struct sm_slot *from = &port->rx->slot[rx], *to = &port->tx->slot[tx];
-		uint32_t spare = to->buf_idx;
+	from = pick_pair(rng, port);
+	to = pick_pair(rng, port);
+	rx = from->rx;
+	tx = to->tx;
+	r = rx->head % port->nrx;
+	t = tx->head % port->ntx;
+	while (batch-- && r != rx->tail % port->nrx && t != tx->tail % port->ntx) {
+		struct sm_slot *received = &rx->slot[r], *slot = &tx->slot[t];
+		uint32_t spare = slot->buf_idx;
 
-		to->buf_idx = from->buf_idx;
-		to->len = from->len;
-		to->flags = NS_BUF_CHANGED;
-		to->ptr = SM_PTR(pick_id(rng, port), SM_PTR_OFFSET(from->ptr));
+		slot->buf_idx = received->buf_idx;
+		slot->len = received->len;
+		slot->flags = NS_BUF_CHANGED;
+		slot->ptr = SM_PTR(pick_id(rng, port), SM_PTR_OFFSET(received->ptr));
 		if (rng_below(rng, 8))
-			from->buf_idx = spare;
-		rx = (rx + 1) % port->nrx;
-		tx = (tx + 1) % port->ntx;
+			received->buf_idx = spare;
+		r = (r + 1) % port->nrx;
+		t = (t + 1) % port->ntx;
 	}
-	port->rx->cur = rx;
-	port->rx->head = rx;
-	port->tx->cur = tx;
-	__atomic_store_n(&port->tx->head, tx, __ATOMIC_RELEASE);
-	port_sync(rng, port);
+	rx->cur = r;
+	rx->head = r;
+	tx->cur = t;
+	__atomic_store_n(&tx->head, t, __ATOMIC_RELEASE);
+	port_sync(rng, port, from);
+	port_sync(rng, port, to);
 }
 
 /* Write over any slots, whoever they belong to. */
@@ -177,12 +187,14 @@ static void scribble_slots(struct rng *rng)
 {
 	struct port *port = pick_mapped_port(rng);
 	struct sm_ring *ring;
+	struct pair *pair;
 	uint32_t n;
 
 	if (!port)
 		return;
-	ring = rng_below(rng, 3) ? port->tx : port->rx;
-	n = ring == port->tx ? port->ntx : port->nrx;
+	pair = pick_pair(rng, port);
+	ring = rng_below(rng, 3) ? pair->tx : pair->rx;
+	n = ring == pair->tx ? port->ntx : port->nrx;
 	for (uint32_t k = 1 + rng_below(rng, 16); k; k--)
 		mutate_slot(rng, port, &ring->slot[rng_below(rng, n)]);
 	count(C_scribbles);
@@ -192,13 +204,15 @@ static void scribble_slots(struct rng *rng)
 static void scribble_header(struct rng *rng)
 {
 	struct port *port = pick_mapped_port(rng);
+	struct pair *pair;
 
 	if (!port)
 		return;
+	pair = pick_pair(rng, port);
 	if (rng_one_in(rng, 4))
 		rng_mutate(rng, port->arena, sizeof(struct sm_if));
 	else
-		rng_mutate(rng, rng_one_in(rng, 2) ? port->tx : port->rx, sizeof(struct sm_ring));
+		rng_mutate(rng, rng_one_in(rng, 2) ? pair->tx : pair->rx, sizeof(struct sm_ring));
 	count(C_scribbles);
 }
 
@@ -206,17 +220,19 @@ static void scribble_positions(struct rng *rng)
 {
 	struct port *port = pick_mapped_port(rng);
 	struct sm_ring *ring;
+	struct pair *pair;
 
 	if (!port)
 		return;
-	ring = rng_one_in(rng, 2) ? port->tx : port->rx;
+	pair = pick_pair(rng, port);
+	ring = rng_one_in(rng, 2) ? pair->tx : pair->rx;
 	if (rng_below(rng, 3))
 		ring->head = rng_odd(rng);
 	if (rng_below(rng, 3))
 		ring->cur = rng_odd(rng);
 	if (rng_one_in(rng, 3))
 		ring->tail = rng_odd(rng);
-	port_sync(rng, port);
+	port_sync(rng, port, pair);
 	count(C_scribbles);
 }
 
@@ -245,10 +261,12 @@ static void race(struct rng *rng)
 {
 	struct port *port = pick_mapped_port(rng);
 	struct sm_slot kept, *slot;
+	struct sm_ring *ring;
 
 	if (!port || !port->ntx)
 		return;
-	slot = &port->tx->slot[(port->tx->head + rng_below(rng, 32)) % port->ntx];
+	ring = pick_pair(rng, port)->tx;
+	slot = &ring->slot[(ring->head + rng_below(rng, 32)) % port->ntx];
 	kept = *slot;
 	for (uint32_t k = rng_below(rng, 20000); k; k--) {
 		switch (k % 4) {
@@ -262,7 +280,7 @@ static void race(struct rng *rng)
 			slot->ptr ^= 1ULL << (k % 64);
 			break;
 		default:
-			slot = &port->tx->slot[(slot - port->tx->slot + 1) % port->ntx];
+			slot = &ring->slot[(slot - ring->slot + 1) % port->ntx];
 		}
 		__atomic_signal_fence(__ATOMIC_SEQ_CST);
 	}

@@ -52,7 +52,7 @@ static int dial(struct rng *rng, int protocol)
 static void attach_new(struct rng *rng, int fd)
 {
 	struct port *port = pick_port(rng);
-	struct sm_attach attach = { .fd = fd };
+	struct sm_attach attach = { .fd = fd, .ring = SM_RING_ANY };
 
 	if (ioctl(atomic_load(&port->fd), SMIOC_ATTACH, &attach)) {
 		count(C_attaches_refused);
@@ -180,7 +180,7 @@ static void make_other(struct rng *rng)
 	X(IPPROTO_TCP, TCP_FASTOPEN_CONNECT) X(IPPROTO_TCP, TCP_DEFER_ACCEPT)	\
 	X(IPPROTO_TCP, TCP_INFO) X(IPPROTO_TCP, TCP_SAVE_SYN) X(IPPROTO_IP, IP_TOS)	\
 	X(IPPROTO_IP, IP_RECVERR) X(IPPROTO_IP, IP_TRANSPARENT) X(IPPROTO_IPV6, IPV6_RECVERR) \
-	X(IPPROTO_IPV6, IPV6_V6ONLY) X(IPPROTO_IPV6, IPV6_ADDRFORM)
+	X(IPPROTO_IPV6, IPV6_V6ONLY)
 
 static const struct {
 	int level, name;
@@ -195,8 +195,6 @@ static void set_option(struct rng *rng, int fd)
 	size_t i = rng_below(rng, ARRAY_SIZE(options));
 	uint32_t value[8] = { rng_one_in(rng, 2) ? rng_below(rng, 2) : rng_odd(rng) };
 
-	if (options[i].name == IPV6_ADDRFORM && options[i].level == IPPROTO_IPV6)
-		value[0] = AF_INET;
 	setsockopt(fd, options[i].level, options[i].name, pick_pointer(rng, value, sizeof(int)),
 		   rng_one_in(rng, 8) ? rng_below(rng, 33) : sizeof(int));
 }
@@ -232,6 +230,15 @@ static void zero_copy_receive(struct rng *rng, int fd)
 	getsockopt(fd, IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE, &request, &size);
 }
 
+/* Make an IPv4 socket of an IPv6 one; attached in the middle of it, perhaps. */
+static void change_family(struct rng *rng, int fd)
+{
+	int family = AF_INET;
+	int *late = rng_one_in(rng, 2) ? slow_copy(rng, &family, sizeof(family)) : NULL;
+
+	setsockopt(fd, IPPROTO_IPV6, IPV6_ADDRFORM, late ?: &family, sizeof(family));
+}
+
 static void set_congestion_control(struct rng *rng, int fd)
 {
 	static const char * const names[] = { "reno", "cubic", "bbr", "dctcp", "none" };
@@ -245,11 +252,13 @@ static void set_upper_protocol(struct rng *rng, int fd)
 {
 	static const char * const names[] = { "tls", "tls", "tls", "espintcp", "mptcp", "smc" };
 	const char *name = names[rng_below(rng, ARRAY_SIZE(names))];
+	const char *late = slow_copy(rng, name, strlen(name) + 1) ?: name;
 	struct tls12_crypto_info_aes_gcm_128 keys = {
 		.info = { TLS_1_3_VERSION, TLS_CIPHER_AES_GCM_128 },
 	};
 
-	setsockopt(fd, IPPROTO_TCP, TCP_ULP, name, strlen(name) + 1);
+	/* Attached in the middle of it, perhaps: the name may come late. */
+	setsockopt(fd, IPPROTO_TCP, TCP_ULP, rng_one_in(rng, 4) ? late : name, strlen(name) + 1);
 	if (rng_one_in(rng, 2))
 		setsockopt(fd, SOL_TLS, 1 + rng_below(rng, 2), &keys, sizeof(keys));
 }
@@ -378,7 +387,7 @@ static void destroy(struct rng *rng, int fd)
 static void call_socket(struct rng *rng)
 {
 	static void (*const calls[])(struct rng *, int) = {
-		set_option, set_option, set_option, get_option, zero_copy_receive,
+		set_option, set_option, set_option, get_option, zero_copy_receive, change_family,
 		set_congestion_control, set_upper_protocol, set_linger, shut, transmit, receive,
 		splice_through, connect_again, listen_on, ask, kcm, destroy,
 	};
@@ -422,6 +431,7 @@ static void pass(struct rng *rng)
 		what.nr_memsize = port->size;
 		what.nr_tx_slots = port->ntx;
 		what.nr_rx_slots = port->nrx;
+		what.nr_tx_rings = port->npairs;
 	}
 	control.header.cmsg_level = SOL_SOCKET;
 	control.header.cmsg_type = SCM_RIGHTS;
