@@ -26,7 +26,8 @@ def run_tests(uml: DebugKernel, file: Path, options: Options, patience: int) -> 
     """Run a file of tests in a guest; ``patience`` is one test's, in the guest's seconds."""
     command = [
         sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider",
-        "--timeout", str(patience), "-x", "--tb=short", str(file),
+        "--timeout", str(patience), "-o", f"faulthandler_timeout={patience}",
+        "-x", "--tb=short", str(file),
     ]  # fmt: skip
     report = run_in_uml(uml, command, options)
     report.check()

@@ -106,11 +106,14 @@ def run_in_uml(kernel: DebugKernel, command: Sequence[str], options: Options) ->
         try:
             machine.wait(options.timeout)
         except subprocess.TimeoutExpired:
-            pass
+            ended = False
+        else:
+            ended = True
         finally:
-            ended = machine.poll() is not None
+            # What it says when it is put to an end does not count.
+            said = console.read_text(errors="replace")
             end_process(machine)
-        return _report(shared, console.read_text(errors="replace"), options, ended=ended)
+        return _report(shared, said, options, ended=ended)
 
 
 def _machine_arguments(kernel: DebugKernel, options: Options, shared: Path) -> list[str]:
