@@ -18,7 +18,7 @@ import pytest
 from pyroute2.netlink import NETLINK_GENERIC, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE
 
 from stackmap._netlink import CONN_GET, ConnectionInfo, ConnMessage, Inspector, PortInfo
-from stackmap._ring import DEVICE
+from stackmap._refusal import DEVICE
 from tests.guest.peer import inside
 from tests.guest.raw import CLOSED, REGISTER_SIZE, SMIOC_ATTACH, RawPort, register
 from tests.guest.wire import ADDRESS, NIC, PEER_NAMESPACE, connect_pair, connect_pair_from_here
