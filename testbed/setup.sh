@@ -21,7 +21,7 @@ linux-image-6.12-cloud-amd64 linux-headers-6.12-cloud-amd64
 qemu-system-x86 qemu-system-common busybox-static
 gcc libc6-dev make sparse shellcheck cpio kmod xz-utils
 python3-dev python3-venv
-iproute2 tcpdump memcached libmemcached-tools"
+iproute2 tcpdump ethtool memcached libmemcached-tools"
 DEBUG_PACKAGES="linux-source-6.12 flex bison bc libelf-dev libssl-dev ccache"
 POLICY=/usr/sbin/policy-rc.d
 
