@@ -25,13 +25,20 @@ SMIOC_DETACH = 0x400869C1
 SMIOC_RXCTL = 0x400869C2
 SMIOC_SYNC = 0x401069C3
 SMIOC_STATS = 0x808069C4
+SMIOC_RING = 0x400869C5
 NIOCTXSYNC = 0x6994
 NIOCRXSYNC = 0x6995
 
 REGISTER_SIZE = 56
-SYNC_TX, SYNC_RX, SYNC_POLL = 1, 2, 4
-EOF, ERROR, WRITABLE, CLOSED, REFUSED = 1, 2, 4, 8, 16
+SYNC_TX, SYNC_RX, SYNC_POLL, SYNC_WAIT = 1, 2, 4, 8
+EOF, ERROR, WRITABLE, CLOSED, REFUSED, OPEN = 1, 2, 4, 8, 16, 32
 RX_PAUSE = 1
+ATTACH_LISTENER = 1
+RING_ANY = 0xFFFFFFFF
+OPT_LIMITS = 0x5301
+OPTION_SIZE = 40
+STATE_OFFSET = 1 << 40
+STATE_SIZE = 128
 
 HEAD, CUR, TAIL = 20, 24, 28
 SLOTS = 256
@@ -41,6 +48,10 @@ STATS = (
     *("pinned", "again", "bad_slots", "unknown_conn", "dead_conn", "bad_rings", "stalls"),
     *("syncs", "connections", "bufs_free"),
 )
+
+
+#: Id, payload, events and errno of a received slot.
+Received = tuple[int, bytes, int, int]
 
 
 @dataclass
@@ -114,53 +125,32 @@ class Ring:
         return self.start + self.buf_ofs + buf * self.buf_size
 
 
-class RawPort:
-    """An open, registered, mapped port."""
+@dataclass
+class Attachment:
+    """What SMIOC_ATTACH answered."""
 
-    def __init__(self, tx_slots: int = 0, rx_slots: int = 0, nic: str = NIC) -> None:
-        self.fd = os.open("/dev/stackmap", os.O_RDWR | os.O_CLOEXEC)
-        body = bytearray(REGISTER_SIZE)
-        struct.pack_into("<II", body, 16, tx_slots, rx_slots)
-        register(self.fd, f"tcp:{nic}", body)
-        nif, self.size, self.tx_slots, self.rx_slots = struct.unpack_from("<QQII", body)
-        self.mem_id: int = struct.unpack_from("<H", body, 32)[0]
-        self.memory = mmap.mmap(self.fd, self.size)
-        self.name = self.memory[nif : nif + 16].rstrip(b"\0").decode()
-        tx_ofs, host_tx, rx_ofs, host_rx = struct.unpack_from("<4q", self.memory, nif + 56)
-        assert host_tx == host_rx == 0
-        self.tx = Ring(self.memory, nif + tx_ofs)
-        self.rx = Ring(self.memory, nif + rx_ofs)
+    ring: int
+    id: int
+    record: int
 
-    def close(self) -> None:
-        self.memory.close()
-        os.close(self.fd)
 
-    def __enter__(self) -> Self:
-        return self
+class RawPair:
+    """A transmit and a receive ring, and the descriptor to sync them with."""
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __init__(self, fd: int, memory: mmap.mmap, nif: int, index: int) -> None:
+        self.fd = fd
+        self.memory = memory
+        pairs = struct.unpack_from("<I", memory, nif + 24)[0]
+        self.tx = Ring(memory, nif + struct.unpack_from("<q", memory, nif + 56 + 8 * index)[0])
+        at = nif + 56 + 8 * (pairs + 1 + index)
+        self.rx = Ring(memory, nif + struct.unpack_from("<q", memory, at)[0])
 
-    def attach(self, sock: socket.socket | int, flags: int = 0, reserved: int = 0) -> int:
-        fd = sock if isinstance(sock, int) else sock.fileno()
-        req = bytearray(struct.pack("<iIIIII", fd, flags, 0, 0, 0, reserved))
-        fcntl.ioctl(self.fd, SMIOC_ATTACH, req)
-        id: int = struct.unpack_from("<I", req, 12)[0]
-        return id
-
-    def detach(self, id: int) -> None:
-        fcntl.ioctl(self.fd, SMIOC_DETACH, struct.pack("<II", id, 0))
-
-    def pause(self, id: int, flags: int = RX_PAUSE) -> None:
-        fcntl.ioctl(self.fd, SMIOC_RXCTL, struct.pack("<II", id, flags))
-
-    def sync(self, flags: int = SYNC_TX | SYNC_RX | SYNC_POLL, spin_us: int = 0) -> None:
-        fcntl.ioctl(self.fd, SMIOC_SYNC, struct.pack("<IIq", flags, spin_us, 0))
-
-    def stats(self) -> dict[str, int]:
-        raw = bytearray(8 * len(STATS))
-        fcntl.ioctl(self.fd, SMIOC_STATS, raw)
-        return dict(zip(STATS, struct.unpack(f"<{len(STATS)}Q", raw), strict=True))
+    def sync(
+        self, flags: int = SYNC_TX | SYNC_RX | SYNC_POLL, spin_us: int = 0, deadline: float = 0.0
+    ) -> None:
+        """Sync; ``deadline`` is as of time.monotonic(), negative: none."""
+        deadline_ns = int(deadline * 1e9)
+        fcntl.ioctl(self.fd, SMIOC_SYNC, struct.pack("<IIq", flags, spin_us, deadline_ns))
 
     def put(self, i: int, to: int, data: bytes, **fields: int) -> int:
         """Fill slot i and its buffer; returns the buffer's index."""
@@ -178,10 +168,10 @@ class RawPort:
         self.sync(SYNC_TX)
         assert not self.tx.slot(i).events & REFUSED, self.tx.slot(i)
 
-    def receive(self) -> list[tuple[int, bytes, int, int]]:
-        """Sync, and take everything: (id, payload, events, errno) per slot."""
-        self.sync(SYNC_RX | SYNC_POLL)
-        found = []
+    def receive(self, flags: int = SYNC_POLL, **arguments: float) -> list[Received]:
+        """Sync, and take everything."""
+        self.sync(SYNC_RX | flags, **arguments)  # type: ignore[arg-type]
+        found: list[Received] = []
         i = self.rx.head
         while i != self.rx.tail:
             slot = self.rx.slot(i)
@@ -190,6 +180,106 @@ class RawPort:
             i = (i + 1) % self.rx.n
         self.rx.set_head(i)
         return found
+
+
+class RawPort(RawPair):
+    """An open, registered, mapped port.  It is its own first pair."""
+
+    def __init__(
+        self, tx_slots: int = 0, rx_slots: int = 0, nic: str = NIC, *, rings: int = 0,
+        extra: int = 0, spare: int | None = None, connections: int | None = None,
+    ) -> None:  # fmt: skip
+        self.port_fd = os.open("/dev/stackmap", os.O_RDWR | os.O_CLOEXEC)
+        body = register_body(tx_slots, rx_slots, rings, rings, extra)
+        option = limits_option(spare or 0, connections or 0)
+        wanted = spare is not None or connections is not None
+        try:
+            register(self.port_fd, f"tcp:{nic}", body, options=address_of(option) if wanted else 0)
+        except OSError:
+            os.close(self.port_fd)
+            raise
+        self.nif, self.size, self.tx_slots, self.rx_slots = struct.unpack_from("<QQII", body)
+        self.rings: int = struct.unpack_from("<H", body, 24)[0]
+        self.mem_id: int = struct.unpack_from("<H", body, 32)[0]
+        self.spare, self.connections = struct.unpack_from("<II", option, 24)
+        memory = mmap.mmap(self.port_fd, self.size)
+        self.name = memory[self.nif : self.nif + 16].rstrip(b"\0").decode()
+        super().__init__(self.port_fd, memory, self.nif, 0)
+        self.pairs = [self, *(self._open_pair(i) for i in range(1, self.rings))]
+
+    def _open_pair(self, index: int) -> RawPair:
+        fd = fcntl.ioctl(self.port_fd, SMIOC_RING, bytearray(struct.pack("<II", index, 0)))
+        return RawPair(fd, self.memory, self.nif, index)
+
+    def close(self) -> None:
+        self.memory.close()
+        for pair in self.pairs:
+            os.close(pair.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def attach(self, sock: socket.socket | int, flags: int = 0, reserved: int = 0) -> int:
+        """Attach to the first pair; returns the id."""
+        return self.attach_to(0, sock, flags, reserved).id
+
+    def attach_to(
+        self, ring: int, sock: socket.socket | int, flags: int = 0, reserved: int = 0
+    ) -> Attachment:
+        """Attach to a pair of rings."""
+        fd = sock if isinstance(sock, int) else sock.fileno()
+        req = bytearray(struct.pack("<iIIIII", fd, flags, ring, 0, 0, reserved))
+        fcntl.ioctl(self.port_fd, SMIOC_ATTACH, req)
+        return Attachment(*struct.unpack_from("<III", req, 8))
+
+    def detach(self, id: int) -> None:
+        fcntl.ioctl(self.port_fd, SMIOC_DETACH, struct.pack("<II", id, 0))
+
+    def pause(self, id: int, flags: int = RX_PAUSE) -> None:
+        fcntl.ioctl(self.port_fd, SMIOC_RXCTL, struct.pack("<II", id, flags))
+
+    def stats(self) -> dict[str, int]:
+        raw = bytearray(8 * len(STATS))
+        fcntl.ioctl(self.port_fd, SMIOC_STATS, raw)
+        return dict(zip(STATS, struct.unpack(f"<{len(STATS)}Q", raw), strict=True))
+
+    def extra_buffers(self) -> list[int]:
+        """The application's buffers that are in no slot: a chain from ni_bufs_head."""
+        found = []
+        index = struct.unpack_from("<I", self.memory, self.nif + 32)[0]
+        while index:
+            found.append(index)
+            index = struct.unpack_from("<I", self.memory, self.tx.address(index))[0]
+        return found
+
+
+def register_body(
+    tx_slots: int = 0, rx_slots: int = 0, tx_rings: int = 0, rx_rings: int = 0, extra: int = 0
+) -> bytearray:
+    """The body of a REGISTER request."""
+    body = bytearray(REGISTER_SIZE)
+    struct.pack_into("<IIHH", body, 16, tx_slots, rx_slots, tx_rings, rx_rings)
+    struct.pack_into("<I", body, 40, extra)
+    return body
+
+
+def limits_option(
+    spare: int = 0, connections: int = 0, following: int = 0, reserved: int = 0
+) -> bytearray:
+    """A struct sm_opt_limits."""
+    return bytearray(
+        struct.pack(
+            "<QIIQIIII", following, OPT_LIMITS, 0, OPTION_SIZE, spare, connections, 0, reserved
+        )
+    )
+
+
+def address_of(buffer: bytearray) -> int:
+    """Where a buffer is; it must live on, and keep its size, while the address is used."""
+    return ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer))
 
 
 def register(fd: int, name: str, body: bytearray, **header: int) -> None:

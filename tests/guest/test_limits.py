@@ -1,0 +1,265 @@
+"""Every limit of a port: what is refused and by which limit, what is granted, who pays."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stackmap import BackendUnavailableError, RingPort
+from tests.guest.raw import (
+    ATTACH_LISTENER,
+    CLOSED,
+    RawPort,
+    address_of,
+    limits_option,
+    register,
+    register_body,
+)
+from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, sh
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NONE, RINGS, SLOTS, BUFFERS, CONNECTIONS, MEMORY = range(6)
+MILLION = 1 << 20
+CGROUP = Path("/sys/fs/cgroup/stackmap-test")
+
+
+def refusal(body: bytearray, option: bytearray) -> tuple[int, int]:
+    """The errno with which registering fails, and the limit that the option names."""
+    fd = os.open("/dev/stackmap", os.O_RDWR)
+    with pytest.raises(OSError) as caught:
+        register(fd, f"tcp:{NIC}", body, options=address_of(option))
+    os.close(fd)
+    status, limit = struct.unpack_from("<12xI16xI", option)
+    assert status == caught.value.errno
+    return caught.value.errno or 0, limit
+
+
+@pytest.mark.parametrize(
+    ("body", "option", "code", "limit"),
+    [
+        (register_body(tx_rings=65, rx_rings=65), limits_option(), errno.EINVAL, RINGS),
+        (register_body(tx_rings=65535, rx_rings=65535), limits_option(), errno.EINVAL, RINGS),
+        (register_body(tx_rings=2, rx_rings=1), limits_option(), errno.EINVAL, RINGS),
+        (register_body(tx_rings=1), limits_option(), errno.EINVAL, RINGS),
+        (register_body(tx_slots=3), limits_option(), errno.EINVAL, SLOTS),
+        (register_body(tx_slots=16385), limits_option(), errno.EINVAL, SLOTS),
+        (register_body(rx_slots=2**32 - 1), limits_option(), errno.EINVAL, SLOTS),
+        (register_body(16384, 16384, 64, 64), limits_option(), errno.ENOSPC, BUFFERS),
+        (register_body(extra=MILLION), limits_option(), errno.ENOSPC, BUFFERS),
+        (register_body(extra=2**32 - 1), limits_option(), errno.ENOSPC, BUFFERS),
+        (register_body(), limits_option(spare=MILLION), errno.ENOSPC, BUFFERS),
+        (register_body(), limits_option(spare=2**32 - 1), errno.ENOSPC, BUFFERS),
+        (register_body(), limits_option(connections=MILLION + 1), errno.ENOSPC, CONNECTIONS),
+        (register_body(), limits_option(connections=2**32 - 1), errno.ENOSPC, CONNECTIONS),
+        # more than the guest has
+        (register_body(), limits_option(spare=MILLION - 4096), errno.ENOMEM, MEMORY),
+        # no limit, but wrong all the same
+        (register_body(), limits_option(reserved=1), errno.EINVAL, NONE),
+    ],
+)
+def test_what_is_too_much_is_refused_with_the_limit(
+    body: bytearray, option: bytearray, code: int, limit: int
+) -> None:
+    if option[-4:] != bytes(4):
+        fd = os.open("/dev/stackmap", os.O_RDWR)
+        with pytest.raises(OSError) as caught:
+            register(fd, f"tcp:{NIC}", body, options=address_of(option))
+        os.close(fd)
+        assert caught.value.errno == code
+    else:
+        assert refusal(body, option) == (code, limit)
+    with RawPort() as port:  # and the next one is none the worse
+        assert port.tx.n == 1024
+
+
+def test_options_that_are_unknown_or_repeated() -> None:
+    fd = os.open("/dev/stackmap", os.O_RDWR)
+    second = limits_option()
+    first = limits_option(following=address_of(second))
+    unknown = bytearray(struct.pack("<QIIQ", 0, 77, 0, 24))
+    for option, told in ((first, second), (unknown, unknown)):
+        with pytest.raises(OSError) as caught:
+            register(fd, f"tcp:{NIC}", register_body(), options=address_of(option))
+        assert caught.value.errno == errno.EOPNOTSUPP
+        assert struct.unpack_from("<12xI", told)[0] == errno.EOPNOTSUPP
+    with pytest.raises(OSError) as caught:
+        register(fd, f"tcp:{NIC}", register_body(), options=8)
+    assert caught.value.errno == errno.EFAULT
+    register(fd, f"tcp:{NIC}", register_body())
+    os.close(fd)
+
+
+def test_what_is_granted() -> None:
+    with RawPort(spare=0, connections=0) as port:
+        assert (port.rings, port.tx_slots, port.rx_slots) == (1, 1024, 1024)
+        assert (port.spare, port.connections) == (4096, 16384)
+        assert port.stats()["bufs_free"] == 4096
+    with RawPort(16, 32, rings=3, extra=5, spare=7, connections=11) as port:
+        assert (port.rings, port.tx_slots, port.rx_slots) == (3, 16, 32)
+        assert (port.spare, port.connections) == (7, 11)
+        assert port.stats()["bufs_free"] == 7
+        assert len(port.extra_buffers()) == 5
+
+
+def test_more_connections_than_registered_for() -> None:
+    with RawPort(16, 16, connections=3) as port:
+        pairs = [connect_pair() for _ in range(4)]
+        ids = [port.attach(sock) for _peer, sock in pairs[:3]]
+        with pytest.raises(OSError) as caught:
+            port.attach(pairs[3][1])
+        assert caught.value.errno == errno.ENOSPC
+        port.detach(ids[1])
+        while (ids[1], b"", CLOSED, 0) not in port.receive():
+            pass
+        fourth = attach_once_there_is_room(port, pairs[3][1])
+        port.send(fourth, b"in")
+        assert pairs[3][0].recv(2) == b"in"
+        for peer, sock in pairs:
+            peer.close()
+            sock.close()
+
+
+def attach_once_there_is_room(port: RawPort, sock: socket.socket) -> int:
+    """A record is free when the last who may look at the old connection has gone."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return port.attach(sock)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def test_a_listener_keeps_what_it_has_no_room_for() -> None:
+    with RawPort(16, 16, connections=1) as port, socket.create_server((ADDRESS, 0)) as listener:
+        port.attach_to(0, listener, ATTACH_LISTENER)
+        peers = [in_peer_namespace() for _ in range(2)]
+        for number, peer in enumerate(peers):
+            peer.connect(listener.getsockname())
+            peer.sendall(b"peer %d" % number)
+        first, _address = listener.accept()
+        with pytest.raises(OSError) as caught:
+            listener.accept()
+        assert caught.value.errno == errno.ENOSPC
+        first.close()
+        deadline = time.monotonic() + 20
+        second = accept_once_there_is_room(port, listener)
+        assert second.getpeername() == peers[1].getsockname()
+        payload = b""
+        while payload != b"peer 1":
+            assert time.monotonic() < deadline
+            payload += b"".join(data for _id, data, event, _err in port.receive() if not event)
+        for sock in (second, *peers):
+            sock.close()
+
+
+def accept_once_there_is_room(port: RawPort, listener: socket.socket) -> socket.socket:
+    deadline = time.monotonic() + 20
+    while True:
+        port.receive()
+        try:
+            return listener.accept()[0]
+        except OSError as error:
+            if error.errno != errno.ENOSPC or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ({"rings": 65}, "1 to 64 pairs of rings, not 65"),
+        ({"tx_slots": 2}, "4 to 16384 slots, not 2 and 1024"),
+        ({"extra_buffers": MILLION}, "at most 1048576 buffers, not 1054720"),
+        ({"connections": MILLION + 1}, "at most 1048576 connections, not 1048577"),
+        ({"spare_buffers": MILLION - 4096}, r"not enough memory for .* buffers \(4088 MiB\)"),
+    ],
+)
+def test_the_library_says_which_limit(sizes: dict[str, int], sentence: str) -> None:
+    with pytest.raises(BackendUnavailableError, match=sentence):
+        RingPort(NIC, **sizes)
+
+
+# -- who pays --
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A memory cgroup with 100 MB."""
+    sh("""
+        mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
+        echo +memory >/sys/fs/cgroup/cgroup.subtree_control
+    """)
+    CGROUP.mkdir()
+    (CGROUP / "memory.max").write_text(str(100 << 20))
+    yield CGROUP
+    CGROUP.rmdir()
+
+
+def in_cgroup(cgroup: Path, program: str) -> str:
+    """Run Python in a cgroup; returns what it printed."""
+    enter = f"open({str(cgroup / 'cgroup.procs')!r}, 'w').write('0')\n"
+    command = [sys.executable, "-c", enter + program]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def test_what_the_cgroup_has_no_room_for_is_refused(cgroup: Path) -> None:
+    """Nobody is killed: the caller is told, and goes on with less."""
+    printed = in_cgroup(
+        cgroup,
+        f"""
+from stackmap import BackendUnavailableError, RingPort
+try:
+    RingPort({NIC!r}, spare_buffers=40_000)
+except BackendUnavailableError as refusal:
+    print(refusal)
+RingPort({NIC!r}).close()
+print("alive")
+""",
+    )
+    assert "not enough memory for the port's 42048 buffers (164 MiB)" in printed
+    assert f"memory.max of the cgroup {CGROUP.name} is {100 << 20} bytes" in printed
+    assert printed.endswith("alive\n")
+    events = dict(line.split() for line in (cgroup / "memory.events").read_text().splitlines())
+    assert (events["oom"], events["oom_kill"]) == ("0", "0")
+
+
+def test_the_caller_is_charged(cgroup: Path) -> None:
+    printed = in_cgroup(
+        cgroup,
+        f"""
+from pathlib import Path
+from stackmap import RingPort
+def charged():
+    return int(Path({str(cgroup / "memory.current")!r}).read_text())
+RingPort({NIC!r}).close()
+before = charged()
+port = RingPort({NIC!r}, spare_buffers=10_000)
+print(charged() - before)
+port.close()
+""",
+    )
+    region = (1024 + 1024 + 10_000) * 4096
+    assert 0.99 * region < int(printed) < 1.2 * region
+
+
+def test_memory_comes_back_when_the_port_closes(cgroup: Path) -> None:
+    """A port's pages are freed with it, so that the same room can be had again and again."""
+    for _ in range(5):
+        in_cgroup(cgroup, f"from stackmap import RingPort; RingPort({NIC!r}, spare_buffers=10_000)")
+    deadline = time.monotonic() + 20
+    while int((cgroup / "memory.current").read_text()) > 20 << 20:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
