@@ -21,7 +21,7 @@ PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackma
 CHECKED_PYTHON := stackmap cli testbed tests setup.py
 
 .NOTPARALLEL:
-.PHONY: demo lab bench-gate test test-host test-debug debug-kernel check check-python check-shell \
+.PHONY: demo lab bench-gate test test-host test-debug debug-kernel fuzz check check-python check-shell \
 	check-kmod kmod setup packages clean
 
 demo: setup
@@ -50,6 +50,16 @@ test-debug: setup debug-kernel
 	kernel=$$($(DEBUG_KERNEL) smp) && \
 	testbed/setup.sh module-for $$kernel $(CURDIR)/build/kmod/$$(ls $$kernel/lib/modules) && \
 	STACKMAP_REQUIRE=vm $(PYTEST) --kernel $$kernel --cpus 2 tests/vm
+
+# Hostile applications at random, beside an honest one.  KERNEL=uml (the default), smp, kcsan, 6.12
+# or 6.1; SEED=n repeats what a run's threads did.
+FUZZ_KERNEL = $(if $(filter file,$(origin KERNEL)),uml,$(KERNEL))
+MINUTES ?= 1
+fuzz: setup
+	@$(if $(filter uml smp kcsan,$(FUZZ_KERNEL)),testbed/setup.sh debug-packages && \
+		$(DEBUG_KERNEL) $(FUZZ_KERNEL) >/dev/null)
+	@$(PYTHON) -m tests.fuzz.run --kernel $(FUZZ_KERNEL) --minutes $(MINUTES) \
+		$(if $(SEED),--seed $(SEED))
 
 # What a request costs on rings, held to a figure that is kept; UPDATE=1 keeps the new one.
 bench-gate: setup
