@@ -16,7 +16,7 @@ comma := ,
 empty :=
 list = $(subst $(empty) ,$(comma),$(strip $(1)))
 
-PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackmap/_ring_build.py \
+PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackmap/_ring_build.py stackmap/_fast.c \
 	kmod/uapi/*.h testbed/_load.[ch] testbed/_mark.h testbed/_load_build.py)
 CHECKED_PYTHON := stackmap cli testbed tests setup.py
 
@@ -117,5 +117,5 @@ kmod: packages
 	@testbed/setup.sh module $(CURDIR)/build/kmod
 
 clean:
-	rm -rf build dist out *.egg-info stackmap/_ring_c.* testbed/_load_c.* $(VENV)
+	rm -rf build dist out *.egg-info stackmap/_ring_c.* stackmap/_fast.*.so testbed/_load_c.* $(VENV)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

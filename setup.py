@@ -1,5 +1,16 @@
-"""The part of the packaging that pyproject.toml cannot express: extension modules made by cffi."""
+"""The part of the packaging that pyproject.toml cannot express: extension modules."""
 
-from setuptools import setup
+from setuptools import Extension, setup
 
-setup(cffi_modules=["stackmap/_ring_build.py:ffibuilder", "testbed/_load_build.py:ffibuilder"])
+fast = Extension(
+    "stackmap._fast",
+    ["stackmap/_fast.c", "stackmap/_ring.c"],
+    include_dirs=["stackmap", "kmod/uapi"],
+    depends=["stackmap/_ring.h", "kmod/uapi/stackmap.h"],
+    extra_compile_args=["-O2", "-Wall", "-Wextra"],
+)
+
+setup(
+    ext_modules=[fast],
+    cffi_modules=["stackmap/_ring_build.py:ffibuilder", "testbed/_load_build.py:ffibuilder"],
+)

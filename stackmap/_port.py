@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable
 
+    from ._fast import Segment
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -52,27 +54,6 @@ class Event(enum.IntFlag):
     #: The connection is new, and another thread put it on this ring (only with several rings, see
     #: :meth:`stackmap.RingPort.place`).
     OPEN = 32
-
-
-class Segment:
-    """Received payload, or an event, of one connection.
-
-    ``view`` is a read-only view of the receive buffer.  It is valid until the next
-    :meth:`Port.exchange`, which takes the buffer back: using it afterwards raises ``ValueError``.
-    Copy what you keep (``bytes(view)``).
-    """
-
-    __slots__ = ("connection", "errno", "event", "view")
-
-    def __init__(self, connection: Connection, view: memoryview, event: Event, errno: int) -> None:
-        self.connection = connection
-        self.view = view
-        self.event = event
-        self.errno = errno
-
-    def __repr__(self) -> str:
-        what = f"{self.event!r} errno={self.errno}" if self.event else f"{len(self.view)} bytes"
-        return f"<Segment {what} of {self.connection!r}>"
 
 
 @dataclass(frozen=True, slots=True)

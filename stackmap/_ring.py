@@ -1,7 +1,8 @@
 """The first backend: a pair of rings shared with the kernel module, and the connections on it.
 
 One exchange is one system call: it sends the batch that was written, polls the NIC, and returns
-what arrived for all connections.  Slots are walked in C, a batch per call (:mod:`_ring.c`).
+what arrived for all connections.  Slots are walked in C, a batch per call (``_ring.c``); batches
+with nothing but small messages also become segments there (``_fast.c``).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import select
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from ._port import Buffer, Connection, Event, HasFileno, Port, PortStats, Segment
+from ._fast import FastPath, Segment
+from ._port import Buffer, Connection, Event, HasFileno, Port, PortStats
 from ._ring_c import ffi, lib
 from ._tcp_state import TcpState
 from ._watch import Watches
@@ -39,8 +41,6 @@ _EVENTS = [Event(flags) for flags in range(64)]
 #: listener, record, family, port and address of a struct sm_open
 _OPENED = struct.Struct("=IIH2s16s")
 _SLOT_OPEN = Event.OPEN.value
-_smr_write = lib.smr_write
-_smr_exchange = lib.smr_exchange
 _IN_USE = (
     "a view received from {} is still in use; "
     "release its slices (or copy them) before the next exchange"
@@ -50,7 +50,7 @@ _IN_USE = (
 class RingConnection(Connection):
     """One TCP connection whose payload travels in ring slots."""
 
-    __slots__ = ("_announced", "_pair", "_paused", "_record", "_released", "ring")
+    __slots__ = ("_announced", "_fast", "_paused", "_record", "_released", "ring")
 
     def __init__(
         self, ring: Ring, sock: socket.socket, id: int, record: int, *, announced: bool = False
@@ -60,7 +60,7 @@ class RingConnection(Connection):
         self._announced = announced
         #: The ring that carries it.
         self.ring = ring
-        self._pair: Any = ring._pair
+        self._fast = ring._fast
         self._record = record
         self._paused = False
         self._released = False
@@ -96,16 +96,11 @@ class RingConnection(Connection):
     def write(self, data: Buffer) -> None:
         """Send ``data``; see :meth:`Connection.write`."""
         # The common case without the generality of _send(): bytes that fit into the ring.
-        if not self._waiting and not self._shutdown:
-            if type(data) is memoryview and len(data) <= _SMALL:
-                data = data.tobytes()  # costs less than lending so little to C
-            if type(data) is bytes:
-                size = len(data)
-                if size <= _WRITE_MAX:
-                    taken = _smr_write(self._pair, self.id, data, size)
-                    if taken == size:
-                        return
-                    data = memoryview(data)[taken:]
+        if not (self._waiting or self._shutdown):
+            taken = self._fast.write(self.id, data)
+            if taken is None:
+                return
+            data = memoryview(data).cast("B")[taken:]
         super().write(data)
 
     def forward(self, segment: Segment) -> None:
@@ -125,7 +120,7 @@ class RingConnection(Connection):
             and not self._shutdown
         ):
             segment._take()
-            if lib.smr_forward(segment.ring._pair, segment._slot, self._pair, self.id):
+            if lib.smr_forward(segment.ring._pair, segment._slot, self.ring._pair, self.id):
                 segment._slot = -1
                 return
             segment.view = segment._lend()
@@ -288,6 +283,7 @@ class Ring(Port):
         self._watches = Watches(self._epoll)
         self._epoll.register(self._pair.fd, select.EPOLLIN)
         self._pair.epoll = self._epoll.fileno()
+        self._fast = FastPath(int(ffi.cast("uintptr_t", self._pair)), self._pair, _NO_EVENT)
 
     def fileno(self) -> int:
         """A descriptor that is readable when :meth:`exchange` would return something."""
@@ -340,29 +336,14 @@ class Ring(Port):
 
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
         """Send everything written, and return everything received; see :meth:`Port.exchange`."""
-        self._take_back()
-        if self._after_send:
-            # A FIN goes behind what was written, but must not wait until something arrives.
-            self._send_batch()
-            self._finish_sent()
+        if self._shown:
+            self._take_back()
         if self._after_send or self._starved or self._unsettled:
-            # The kernel is short of buffers, or another thread is about to return from accept().
-            # No event says when that is over.
-            timeout = _SHORTAGE if timeout is None else min(timeout, _SHORTAGE)
-        count = _smr_exchange(self._pair, -1.0 if timeout is None else timeout)
-        found = self._found
-        if count < 0:
-            self._check(count, "sync")
-        if found[1]:
-            self._give_back(found[1])
-        segments = self._segments(count, found[0]) if count else []
-        if self._starved:
-            self._feed(segments)
-        if self._unsettled:
-            self._settle(segments)
-        if found[2]:
-            self._watches.run(list(self._watched[0 : found[2]]))
-        return segments
+            timeout = self._finish_first(timeout)
+        found = self._fast.exchange(timeout, self._connections)
+        if type(found) is list and not (self._starved or self._unsettled):
+            return found
+        return self._sort_out(found)
 
     def watch(self, file: HasFileno, callback: Callable[[], None]) -> None:
         """Call ``callback`` from :meth:`exchange` whenever ``file`` is readable."""
@@ -390,6 +371,8 @@ class Ring(Port):
         if self._closed:
             return
         self._take_back()
+        if shown := self._fast.release():
+            self._complain(shown)
         with contextlib.suppress(OSError):
             self._send_batch()
         self._check(lib.smr_close_pair(self._pair), "close")
@@ -404,14 +387,45 @@ class Ring(Port):
         self._epoll.close()
         self._pages.clear()
 
+    def _finish_first(self, timeout: float | None) -> float | None:
+        """Do what must not wait until something arrives; returns how long to wait for that."""
+        if self._after_send:
+            # A FIN goes behind what was written.
+            self._send_batch()
+            self._finish_sent()
+        if self._after_send or self._starved or self._unsettled:
+            # The kernel is short of buffers, or another thread is about to return from accept().
+            # No event says when that is over.
+            return _SHORTAGE if timeout is None else min(timeout, _SHORTAGE)
+        return timeout
+
     # -- receiving --
+
+    def _sort_out(self, found: list[Segment] | int | None) -> list[Segment]:
+        """Go on where an exchange was not one of the usual, quick ones."""
+        if found is None:
+            self._complain(self._fast.release() or [])
+        if isinstance(found, list):
+            segments, ready = found, 0
+        else:
+            self._check(min(found, 0), "sync")
+            staged, refused, ready = self._found
+            if refused:
+                self._give_back(refused)
+            segments = self._segments(found, staged) if found else []
+        if self._starved:
+            self._feed(segments)
+        if self._unsettled:
+            self._settle(segments)
+        if ready:
+            self._watches.run(list(self._watched[0:ready]))
+        return segments
 
     def _segments(self, count: int, staged: int) -> list[Segment]:
         """What the last exchange received."""
         segments: list[Segment] = []
         append = segments.append
         find = self._connections.get
-        new = object.__new__
         # A copy of its own, so that a view of it can never show other data.
         self._small = self._staging[:staged]
         small = memoryview(self._small)
@@ -429,13 +443,7 @@ class Ring(Port):
             elif connection._closing:
                 continue
             elif size <= _SMALL:
-                # Segment(...) in steps: a call of its __init__() would cost twice as much.
-                segment = new(Segment)
-                segment.connection = connection
-                segment.view = small[start : start + size]
-                segment.event = _NO_EVENT
-                segment.errno = 0
-                append(segment)
+                append(Segment(connection, small[start : start + size], _NO_EVENT, 0))
             else:
                 page = self._pages.get(buf)
                 if page is None:
@@ -490,9 +498,13 @@ class Ring(Port):
         except BufferError:
             in_use = True
         if in_use:
-            owners = {repr(segment.connection) for segment in segments}
-            raise BufferError(_IN_USE.format(" or ".join(sorted(owners))))
+            self._complain(segments)
         self._shown = []
+
+    @staticmethod
+    def _complain(segments: list[Segment]) -> NoReturn:
+        owners = {repr(segment.connection) for segment in segments}
+        raise BufferError(_IN_USE.format(" or ".join(sorted(owners))))
 
     # -- connections that this thread did not make --
 
@@ -546,7 +558,7 @@ class Ring(Port):
         del self._unclaimed[id]
         found.id = id
         found.ring = self
-        found._pair = self._pair
+        found._fast = self._fast
         found._record = unclaimed.record
         self._begin(found, segments)
         for flags, code, data in unclaimed.slots:

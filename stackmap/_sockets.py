@@ -19,7 +19,8 @@ import struct
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
-from ._port import Buffer, Connection, Event, HasFileno, Listener, Port, PortStats, Segment
+from ._fast import Segment
+from ._port import Buffer, Connection, Event, HasFileno, Listener, Port, PortStats
 from ._watch import Watches
 
 if TYPE_CHECKING:

@@ -1,0 +1,138 @@
+"""Batches of small messages, which C makes and takes back: who uses them, and what is left."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from stackmap import Event, RingPort, Segment
+from tests.guest.wire import NIC, connect_pair
+
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def port() -> Iterator[RingPort]:
+    with RingPort(NIC) as port:
+        yield port
+
+
+def payloads(port: RingPort) -> list[Segment]:
+    """The next batch that is not empty."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if segments := port.exchange(0.1):
+            return segments
+    raise AssertionError("nothing has arrived")
+
+
+def test_nothing_is_left_of_what_was_echoed(port: RingPort) -> None:
+    peer, sock = connect_pair()
+    connection = port.attach(sock)
+
+    def echo(times: int) -> None:
+        for number in range(times):
+            peer.sendall(b"%060d" % number)
+            for segment in payloads(port):
+                segment.connection.write(segment.view)
+            port.exchange(0)
+            assert peer.recv(100) == b"%060d" % number
+        gc.collect()
+
+    echo(50)
+    references = sys.getrefcount(connection), sys.getrefcount(Event.NONE), sys.getrefcount(None)
+    blocks = sys.getallocatedblocks()
+    echo(1000)
+    assert sys.getallocatedblocks() - blocks < 100
+    for before, now in zip(
+        references,
+        (sys.getrefcount(connection), sys.getrefcount(Event.NONE), sys.getrefcount(None)),
+        strict=True,
+    ):
+        assert now - before < 100
+    peer.close()
+
+
+def test_a_slice_that_is_kept_stops_the_port_until_it_is_released(port: RingPort) -> None:
+    peer, sock = connect_pair()
+    connection = port.attach(sock)
+    peer.sendall(b"kept")
+    (segment,) = payloads(port)
+    kept = segment.view[1:3]
+    for _ in range(2):
+        with pytest.raises(BufferError, match=f"RingConnection {connection.id}"):
+            port.exchange()
+    assert bytes(kept) == b"ep"
+    kept.release()
+    peer.sendall(b"next")
+    (segment,) = payloads(port)
+    assert bytes(segment.view) == b"next"
+    peer.close()
+
+
+def test_a_port_with_a_kept_slice_does_not_close(port: RingPort) -> None:
+    peer, sock = connect_pair()
+    port.attach(sock)
+    peer.sendall(b"kept")
+    (segment,) = payloads(port)
+    kept = segment.view[1:3]
+    with pytest.raises(BufferError):
+        port.close()
+    assert bytes(kept) == b"ep"
+    kept.release()
+    peer.close()
+
+
+def test_views_end_with_the_next_exchange(port: RingPort) -> None:
+    peer, sock = connect_pair()
+    port.attach(sock)
+    peer.sendall(b"gone")
+    (segment,) = payloads(port)
+    view = segment.view
+    port.exchange()
+    for late in (view, segment.view):
+        with pytest.raises(ValueError, match="released"):
+            bytes(late)
+    peer.close()
+
+
+def test_small_and_large_in_one_batch(port: RingPort) -> None:
+    peer, sock = connect_pair()
+    other_peer, other_sock = connect_pair()
+    port.attach(sock)
+    port.attach(other_sock)
+    peer.sendall(b"small")
+    other_peer.sendall(b"L" * 3000)
+    received: dict[int, bytes] = {}
+    deadline = time.monotonic() + PATIENCE
+    while sum(map(len, received.values())) < 3005:
+        assert time.monotonic() < deadline
+        for segment in port.exchange(0.1):
+            number = segment.connection.sock.fileno()
+            received[number] = received.get(number, b"") + bytes(segment.view)
+    assert received == {sock.fileno(): b"small", other_sock.fileno(): b"L" * 3000}
+    peer.close()
+    other_peer.close()
+
+
+def test_a_view_of_larger_items_is_written_as_bytes(port: RingPort) -> None:
+    peer, sock = connect_pair()
+    connection = port.attach(sock)
+    connection.write(memoryview(b"12345678" * 8).cast("Q"))
+    port.exchange()
+    received = b""
+    while len(received) < 64:
+        received += peer.recv(100)
+    assert received == b"12345678" * 8
+    peer.close()
+
+
+def test_a_closed_port_says_so() -> None:
+    port = RingPort(NIC)
+    port.close()
+    with pytest.raises(ValueError, match="the port is closed"):
+        port.exchange()
