@@ -21,7 +21,8 @@ PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackma
 CHECKED_PYTHON := stackmap cli testbed tests setup.py
 
 .NOTPARALLEL:
-.PHONY: demo lab bench-gate test test-host test-debug debug-kernel fuzz check check-python check-shell \
+.PHONY: demo lab bench-gate bench-connections soak test test-host test-debug test-lifetimes \
+	debug-kernel fuzz check check-python check-shell \
 	check-kmod kmod setup packages clean
 
 demo: setup
@@ -60,6 +61,28 @@ fuzz: setup
 		$(DEBUG_KERNEL) $(FUZZ_KERNEL) >/dev/null)
 	@$(PYTHON) -m tests.fuzz.run --kernel $(FUZZ_KERNEL) --minutes $(MINUTES) \
 		$(if $(SEED),--seed $(SEED))
+
+# Every end of a port in every situation, ROUNDS times on the debug kernels and once on Debian's.
+ROUNDS ?= 20
+test-lifetimes: setup
+	@testbed/setup.sh debug-packages && for variant in uml smp; do $(DEBUG_KERNEL) $$variant; done
+	$(PYTHON) -m tests.debug.uml --leaks --timeout 14400 env STACKMAP_ROUNDS=$(ROUNDS) \
+		$(abspath $(PYTHON)) -B -m pytest -q -p no:cacheprovider tests/guest/test_lifetimes.py
+	kernel=$$($(DEBUG_KERNEL) smp) && \
+	testbed/setup.sh module-for $$kernel $(CURDIR)/build/kmod/$$(ls $$kernel/lib/modules) && \
+	STACKMAP_ROUNDS=$(ROUNDS) $(PYTEST) --kernel $$kernel --cpus 2 tests/vm/test_unplug.py
+	for kernel in $(KERNELS); do STACKMAP_ROUNDS=1 $(PYTEST) --kernel $$kernel \
+		-k 'lifetimes or unplug' tests/vm || exit 1; done
+
+# Messages over a lossy wire, with applications that are killed; KERNEL=uml (the default), 6.12, 6.1.
+MESSAGES ?= 10000000
+soak: setup
+	@$(if $(filter uml,$(FUZZ_KERNEL)),testbed/setup.sh debug-packages && $(DEBUG_KERNEL) uml >/dev/null)
+	@$(PYTHON) -m tests.soak --kernel $(FUZZ_KERNEL) --messages $(MESSAGES) --out out/soak.json
+
+# What a request costs with ten thousand connections, compared to a hundred.
+bench-connections: setup
+	@$(PYTHON) -m stackmap_testbed.crowd --kernel $(KERNEL) --out out/bench-connections.json
 
 # What a request costs on rings, held to a figure that is kept; UPDATE=1 keeps the new one.
 bench-gate: setup

@@ -44,6 +44,8 @@ struct load {
 	unsigned int connections;
 	unsigned int alive;
 	unsigned int outstanding;
+	unsigned int window;		/* closed loop: outstanding at most */
+	unsigned int turn;		/* where the search for the next idle connection begins */
 	const struct load_exchange *exchanges;
 	const uint32_t *order;
 	size_t order_len;
@@ -208,6 +210,22 @@ static bool may_start(const struct load *load)
 	return load->running && (!load->max_started || load->started < load->max_started);
 }
 
+/* The next connection in turn that has nothing outstanding; NULL if there is none. */
+static struct connection *next_idle(struct load *load)
+{
+	unsigned int n;
+
+	for (n = 0; n < load->connections; n++) {
+		struct connection *c = &load->connection[load->turn];
+
+		if (++load->turn == load->connections)
+			load->turn = 0;
+		if (c->state == IDLE)
+			return c;
+	}
+	return NULL;
+}
+
 static void finish(struct load *load, struct connection *c)
 {
 	int64_t now = load_now_ns();
@@ -223,7 +241,9 @@ static void finish(struct load *load, struct connection *c)
 	load->outstanding--;
 	c->state = IDLE;
 	c->due += load->interval * load->connections;
-	if (may_start(load) && (!load->interval || c->due <= now))
+	if (load->window < load->connections)
+		c = next_idle(load);
+	if (c && may_start(load) && (!load->interval || c->due <= now))
 		start(load, c, now);
 }
 
@@ -265,7 +285,7 @@ static int64_t start_due(struct load *load)
 
 		if (c->state != IDLE)
 			continue;
-		if (!may_start(load))
+		if (!may_start(load) || load->outstanding >= load->window)
 			return INT64_MAX;
 		if (!load->interval || c->due <= now)
 			start(load, c, now);
@@ -358,6 +378,7 @@ struct load *load_new(const int *fds, unsigned int connections,
 		return NULL;
 	load->connections = connections;
 	load->alive = connections;
+	load->window = connections;
 	load->exchanges = exchanges;
 	load->order = order;
 	load->order_len = order_len;
@@ -386,6 +407,11 @@ err_close:
 err_free:
 	free(load);
 	return NULL;
+}
+
+void load_set_window(struct load *load, unsigned int window)
+{
+	load->window = window;
 }
 
 void load_free(struct load *load)

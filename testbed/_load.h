@@ -43,6 +43,12 @@ struct load *load_new(const int *fds, unsigned int connections,
 void load_free(struct load *load);
 
 /*
+ * Of a closed loop only: have no more than this many requests outstanding, on the connections in
+ * turn.
+ */
+void load_set_window(struct load *load, unsigned int window);
+
+/*
  * Send and receive until a time (CLOCK_MONOTONIC, 0: no limit) or until this many requests have
  * been started since the load was made (0: no limit).  Only requests started in a call with
  * record set are recorded.  Returns 0 when a limit was reached, -EINTR on a signal (call again),

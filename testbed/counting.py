@@ -104,8 +104,8 @@ def _devices(plugin: Path, counts: Path) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def counting_guest(kernel: Kernel) -> Iterator[tuple[Guest, Counter]]:
-    """Boot the machine.
+def counting_guest(kernel: Kernel, memory: int = _MEMORY_MB) -> Iterator[tuple[Guest, Counter]]:
+    """Boot the machine, with so many megabytes.
 
     Raises:
         LabError: it cannot be built or does not boot.
@@ -119,7 +119,7 @@ def counting_guest(kernel: Kernel) -> Iterator[tuple[Guest, Counter]]:
             kernel=kernel,
             accel="icount",
             cpus=1,
-            memory=_MEMORY_MB,
+            memory=memory,
             command_line=_COMMAND_LINE,
             extra=_devices(build_plugin(workdir), counts),
         )

@@ -1,9 +1,9 @@
 """Load an echo server and mark the measured part for a counter of instructions.
 
-``python -m stackmap_testbed.echo_load ADDRESS PORT REQUESTS CONNECTIONS...`` keeps one message
-outstanding on each of so many connections, for one number of connections after the other.  Once
-the server is warm, a marker (``_mark.h``) is executed at both ends of ``REQUESTS`` messages.
-Prints one line of JSON for each.
+``python -m stackmap_testbed.echo_load ADDRESS PORT REQUESTS CONNECTIONS[/WINDOW]...`` keeps one
+message outstanding on each of so many connections, for one number of connections after the other;
+with a window, on so many of them at a time, in turn.  Once the server is warm, a marker
+(``_mark.h``) is executed at both ends of ``REQUESTS`` messages.  Prints one line of JSON for each.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ def _messages() -> list[Exchange]:
     return [Exchange(text, text) for text in (chance.randbytes(64) for _ in range(_MESSAGES))]
 
 
-def measure(address: str, port: int, requests: int, connections: int) -> dict[str, int]:
+def measure(
+    address: str, port: int, requests: int, connections: int, window: int | None
+) -> dict[str, int]:
     """Warm up with as many messages as are then measured.
 
     Raises:
         OSError: the server cannot be reached.
     """
     with connected(address, port, connections, _PATIENCE) as fds:
-        load = Load(fds, _messages(), array("I", range(_MESSAGES)))
+        load = Load(fds, _messages(), array("I", range(_MESSAGES)), window=window)
         load.run(None, requests, record=False)
         lib.load_mark()
         load.run(None, requests, record=True)
@@ -48,5 +50,16 @@ def measure(address: str, port: int, requests: int, connections: int) -> dict[st
 
 
 if __name__ == "__main__":
-    for number in sys.argv[4:]:
-        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(number))))
+    for words in sys.argv[4:]:
+        number, _, window = words.partition("/")
+        print(
+            json.dumps(
+                measure(
+                    sys.argv[1],
+                    int(sys.argv[2]),
+                    int(sys.argv[3]),
+                    int(number),
+                    int(window) if window else None,
+                )
+            )
+        )

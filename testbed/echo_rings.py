@@ -12,7 +12,7 @@ def serve(address: str, port_number: int, nic: str) -> None:
     """Send back what comes, until the process is ended."""
     with (
         open_port("stackmap", nic) as port,
-        socket.create_server((address, port_number), backlog=256) as listener,
+        socket.create_server((address, port_number), backlog=4096) as listener,
     ):
 
         def accept() -> None:

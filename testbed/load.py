@@ -162,6 +162,8 @@ class Load:
         exchanges: what may be sent.
         order: the exchanges' numbers, in the order in which connections send them.
         interval_ns: of an open loop; 0 for a closed one.
+        window: of a closed loop: how many requests are outstanding, on the connections in turn;
+            without it, one on each.
     """
 
     def __init__(
@@ -170,6 +172,7 @@ class Load:
         exchanges: Sequence[Exchange],
         order: array[int],
         interval_ns: int = 0,
+        window: int | None = None,
     ) -> None:
         self._exchanges = exchanges
         self._buffers = []
@@ -186,6 +189,8 @@ class Load:
         if load == ffi.NULL:
             raise OSError(ffi.errno, "the load generator cannot watch its connections")
         self._load = ffi.gc(load, lib.load_free)
+        if window is not None:
+            lib.load_set_window(load, window)
 
     def run(self, seconds: float | None, requests: int | None, *, record: bool) -> None:
         """Drive the connections for a time or a number of requests (or until none is left)."""

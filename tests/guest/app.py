@@ -27,7 +27,10 @@ class Status:
     accepted: int
     taken: int
     pinned: int
+    sent: int
+    released_by_ack: int
     released_by_reset: int
+    bad: int
     unknown: int
     pending: int
     written: list[int]

@@ -12,43 +12,18 @@ import os
 import resource
 import sys
 import time
-from pathlib import Path
 
 from tests.guest.app import Nursery
 from tests.guest.lifetimes import Round, close_sockets_first
+from tests.guest.memory import in_use, settle
 from tests.guest.peer import Peer
-from tests.guest.site import KernelLog, Site, eventually, references, sh
+from tests.guest.site import KernelLog, Site, eventually, references
 from tests.guest.victim import MAX_FILES
-
-_SHRINK = ("TCP", "request_sock_TCP", "tw_sock_TCP", "sock_inode_cache", "filp", "dentry")
-
-
-def settle() -> None:
-    """Give back what is only kept in reserve."""
-    sh("sync; echo 3 >/proc/sys/vm/drop_caches")
-    for cache in _SHRINK:
-        shrink = Path("/sys/kernel/slab", cache, "shrink")
-        if shrink.exists():
-            shrink.write_text("1\n")
-
-
-def memory() -> dict[str, int]:
-    """What the kernel's memory is used for, in KiB, and what it has for TCP."""
-    found = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, value = line.split()[:2]
-        if name in {"MemAvailable:", "SUnreclaim:", "VmallocUsed:", "Percpu:"}:
-            found[name[:-1]] = int(value)
-    words = Path("/proc/net/sockstat").read_text().split()
-    for name in ("alloc", "mem", "tw", "orphan"):
-        found[f"TCP {name}"] = int(words[words.index(name, words.index("TCP:")) + 1])
-    found["references"] = references()
-    return found
 
 
 def tell(moment: str, **more: object) -> None:
     """Say how much memory is in use."""
-    print(json.dumps({"moment": moment, **memory(), **more}), flush=True)
+    print(json.dumps({"moment": moment, **in_use(), **more}), flush=True)
 
 
 def once(nursery: Nursery, log: KernelLog, count: int) -> None:

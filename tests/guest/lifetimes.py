@@ -88,6 +88,7 @@ class Round:
         status = self.app.status()
         assert status.wrong == 0
         assert status.unknown == 0
+        assert status.bad == 0
         assert set(status.events) <= {"WRITABLE"}, status.events
 
     def pass_acks(self) -> None:

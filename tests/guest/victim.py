@@ -9,6 +9,7 @@ the kernel has accepted from it: a promise that must be kept after its death.
 from __future__ import annotations
 
 import collections
+import contextlib
 import fcntl
 import json
 import mmap
@@ -20,12 +21,15 @@ import struct
 import sys
 import termios
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyroute2 import netns
 
 from stackmap import BackendUnavailableError, Connection, Event, RingPort
 from tests.guest.pattern import TRAILER, pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CHUNK = 16384
 QUEUED = 1 << 15
@@ -61,6 +65,8 @@ class Victim:
         self.promise = promise
         self.called = False
         self.stalled = False
+        #: What to do with the port, once there is something to do.
+        self.exchange: Callable[[float], None] | None = None
         self.lines: list[Line] = []
         self.wrong = 0
         self.events: collections.Counter[str] = collections.Counter()
@@ -70,11 +76,12 @@ class Victim:
 
     def run(self) -> None:
         """Obey until told to exit."""
-        while not self.lines or self.stalled:
+        while self.exchange is None or self.stalled:
             self.obey()
         while True:
             more = self._write()
             self.exchange(0.0 if more else 1.0)
+            self.promise[: PROMISE.size] = PROMISE.pack(self.port.stats().ring_bytes_tx)
             if self.called:
                 self.called = False
                 self.obey()
@@ -104,8 +111,8 @@ class Victim:
                 more = more or line.connection.pending < QUEUED
         return more
 
-    def exchange(self, timeout: float) -> None:
-        """One exchange; what came is checked, and what was accepted is promised."""
+    def _check(self, timeout: float) -> None:
+        """One exchange; what came must be the lines' streams."""
         for segment in self.port.exchange(timeout):
             line: Line = segment.connection.app
             if segment.event:
@@ -117,22 +124,30 @@ class Victim:
             if bytes(segment.view) != pattern(2 * line.number + 1, line.received, size):
                 self.wrong += 1
             line.received += size
-        self.promise[: PROMISE.size] = PROMISE.pack(self.port.stats().ring_bytes_tx)
+
+    def _echo(self, timeout: float) -> None:
+        """One exchange; what came is sent back."""
+        for segment in self.port.exchange(timeout):
+            if segment.event & (Event.EOF | Event.ERROR):
+                segment.connection.close()
+            elif not segment.event:
+                segment.connection.write(segment.view)
 
     # -- orders --
 
-    def do_open(self, namespace: str, nic: str, address: str, **rings: int) -> int:
+    def do_open(self, namespace: str, nic: str, address: str, number: int = 0, **rings: int) -> int:
         """Open a port and a listener in a namespace; returns the listener's number."""
         netns.setns(namespace)
         self.nic = nic
         self.port = RingPort(nic, **rings)
-        self.listener = socket.create_server((address, 0), backlog=4096)
-        number: int = self.listener.getsockname()[1]
-        return number
+        self.listener = socket.create_server((address, number), backlog=4096)
+        granted: int = self.listener.getsockname()[1]
+        return granted
 
     def do_accept(self, count: int, give_up_ms: int) -> None:
         """Accept and attach; afterwards exchanges go on by themselves."""
-        if not self.lines:
+        if self.exchange is None:
+            self.exchange = self._check
             self.port.watch(self.control, self._call)
         for number in range(len(self.lines), len(self.lines) + count):
             accepted, _address = self.listener.accept()
@@ -142,6 +157,18 @@ class Victim:
             line = Line(number, self.port.attach(accepted), spare)
             line.connection.app = line
             self.lines.append(line)
+
+    def do_echo(self) -> None:
+        """Attach whoever connects from now on, and send back what comes."""
+        self.listener.setblocking(False)
+        self.exchange = self._echo
+        self.port.watch(self.control, self._call)
+        self.port.watch(self.listener, self._accept)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            accepted, _address = self.listener.accept()
+            self.port.attach(accepted)
 
     def do_send(self, size: int) -> int:
         """Send the next bytes on each connection."""
@@ -170,7 +197,10 @@ class Victim:
             "accepted": stats.ring_bytes_tx,
             "taken": stats.ring_bytes_rx,
             "pinned": stats.slots_pinned,
+            "sent": stats.slots_sent,
+            "released_by_ack": stats.slots_released_by_ack,
             "released_by_reset": stats.slots_released_by_reset,
+            "bad": stats.bad_slots + stats.bad_rings,
             "unknown": stats.unknown_connections,
             "pending": sum(line.connection.pending for line in self.lines),
             "written": [line.written for line in self.lines],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ def test_inside(server: Guest, file: str) -> None:
             "--timeout", "600", "-x", "--tb=short", str(INSIDE / file),
         ],
         timeout=880,
+        env={"STACKMAP_ROUNDS": os.environ.get("STACKMAP_ROUNDS", "0")},
         check=False,
     )  # fmt: skip
     report = result.stdout[-8000:] + result.stderr[-2000:]

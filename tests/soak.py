@@ -1,0 +1,112 @@
+"""Soak the module: ``python -m tests.soak --messages 10000000 --out out/soak.json``.
+
+Runs ``tests/guest/soak.py`` inside the user-mode Linux debug kernel, which also looks for leaked
+memory at the end, or with ``--kernel 6.12`` in a guest of the lab, on a stock kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from stackmap_testbed.errors import GuestCommandError, KernelLogError, LabError
+from stackmap_testbed.kernels import module_for
+from stackmap_testbed.lab import Lab
+from tests.debug.kernels import NotBuiltError, find_debug_kernel
+from tests.debug.uml import Options, run_in_uml
+
+UML = "uml"
+#: Seconds per message that no machine should need, and for all that is not messages.
+_PATIENCE_EACH, _PATIENCE = 1e-3, 600.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the guest said, and what is wrong."""
+
+    output: str
+    complaints: list[str]
+
+
+def soak_in_uml(command: list[str], patience: float) -> Outcome:
+    """Run it under the debug kernel, and look for leaks when the module is unloaded.
+
+    Raises:
+        NotBuiltError: there is no such kernel.
+    """
+    options = Options(leaks=True, timeout=patience)
+    report = run_in_uml(find_debug_kernel(UML), command, options)
+    complaints = list(report.complaints)
+    if report.status != 0:
+        complaints.append(f"the program's status is {report.status}")
+    return Outcome(report.output, complaints)
+
+
+def soak_in_lab(kernel: str, command: list[str], patience: float) -> Outcome:
+    """Run it in a guest.
+
+    Raises:
+        LabError: the guest does not boot.
+    """
+    with Lab(kernel=kernel, guests=("server",)) as lab:
+        lab.server.insmod(module_for(lab.release))
+        done = lab.server.run(command, timeout=patience, check=False)
+        complaints = [] if done.returncode == 0 else [done.stderr]
+        try:
+            lab.server.run("rmmod stackmap")
+            lab.server.check_kernel_log()
+        except (GuestCommandError, KernelLogError) as complaint:
+            complaints.append(str(complaint))
+    return Outcome(done.stdout, complaints)
+
+
+def lines_of(output: str) -> list[dict[str, object]]:
+    """The reports in a program's output, which may hold other lines."""
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def main() -> int:
+    """Soak, write what came of it; the exit status says whether all was well."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--messages", type=int, default=10_000_000)
+    parser.add_argument("--kernel", default=UML, help="uml, or a series of Debian's")
+    parser.add_argument("--out", type=Path, default=Path("out/soak.json"))
+    args = parser.parse_args()
+    command = [sys.executable, "-B", "-m", "tests.guest.soak", str(args.messages)]
+    patience = _PATIENCE + _PATIENCE_EACH * args.messages
+    try:
+        if args.kernel == UML:
+            outcome = soak_in_uml(command, patience)
+        else:
+            outcome = soak_in_lab(args.kernel, command, patience)
+    except (LabError, NotBuiltError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    *applications, total = lines_of(outcome.output) or [{}]
+    figures = {**total, "applications": applications, "wrong": outcome.complaints}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(figures, indent=2) + "\n")
+    print(*outcome.complaints, sep="\n")
+    good = (
+        not outcome.complaints
+        and int(str(total.get("messages", 0))) >= args.messages
+        and total["wrong_bytes"] == 0
+        and not total["complaints"]
+    )
+    if good:
+        print(
+            f"{args.out}: {total['messages']} messages in {total['seconds']} s, "
+            f"{total['finished']} streams to their end, {total['reset']} reset, "
+            f"{total['cut_off']} cut off by killing the application {total['killed']} times; "
+            f"no wrong byte, no leak"
+        )
+    else:
+        print(outcome.output[-4000:], file=sys.stderr)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
