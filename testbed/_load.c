@@ -278,14 +278,21 @@ static void receive_some(struct load *load, struct connection *c)
 static int64_t start_due(struct load *load)
 {
 	int64_t now = load_now_ns(), earliest = INT64_MAX;
+	struct connection *idle;
 	unsigned int i;
 
+	if (load->window < load->connections) {
+		while (may_start(load) && load->outstanding < load->window &&
+		       (idle = next_idle(load)))
+			start(load, idle, now);
+		return INT64_MAX;
+	}
 	for (i = 0; i < load->connections; i++) {
 		struct connection *c = &load->connection[i];
 
 		if (c->state != IDLE)
 			continue;
-		if (!may_start(load) || load->outstanding >= load->window)
+		if (!may_start(load))
 			return INT64_MAX;
 		if (!load->interval || c->due <= now)
 			start(load, c, now);

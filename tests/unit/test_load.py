@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import select
 import shutil
 import socket
 import subprocess
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from stackmap_testbed.load import LoadPlan, key_of, main, run_load, value_of
+from stackmap_testbed.load import Exchange, Load, LoadPlan, key_of, main, run_load, value_of
 
 MEMCACHED = shutil.which("memcached") or "/usr/bin/memcached"
 
@@ -201,3 +203,28 @@ def test_command_line(memcached: LoadPlan, capsys: pytest.CaptureFixture[str]) -
 def test_command_line_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--host", "127.0.0.1", "--port", str(free_port())]) == 1
     assert "error: " in capsys.readouterr().err
+
+
+def test_a_window_bounds_what_is_outstanding_and_all_have_their_turn() -> None:
+    with contextlib.ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(10)]
+        for pair in pairs:
+            for sock in pair:
+                stack.enter_context(sock)
+        far = [pair[1] for pair in pairs]
+        load = Load([near.fileno() for near, _far in pairs], [Exchange(b"ping", b"pong")],
+                    array("I", [0]), window=3)  # fmt: skip
+        runner = threading.Thread(target=load.run, args=(None, 20), kwargs={"record": True})
+        runner.start()
+        answered: list[int] = []
+        while len(answered) < 20:
+            asking = select.select(far, [], [], 10)[0]
+            assert 1 <= len(asking) <= 3
+            assert asking[0].recv(100) == b"ping"
+            asking[0].sendall(b"pong")
+            answered.append(far.index(asking[0]))
+        runner.join()
+        load.drain(10)
+        result = load.result()
+    assert sorted(answered) == sorted([*range(10), *range(10)])
+    assert (result.requests, result.wrong, result.lost, result.unanswered) == (20, 0, 0, 0)
