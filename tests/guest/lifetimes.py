@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -23,7 +24,7 @@ from tests.guest.site import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from tests.guest.app import App, Nursery
 
@@ -385,8 +386,9 @@ ENDINGS: dict[str, Callable[[Round], None]] = {
 }  # fmt: skip
 
 
-def play(site: Site, nursery: Nursery, log: KernelLog, situation: str, ending: str) -> None:
-    """One round: an application gets into a situation, meets its end, and leaves nothing behind."""
+@contextlib.contextmanager
+def started(site: Site, nursery: Nursery, situation: str, give_up_ms: int = 0) -> Iterator[Round]:
+    """An application with its connections; when it has ended, nothing of it may be left."""
     before = references()
     with nursery.bear() as app:
         rings = {"rx_slots": SMALL_RING} if situation == "ring_full" else {}
@@ -394,11 +396,18 @@ def play(site: Site, nursery: Nursery, log: KernelLog, situation: str, ending: s
         count = MANY if situation == "thousand" else FEW
         with Peer(site.peer, (site.address, number), count) as peer:
             round = Round(site, app, peer, situation, before)
-            round.start(GIVE_UP_MS if ending == "unplug" else 0)
-            SITUATIONS[situation](round)
-            ENDINGS[ending](round)
+            round.start(give_up_ms)
+            yield round
     eventually(
         lambda: references() == before,
         lambda: f"{references()} references on the module, {before} before",
     )
+
+
+def play(site: Site, nursery: Nursery, log: KernelLog, situation: str, ending: str) -> None:
+    """One round: an application gets into a situation, meets its end, and leaves nothing behind."""
+    give_up_ms = GIVE_UP_MS if ending == "unplug" else 0
+    with started(site, nursery, situation, give_up_ms) as round:
+        SITUATIONS[situation](round)
+        ENDINGS[ending](round)
     assert log.complaints() == []

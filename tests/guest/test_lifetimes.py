@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from typing import TYPE_CHECKING
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.guest.app import Nursery
-from tests.guest.lifetimes import ENDINGS, SITUATIONS, play
-from tests.guest.site import KernelLog, Site, sh
+from tests.guest.lifetimes import ENDINGS, SITUATIONS, play, started
+from tests.guest.site import KernelLog, Site, eventually, references, remove_module, sh
 from tests.guest.victim import MAX_FILES
 
 if TYPE_CHECKING:
@@ -74,3 +75,28 @@ def test_lifetime(
             site.remove()
             site.build()
             raise
+
+
+def test_bytes_in_the_receive_ring_count_as_read(site: Site, nursery: Nursery) -> None:
+    """An ordinary socket that is closed with unread bytes answers with RST; here comes a FIN."""
+    with started(site, nursery, "idle") as round:
+        taken = round.app.status().taken
+        round.app.order("stall", stalled=True)
+        round.peer.send(100)
+        more = 100 * len(round.peer.lines)
+        eventually(lambda: round.app.status().taken == taken + more, round.app.status)
+        round.app.kill()
+        round.check_ends({"EOF"})
+
+
+def test_a_socket_that_was_attached_holds_the_module(site: Site, nursery: Nursery) -> None:
+    with started(site, nursery, "idle") as round:
+        sockets = len(round.peer.lines)
+        round.app.order("close_port")
+        site.unbind()
+        eventually(lambda: references() == sockets, lambda: f"{references()} references")
+        assert remove_module() == errno.EWOULDBLOCK
+        round.app.order("speak_ordinarily")
+        round.app.kill()
+        eventually(lambda: references() == 0, lambda: f"{references()} references")
+        site.bind()
