@@ -15,6 +15,8 @@
  * gets it.  All other states belong to one party at a time, which alone changes them.
  */
 #include <linux/mm.h>
+#include <linux/nospec.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 
 #include "stackmap.h"
@@ -28,7 +30,8 @@ int sm_pool_init(struct sm_pool *pool, u32 count)
 {
 	u32 i;
 
-	spin_lock_init(&pool->lock);
+	pool->nfree = 0;	/* an earlier, failed attempt may have left something */
+	pool->npinned = 0;
 	pool->nbufs = count + SM_FIRST_BUF;
 	pool->buf = kvcalloc(pool->nbufs, sizeof(*pool->buf), SM_GFP);
 	pool->free = kvmalloc_array(count, sizeof(*pool->free), SM_GFP);
@@ -37,8 +40,9 @@ int sm_pool_init(struct sm_pool *pool, u32 count)
 	/* The reserved indices have pages too, so that the mapping has no hole. */
 	for (i = 0; i < pool->nbufs; i++) {
 		pool->buf[i].page = alloc_page(SM_GFP | __GFP_ZERO);
-		if (!pool->buf[i].page)
+		if (!pool->buf[i].page || fatal_signal_pending(current))
 			goto err;
+		cond_resched();
 		if (i >= SM_FIRST_BUF)
 			pool->free[pool->nfree++] = i;
 	}
@@ -53,9 +57,11 @@ void sm_pool_destroy(struct sm_pool *pool)
 {
 	u32 i;
 
-	for (i = 0; pool->buf && i < pool->nbufs; i++)
+	for (i = 0; pool->buf && i < pool->nbufs; i++) {
 		if (pool->buf[i].page)
 			put_page(pool->buf[i].page);
+		cond_resched();
+	}
 	kvfree(pool->buf);
 	kvfree(pool->free);
 	pool->buf = NULL;
@@ -97,6 +103,7 @@ int sm_pool_claim(struct sm_pool *pool, u32 idx, enum sm_owner owner)
 {
 	if (idx < SM_FIRST_BUF || idx >= pool->nbufs)
 		return -ERANGE;
+	idx = array_index_nospec(idx, pool->nbufs);
 	if (cmpxchg(&pool->buf[idx].owner, SM_USER, owner) != SM_USER)
 		return -EPERM;
 	return 0;

@@ -33,6 +33,29 @@ static struct sm_conn *sm_conn_of_rcu(struct sock *sk)
 	return rcu_dereference_sk_user_data(sk);
 }
 
+/*
+ * The same where the socket may not be locked, with a reference.  Attaching sets sk_user_data
+ * first and detaching clears it last, so what is the same before and after a look at the callback
+ * is ours.
+ */
+static struct sm_conn *sm_conn_of_unlocked(struct sock *sk)
+{
+	struct sm_conn *conn;
+
+	rcu_read_lock();
+	conn = rcu_dereference_sk_user_data(sk);
+	smp_rmb();	/* pairs with the order in sm_conn_hook() and sm_conn_detach_locked() */
+	if (!conn || READ_ONCE(sk->sk_data_ready) != sm_data_ready)
+		conn = NULL;
+	smp_rmb();	/* as above */
+	if (conn && rcu_dereference_sk_user_data(sk) != conn)
+		conn = NULL;
+	if (conn && !refcount_inc_not_zero(&conn->refs))
+		conn = NULL;
+	rcu_read_unlock();
+	return conn;
+}
+
 /* Any context. */
 void sm_conn_put(struct sm_conn *conn)
 {
@@ -82,10 +105,8 @@ static void sm_data_ready(struct sock *sk)
 	rcu_read_lock();
 	conn = sm_conn_of_rcu(sk);
 	if (conn) {
-		if (sock_owned_by_user_nocheck(sk))
+		if (sock_owned_by_user_nocheck(sk) || !sm_rx_drain(conn))
 			sm_conn_kick(conn);
-		else
-			sm_rx_drain(conn);
 		sm_state_update(conn);
 	}
 	rcu_read_unlock();
@@ -130,20 +151,20 @@ static void sm_state_change(struct sock *sk)
 	rcu_read_unlock();
 }
 
+/* Timestamps of sent packets are reported too, from where the socket is not locked. */
 static void sm_error_report(struct sock *sk)
 {
-	struct sm_conn *conn;
+	struct sm_conn *conn = sm_conn_of_unlocked(sk);
+	int err = READ_ONCE(sk->sk_err);
 
-	rcu_read_lock();
-	conn = sm_conn_of_rcu(sk);
-	if (conn) {
-		if (sk->sk_err)
-			conn->err = sk->sk_err;
-		sm_conn_kick(conn);
-		conn->saved_error_report(sk);
-		sm_state_update(conn);
-	}
-	rcu_read_unlock();
+	if (!conn)
+		return;
+	if (err)
+		WRITE_ONCE(conn->err, err);
+	sm_conn_kick(conn);
+	conn->saved_error_report(sk);
+	sm_state_update(conn);
+	sm_conn_put(conn);
 }
 
 /* A packet goes out.  Its socket is locked, unless another device held the packet up. */
@@ -153,11 +174,11 @@ void sm_conn_sent(const struct sk_buff *skb)
 
 	if (!skb->sk || !sk_fullsock(skb->sk))
 		return;
-	rcu_read_lock();
-	conn = sm_conn_of_rcu(skb->sk);
-	if (conn)
+	conn = sm_conn_of_unlocked(skb->sk);
+	if (conn) {
 		sm_state_update(conn);
-	rcu_read_unlock();
+		sm_conn_put(conn);
+	}
 }
 
 static void sm_flush_work(struct work_struct *work)
@@ -184,7 +205,7 @@ void sm_conn_detach_locked(struct sm_conn *conn)
 	sm_tx_flush_rest(conn, true);
 
 	write_lock_bh(&sk->sk_callback_lock);
-	sk->sk_data_ready = conn->saved_data_ready;
+	WRITE_ONCE(sk->sk_data_ready, conn->saved_data_ready);
 	sk->sk_write_space = conn->saved_write_space;
 	sk->sk_state_change = conn->saved_state_change;
 	sk->sk_error_report = conn->saved_error_report;
@@ -222,8 +243,10 @@ int sm_conn_detach(struct sm_port *port, u32 id)
 	return 0;
 }
 
+/* The application has heard the last of it; buffers may still wait for their ACK. */
 static void sm_conn_forget(struct sm_conn *conn)
 {
+	sm_state_close(conn);
 	if (xa_erase(&conn->port->conns, conn->id))
 		sm_conn_put(conn);
 }
@@ -236,6 +259,7 @@ static void sm_pair_forget_pending(struct sm_pair *pair)
 	spin_lock_irq(&pair->pending_lock);
 	pair->closed = true;	/* an ACK that comes later must not put a connection there */
 	list_splice_init(&pair->pending, &pending);
+	list_splice_init(&pair->blocked, &pending);
 	spin_unlock_irq(&pair->pending_lock);
 	list_for_each_entry_safe(conn, next, &pending, pending) {
 		list_del_init(&conn->pending);
@@ -286,11 +310,12 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 		return -ENOTCONN;
 	if (sm_conn_of_locked(sk))
 		return -EALREADY;
-	if (inet_csk_has_ulp(sk) || tcp_sk(sk)->repair || READ_ONCE(sk->sk_user_data))
+	if (tcp_sk(sk)->repair || READ_ONCE(sk->sk_user_data))
 		return -EBUSY;
 	err = sm_ops_replace(sock);
 	if (err)
 		return err;
+	sm_ops_reserve(sk);
 
 	write_lock_bh(&sk->sk_callback_lock);
 	if (sk->sk_user_data) {
@@ -301,7 +326,8 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 		conn->saved_state_change = sk->sk_state_change;
 		conn->saved_error_report = sk->sk_error_report;
 		rcu_assign_sk_user_data(sk, conn);
-		sk->sk_data_ready = sm_data_ready;
+		/* After sk_user_data; pairs with sm_conn_of_unlocked(). */
+		smp_store_release(&sk->sk_data_ready, sm_data_ready);
 		sk->sk_write_space = sm_write_space;
 		sk->sk_state_change = sm_state_change;
 		sk->sk_error_report = sm_error_report;
@@ -468,6 +494,8 @@ static bool sm_conn_service(struct sm_conn *conn)
 {
 	struct sock *sk = conn->sk;
 
+	if (test_bit(SM_CONN_CLOSED_SENT, &conn->bits))
+		return true;		/* a late ACK still kicks it */
 	if (test_bit(SM_CONN_OPEN_DUE, &conn->bits)) {
 		if (!sm_conn_announce(conn))
 			return false;
@@ -502,10 +530,27 @@ static bool sm_conn_service(struct sm_conn *conn)
 	return true;
 }
 
-/* Serve the connections that were kicked.  Caller holds pair->mutex. */
+/* There is no room for the connection's next slot: it waits for some. */
+static void sm_conn_block(struct sm_conn *conn)
+{
+	struct sm_pair *pair = conn->pair;
+
+	spin_lock_irq(&pair->pending_lock);
+	if (!test_and_set_bit(SM_CONN_PENDING, &conn->bits)) {
+		sm_conn_get(conn);
+		list_add_tail(&conn->pending, &pair->blocked);
+	}
+	spin_unlock_irq(&pair->pending_lock);
+}
+
+/*
+ * Serve the connections that were kicked, until the ring has no room: that one waits for it then,
+ * and with it those that come after.  Caller holds pair->mutex, and the port is open.
+ */
 void sm_conn_service_pending(struct sm_pair *pair)
 {
-	struct sm_conn *conn, *next;
+	struct sm_conn *conn;
+	bool room = true;
 	LIST_HEAD(todo);
 
 	if (list_empty_careful(&pair->pending))
@@ -514,19 +559,25 @@ void sm_conn_service_pending(struct sm_pair *pair)
 	list_splice_init(&pair->pending, &todo);
 	spin_unlock_irq(&pair->pending_lock);
 
-	list_for_each_entry_safe(conn, next, &todo, pending) {
-		bool done;
-
+	while (room && !list_empty(&todo)) {
+		conn = list_first_entry(&todo, struct sm_conn, pending);
 		/* Kicked again from here on, the connection must go on the list again. */
 		spin_lock_irq(&pair->pending_lock);
 		list_del_init(&conn->pending);
 		clear_bit(SM_CONN_PENDING, &conn->bits);
 		spin_unlock_irq(&pair->pending_lock);
 		lock_sock(conn->sk);
-		done = sm_conn_service(conn);
+		room = sm_conn_service(conn);
 		release_sock(conn->sk);
-		if (!done)
-			sm_conn_kick(conn);
+		if (!room)
+			sm_conn_block(conn);
 		sm_conn_put(conn);
 	}
+	if (room)
+		return;
+	spin_lock_irq(&pair->pending_lock);
+	list_splice_tail_init(&todo, &pair->blocked);
+	spin_unlock_irq(&pair->pending_lock);
+	if (!sm_rx_full(pair))
+		sm_pair_unblock(pair);	/* a buffer was released meanwhile */
 }

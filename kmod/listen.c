@@ -55,8 +55,6 @@ static int sm_listener_hook(struct sm_listener *listener, struct socket *sock)
 
 	if (sk->sk_state != TCP_LISTEN)
 		return -EINVAL;
-	if (inet_csk_has_ulp(sk))
-		return -EBUSY;
 	err = sm_ops_replace(sock);
 	if (err)
 		return err;

@@ -27,9 +27,14 @@ static int __init sm_init(void)
 	sm_wq = alloc_workqueue("stackmap", WQ_UNBOUND, 0);
 	if (!sm_wq)
 		return -ENOMEM;
+	sm_free_wq = alloc_workqueue("stackmap_free", WQ_UNBOUND, 0);
+	if (!sm_free_wq) {
+		err = -ENOMEM;
+		goto err_wq;
+	}
 	err = sm_qdisc_register();
 	if (err)
-		goto err_wq;
+		goto err_free_wq;
 	err = sm_netlink_register();
 	if (err)
 		goto err_qdisc;
@@ -42,6 +47,8 @@ err_netlink:
 	sm_netlink_unregister();
 err_qdisc:
 	sm_qdisc_unregister();
+err_free_wq:
+	destroy_workqueue(sm_free_wq);
 err_wq:
 	destroy_workqueue(sm_wq);
 	return err;
@@ -54,11 +61,13 @@ static void __exit sm_exit(void)
 	sm_netlink_unregister();
 	sm_qdisc_unregister();
 	destroy_workqueue(sm_wq);
+	destroy_workqueue(sm_free_wq);
 	/*
 	 * Whoever put the last reference, an skb's completion for instance, may not have returned
 	 * from our code yet.  It does not sleep there.
 	 */
 	rcu_barrier();
+	synchronize_rcu();		/* who looks at sm_ulp_ops */
 	synchronize_rcu_tasks();
 	sm_ops_exit();
 }

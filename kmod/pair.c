@@ -29,6 +29,18 @@ void sm_pair_wake(struct sm_pair *pair)
 	}
 }
 
+/* There is room again: those that waited for it are served next.  Any context. */
+void sm_pair_unblock(struct sm_pair *pair)
+{
+	unsigned long irq;
+
+	if (list_empty_careful(&pair->blocked))
+		return;
+	spin_lock_irqsave(&pair->pending_lock, irq);
+	list_splice_tail_init(&pair->blocked, &pair->pending);
+	spin_unlock_irqrestore(&pair->pending_lock, irq);
+}
+
 /* Ask to be woken.  Look for what there is after this, not before. */
 static void sm_pair_arm(struct sm_pair *pair)
 {
@@ -69,7 +81,7 @@ static void sm_pair_busy_poll(struct sm_pair *pair, u32 spin_us)
 		.until = local_clock() + (u64)spin_us * NSEC_PER_USEC,
 		.rounds = spin_us * 10,
 	};
-	unsigned int napi_id = pair->port->nic->napi_id;
+	unsigned int napi_id = READ_ONCE(pair->port->nic->napi_id);
 
 	if (napi_id)
 		napi_busy_loop(napi_id, sm_spin_end, &spin, false, SM_POLL_BUDGET);
@@ -90,14 +102,14 @@ static int sm_pair_wait(struct sm_pair *pair, s64 deadline_ns)
 		mutex_unlock(&pair->mutex);
 		prepare_to_wait(&pair->wait, &wait, TASK_INTERRUPTIBLE);
 		sm_pair_arm(pair);
-		if (!sm_rx_ready(pair) && !sm_pair_unstalled(pair) &&
-		    READ_ONCE(pair->port->registered)) {
-			if (signal_pending(current))
-				err = -EINTR;
-			else
-				expired = !schedule_hrtimeout(deadline_ns < 0 ? NULL : &deadline,
-							      HRTIMER_MODE_ABS);
-		}
+		if (signal_pending(current))
+			err = -EINTR;
+		else if (!sm_rx_ready(pair) && !sm_pair_unstalled(pair) &&
+			 READ_ONCE(pair->port->registered))
+			expired = !schedule_hrtimeout(deadline_ns < 0 ? NULL : &deadline,
+						      HRTIMER_MODE_ABS);
+		else
+			expired = deadline_ns >= 0 && ktime_get_ns() >= deadline_ns;
 		finish_wait(&pair->wait, &wait);
 		mutex_lock(&pair->mutex);
 		if (!READ_ONCE(pair->port->registered))
@@ -194,6 +206,8 @@ __poll_t sm_pair_poll(struct sm_pair *pair, struct file *file, poll_table *wait)
 		sm_pair_arm(pair);
 		if (sm_rx_ready(pair))
 			sm_rx_publish(pair);
+		if (sm_rx_ready(pair))
+			sm_pair_wake(pair);	/* look again, rather than go on here */
 	}
 	if (sm_pair_readable(pair))
 		events |= EPOLLIN | EPOLLRDNORM;

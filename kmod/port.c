@@ -9,6 +9,7 @@
 #include <linux/compat.h>
 #include <linux/file.h>
 #include <linux/module.h>
+#include <linux/nospec.h>
 #include <linux/nsproxy.h>
 #include <linux/poll.h>
 #include <linux/slab.h>
@@ -21,6 +22,7 @@
 #define SM_MAX_OPTIONS	16
 
 struct workqueue_struct *sm_wq;
+struct workqueue_struct *sm_free_wq;
 DEFINE_XARRAY_ALLOC(sm_ports);
 DEFINE_MUTEX(sm_ports_lock);	/* guards sm_ports */
 
@@ -50,7 +52,7 @@ static void sm_port_free_work(struct work_struct *work)
 	xa_destroy(&port->conns);
 	xa_destroy(&port->listeners);
 	kfree(port);
-	/* The module's exit flushes sm_wq, so this code stays until it has returned. */
+	/* The module's exit flushes sm_free_wq, so this code stays until it has returned. */
 	module_put(THIS_MODULE);
 }
 
@@ -58,7 +60,7 @@ static void sm_port_release_kref(struct kref *kref)
 {
 	struct sm_port *port = container_of(kref, struct sm_port, kref);
 
-	queue_work(sm_wq, &port->free_work);	/* we may be in softirq */
+	queue_work(sm_free_wq, &port->free_work);	/* we may be in softirq */
 }
 
 void sm_port_put(struct sm_port *port)
@@ -76,8 +78,8 @@ static int sm_port_open(struct inode *inode, struct file *file)
 	mutex_init(&port->mutex);
 	INIT_WORK(&port->free_work, sm_port_free_work);
 	spin_lock_init(&port->pool.lock);
-	xa_init_flags(&port->conns, XA_FLAGS_ALLOC1);
-	xa_init(&port->listeners);
+	xa_init_flags(&port->conns, XA_FLAGS_ALLOC1 | XA_FLAGS_ACCOUNT);
+	xa_init_flags(&port->listeners, XA_FLAGS_ACCOUNT);
 	/* The port may outlive the file, which holds the module only while it is open. */
 	__module_get(THIS_MODULE);
 	file->private_data = port;
@@ -135,6 +137,7 @@ static void sm_pair_prepare(struct sm_pair *pair, struct sm_port *port, u32 inde
 	spin_lock_init(&pair->rx.lock);
 	spin_lock_init(&pair->pending_lock);
 	INIT_LIST_HEAD(&pair->pending);
+	INIT_LIST_HEAD(&pair->blocked);
 	init_waitqueue_head(&pair->wait);
 }
 
@@ -463,7 +466,7 @@ static long sm_port_ioctl_locked(struct sm_port *port, unsigned int cmd, void __
 			return -EFAULT;
 		if (ring.ring >= port->npairs || ring.flags)
 			return -EINVAL;
-		return sm_pair_open(&port->pair[ring.ring]);
+		return sm_pair_open(&port->pair[array_index_nospec(ring.ring, port->npairs)]);
 	case SMIOC_STATS:
 		sm_port_stats(port, &stats);
 		return copy_to_user(arg, &stats, sizeof(stats)) ? -EFAULT : 0;
@@ -561,12 +564,14 @@ static int sm_port_mmap(struct file *file, struct vm_area_struct *vma)
 	/* Pairs with the release store in sm_port_register(). */
 	if (!smp_load_acquire(&port->registered) || !(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
+	if (vma->vm_flags & VM_EXEC)
+		return -EACCES;
 	if (start >= SM_STATE_OFFSET) {
 		if (end > SM_STATE_OFFSET + port->states.size)
 			return -EINVAL;
 		if (vma->vm_flags & VM_WRITE)
 			return -EACCES;
-		vm_flags_clear(vma, VM_MAYWRITE);	/* nor by mprotect() later */
+		vm_flags_clear(vma, VM_MAYWRITE);	/* nor after an mprotect() */
 		vma->vm_ops = &sm_state_vm_ops;
 	} else {
 		if (end > port->rings_size + (u64)port->pool.nbufs * SM_BUF_SIZE)
@@ -575,6 +580,7 @@ static int sm_port_mmap(struct file *file, struct vm_area_struct *vma)
 	}
 	/* A forked child has no use for the mapping, and would keep the port open. */
 	vm_flags_set(vma, VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP);
+	vm_flags_clear(vma, VM_MAYEXEC);
 	vma->vm_private_data = port;
 	return 0;
 }

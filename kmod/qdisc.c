@@ -5,6 +5,9 @@
  * It is a FIFO that holds packets back while a port's transmit sync is under way, and lets them
  * go together at its end.  The qdisc core then dequeues several at a time and the driver sees
  * xmit_more, so that one doorbell serves many packets: on a virtual NIC that is the dearest step.
+ *
+ * A NIC has other users too, so nobody can hold it for long: the end of any sync lets go what there
+ * is, whoever else holds, and so does a full queue, and a timer after one jiffy.
  */
 #include <linux/capability.h>
 #include <linux/cred.h>
@@ -17,11 +20,12 @@
 
 #include "stackmap.h"
 
-#define SM_HOLD_MAX	256	/* packets held at most: a sync that takes long delays no one */
+#define SM_HOLD_MAX	256	/* packets held at most */
 
 struct sm_qdisc {
 	struct sm_nic *nic;
-	bool draining;		/* more than SM_HOLD_MAX were held: let all go */
+	bool draining;			/* held enough: let go all there are */
+	struct timer_list timer;	/* the hold has lasted long enough */
 };
 
 static struct Qdisc_ops sm_qdisc_ops;
@@ -40,23 +44,52 @@ static struct sk_buff *sm_qdisc_dequeue(struct Qdisc *sch)
 	struct sm_qdisc *q = qdisc_priv(sch);
 
 	if (!sch->q.qlen) {
-		q->draining = false;
+		WRITE_ONCE(q->draining, false);
 		return NULL;
 	}
-	if (!q->draining && atomic_read(&q->nic->held)) {
-		if (sch->q.qlen < SM_HOLD_MAX) {
-			/*
-			 * Pairs with the barrier in sm_nic_release(): either we see that the
-			 * hold is over, or the releaser sees this packet's qlen.
-			 */
-			smp_mb();
-			if (atomic_read(&q->nic->held))
-				return NULL;
-		} else {
-			q->draining = true;
+	if (sch->q.qlen >= SM_HOLD_MAX)
+		WRITE_ONCE(q->draining, true);
+	if (!READ_ONCE(q->draining) && atomic_read(&q->nic->held)) {
+		/*
+		 * Pairs with the barrier in sm_nic_release(): either we see that a hold is over,
+		 * or the releaser sees this packet's qlen.
+		 */
+		smp_mb();
+		if (!READ_ONCE(q->draining) && atomic_read(&q->nic->held)) {
+			if (!timer_pending(&q->timer))
+				mod_timer(&q->timer, jiffies + 1);
+			return NULL;
 		}
 	}
 	return qdisc_dequeue_head(sch);
+}
+
+/* Let go all packets that there are, in the context of who asks. */
+static void sm_qdisc_drain(struct Qdisc *sch)
+{
+	struct sm_qdisc *q = qdisc_priv(sch);
+
+	if (!READ_ONCE(sch->q.qlen))
+		return;
+	WRITE_ONCE(q->draining, true);
+	/*
+	 * The core sets DEACTIVATED, waits for RCU readers, then waits for a qdisc that is still
+	 * scheduled: seeing it clear here, under RCU, makes scheduling safe.
+	 */
+	if (!test_bit(__QDISC_STATE_DEACTIVATED, &sch->state))
+		__netif_schedule(sch);
+}
+
+static void sm_qdisc_timeout(struct timer_list *timer)
+{
+	struct sm_qdisc *q = from_timer(q, timer, timer);
+	struct Qdisc *sch;
+
+	rcu_read_lock();
+	sch = rcu_dereference(q->nic->sch);
+	if (sch)
+		sm_qdisc_drain(sch);
+	rcu_read_unlock();
 }
 
 static unsigned int sm_first_napi_id(struct net_device *dev)
@@ -129,6 +162,7 @@ static int sm_qdisc_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_e
 	RCU_INIT_POINTER(nic->sch, sch);
 	nic->uid = INVALID_UID;
 	nic->gid = INVALID_GID;
+	timer_setup(&q->timer, sm_qdisc_timeout, 0);
 	q->nic = nic;			/* destroy follows, where we fail after this too */
 	err = opt ? sm_qdisc_change(sch, opt, extack) : 0;
 	if (err)
@@ -149,6 +183,7 @@ static void sm_qdisc_destroy(struct Qdisc *sch)
 	if (!q->nic)
 		return;		/* init failed */
 	RCU_INIT_POINTER(q->nic->sch, NULL);
+	del_timer_sync(&q->timer);
 	sm_nic_put(q->nic);
 }
 
@@ -204,7 +239,7 @@ struct sm_nic *sm_nic_get(struct net *net, const char *name)
 		if (sch && sch->ops == &sm_qdisc_ops) {
 			nic = ((struct sm_qdisc *)qdisc_priv(sch))->nic;
 			kref_get(&nic->kref);
-			nic->napi_id = sm_first_napi_id(dev);
+			WRITE_ONCE(nic->napi_id, sm_first_napi_id(dev));
 		}
 	}
 	rtnl_unlock();
@@ -238,7 +273,7 @@ void sm_nic_put(struct sm_nic *nic)
 	kref_put(&nic->kref, sm_nic_free);
 }
 
-/* Hold the NIC's packets until as many releases. */
+/* Hold the NIC's packets back until the next release. */
 void sm_nic_hold(struct sm_nic *nic)
 {
 	atomic_inc(&nic->held);
@@ -248,19 +283,14 @@ void sm_nic_release(struct sm_nic *nic)
 {
 	struct Qdisc *sch;
 
-	if (!atomic_dec_and_test(&nic->held))
-		return;
+	atomic_dec(&nic->held);
 	/* Pairs with sm_qdisc_dequeue(): the hold ends before qlen is read. */
 	smp_mb__after_atomic();
 	rcu_read_lock();
 	sch = rcu_dereference(nic->sch);
-	/*
-	 * The core sets DEACTIVATED, waits for RCU readers, then waits for a qdisc that is still
-	 * scheduled: seeing it clear here makes scheduling safe.
-	 */
-	if (sch && READ_ONCE(sch->q.qlen) && !test_bit(__QDISC_STATE_DEACTIVATED, &sch->state)) {
+	if (sch) {
 		local_bh_disable();
-		__netif_schedule(sch);
+		sm_qdisc_drain(sch);
 		local_bh_enable();	/* transmits here, in our own context */
 	}
 	rcu_read_unlock();

@@ -18,6 +18,20 @@
 #include "stackmap.h"
 #include "trace.h"
 
+#define SM_RX_CHUNK	256	/* slots handled at a time with softirqs off */
+
+/* Give a slot a buffer; false if there is none, and then the pair is told of the next one. */
+static bool sm_rx_refill(struct sm_pair *pair, struct sm_rxslot *slot)
+{
+	struct sm_pool *pool = &pair->port->pool;
+
+	if (sm_pool_get(pool, &slot->buf, 1, SM_RX_FILL))
+		return true;
+	WRITE_ONCE(pair->rx.starved, true);
+	smp_mb();	/* starved before the second look; pairs with sm_tx_wake_others() */
+	return sm_pool_get(pool, &slot->buf, 1, SM_RX_FILL);
+}
+
 /* Open the next free slot; NULL if there is none.  Caller holds rx->lock. */
 static struct sm_rxslot *sm_rx_open(struct sm_pair *pair, u32 id)
 {
@@ -27,7 +41,7 @@ static struct sm_rxslot *sm_rx_open(struct sm_pair *pair, u32 id)
 
 	if (next == rx->head)
 		return NULL;
-	if (!slot->buf && !sm_pool_get(&pair->port->pool, &slot->buf, 1, SM_RX_FILL))
+	if (!slot->buf && !sm_rx_refill(pair, slot))
 		return NULL;
 	slot->id = id;
 	slot->len = 0;
@@ -48,6 +62,19 @@ static struct sm_rxslot *sm_rx_last(struct sm_rxring *rx, u32 id)
 	if (slot->id != id || slot->flags || slot->len == SM_BUF_SIZE)
 		return NULL;
 	return slot;
+}
+
+/* Is there no room for another slot?  If a buffer is missing, the pair is told of the next one. */
+bool sm_rx_full(struct sm_pair *pair)
+{
+	struct sm_rxring *rx = &pair->rx;
+	bool full;
+
+	spin_lock_bh(&rx->lock);
+	full = sm_next(rx->fill, rx->n) == rx->head ||
+	       (!rx->slot[rx->fill].buf && !sm_rx_refill(pair, &rx->slot[rx->fill]));
+	spin_unlock_bh(&rx->lock);
+	return full;
 }
 
 /* tcp_read_sock()'s actor.  The socket is locked.  Returns the bytes taken. */
@@ -85,28 +112,29 @@ static int sm_rx_actor(read_descriptor_t *desc, struct sk_buff *skb, unsigned in
 }
 
 /*
- * Move what TCP has for a connection into the ring.  The caller holds the socket, by its spinlock
- * in softirq or by lock_sock().
+ * Move what TCP has for a connection into the ring; false if something is left that has to be moved
+ * in user context.  The caller holds the socket, by its spinlock in softirq or by lock_sock().
  */
-void sm_rx_drain(struct sm_conn *conn)
+bool sm_rx_drain(struct sm_conn *conn)
 {
 	read_descriptor_t desc = { .arg.data = conn, .count = 1 };
+	struct tcp_sock *tp = tcp_sk(conn->sk);
 	int n;
 
 	if (test_bit(SM_CONN_PAUSED, &conn->bits))
-		return;
-	if (test_bit(SM_CONN_OPEN_DUE, &conn->bits)) {
-		sm_conn_kick(conn);	/* that event comes first */
-		return;
-	}
+		return true;
+	if (test_bit(SM_CONN_OPEN_DUE, &conn->bits))
+		return false;		/* that event comes first */
+	/* Urgent data comes in line; tcp_read_sock() would stop before it for ever. */
+	if (unlikely(tp->urg_data))
+		WRITE_ONCE(tp->urg_data, 0);
 	n = tcp_read_sock(conn->sk, &desc, sm_rx_actor);
 	if (n > 0) {
 		trace_sm_receive(conn, n);
 		sm_count(conn->pair, SM_RX_BYTES, n);
 		sm_pair_wake(conn->pair);
 	}
-	if (!desc.count)
-		sm_conn_kick(conn);	/* go on when the application gives slots back */
+	return desc.count;
 }
 
 /* Put an event slot into the ring; false if there is no room. */
@@ -151,31 +179,15 @@ bool sm_rx_ready(struct sm_pair *pair)
 	       !list_empty_careful(&pair->pending);
 }
 
-/*
- * Take back the slots that the application is done with.  Caller holds pair->mutex.
- */
-int sm_rx_take_back(struct sm_pair *pair)
+/* Take back the next slots before @head, not so many that softirq would wait for long. */
+static void sm_rx_take_back_some(struct sm_pair *pair, u32 head)
 {
 	struct sm_rxring *rx = &pair->rx;
-	struct sm_ring *ring = rx->ring;
-	/* Pairs with the application's release store: its last reads of the buffers are done. */
-	u32 head = smp_load_acquire(&ring->head);
-	u32 cur = READ_ONCE(ring->cur);
-	u32 i;
-
-	if (!sm_ring_sound(head, cur, rx->head, rx->published, rx->n)) {
-		WRITE_ONCE(ring->head, rx->head);
-		WRITE_ONCE(ring->cur, rx->head);
-		WRITE_ONCE(ring->tail, rx->published);
-		sm_count(pair, SM_BAD_RING, 1);
-		return -EINVAL;
-	}
-	if (head == rx->head)
-		return 0;
+	u32 i, n;
 
 	spin_lock_bh(&rx->lock);
-	for (i = rx->head; i != head; i = sm_next(i, rx->n)) {
-		u32 idx = READ_ONCE(ring->slot[i].buf_idx);
+	for (i = rx->head, n = 0; i != head && n < SM_RX_CHUNK; i = sm_next(i, rx->n), n++) {
+		u32 idx = READ_ONCE(rx->ring->slot[i].buf_idx);
 		u32 ours = rx->slot[i].buf;
 
 		if (likely(!sm_pool_claim(&pair->port->pool, idx, SM_RX_FILL))) {
@@ -188,22 +200,47 @@ int sm_rx_take_back(struct sm_pair *pair)
 			ours = 0;
 		rx->slot[i].buf = ours;
 	}
-	rx->head = head;
+	rx->head = i;
 	spin_unlock_bh(&rx->lock);
-	return 0;
 }
 
-/* Show the application what was filled.  Caller holds pair->mutex. */
-void sm_rx_publish(struct sm_pair *pair)
+/*
+ * Take back the slots that the application is done with.  Caller holds pair->mutex.
+ */
+int sm_rx_take_back(struct sm_pair *pair)
 {
 	struct sm_rxring *rx = &pair->rx;
 	struct sm_ring *ring = rx->ring;
-	u32 i, n = 0;
+	/* Pairs with the application's release store: its last reads of the buffers are done. */
+	u32 head = smp_load_acquire(&ring->head);
+	u32 cur = READ_ONCE(ring->cur);
 
-	sm_conn_service_pending(pair);
+	if (!sm_ring_sound(head, cur, rx->head, rx->published, rx->n)) {
+		WRITE_ONCE(ring->head, rx->head);
+		WRITE_ONCE(ring->cur, rx->head);
+		WRITE_ONCE(ring->tail, rx->published);
+		sm_count(pair, SM_BAD_RING, 1);
+		return -EINVAL;
+	}
+	if (head == rx->head)
+		return 0;
+
+	while (rx->head != head)
+		sm_rx_take_back_some(pair, head);
+	sm_pair_unblock(pair);
+	return 0;
+}
+
+/* Write the next filled slots to the ring; returns how many there were. */
+static u32 sm_rx_publish_some(struct sm_pair *pair)
+{
+	struct sm_rxring *rx = &pair->rx;
+	struct sm_ring *ring = rx->ring;
+	u32 i, n;
 
 	spin_lock_bh(&rx->lock);
-	for (i = rx->published; i != rx->fill; i = sm_next(i, rx->n)) {
+	for (i = rx->published, n = 0; i != rx->fill && n < SM_RX_CHUNK;
+	     i = sm_next(i, rx->n), n++) {
 		struct sm_rxslot *slot = &rx->slot[i];
 		u64 ptr = SM_PTR(slot->id, 0) | SM_PTR_EVENT(slot->flags, slot->err);
 
@@ -212,15 +249,26 @@ void sm_rx_publish(struct sm_pair *pair)
 		WRITE_ONCE(ring->slot[i].flags, NS_BUF_CHANGED);
 		WRITE_ONCE(ring->slot[i].ptr, ptr);
 		sm_pool_give(&pair->port->pool, slot->buf);
-		n++;
 	}
 	WRITE_ONCE(rx->published, i);
 	spin_unlock_bh(&rx->lock);
+	return n;
+}
 
+/* Show the application what was filled.  Caller holds pair->mutex. */
+void sm_rx_publish(struct sm_pair *pair)
+{
+	u32 n, total = 0;
+
+	sm_conn_service_pending(pair);
+	do {
+		n = sm_rx_publish_some(pair);
+		total += n;
+	} while (n == SM_RX_CHUNK);
 	/* Pairs with the application's acquire load: slots and buffers before tail. */
-	smp_store_release(&ring->tail, i);
-	if (n)
-		sm_count(pair, SM_RX_SLOTS, n);
+	smp_store_release(&pair->rx.ring->tail, pair->rx.published);
+	if (total)
+		sm_count(pair, SM_RX_SLOTS, total);
 }
 
 int sm_rx_init(struct sm_pair *pair, u32 slots)

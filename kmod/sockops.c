@@ -22,6 +22,11 @@ struct sm_family_ops {
 static struct sm_family_ops sm_family_ops[2];
 static DEFINE_MUTEX(sm_family_ops_mutex);
 
+/* Marks sockets that were ever attached, as an upper layer protocol; `ss -i` shows it. */
+static struct tcp_ulp_ops sm_ulp_ops = {
+	.name = "stackmap",
+};
+
 /* TCP's own.  A socket with our ops has them, so base was set before. */
 static const struct proto_ops *sm_base(const struct socket *sock)
 {
@@ -57,6 +62,8 @@ static int sm_ops_release(struct socket *sock)
 		sm_conn_get(conn);
 		sm_conn_detach_locked(conn);
 	}
+	if (inet_csk(sk)->icsk_ulp_ops == &sm_ulp_ops)
+		inet_csk(sk)->icsk_ulp_ops = NULL;
 	release_sock(sk);
 	if (conn) {
 		sm_conn_kick(conn);
@@ -165,7 +172,7 @@ static int sm_ops_sendmsg_locked(struct sock *sk, struct msghdr *msg, size_t siz
 	return sm_base(sk->sk_socket)->sendmsg_locked(sk, msg, size);
 }
 
-/* TCP_ULP and IPV6_ADDRFORM would change or copy our proto_ops, attached or not. */
+/* TCP_ULP and IPV6_ADDRFORM change or copy proto_ops: see sm_ops_reserve(). */
 static int sm_ops_setsockopt(struct socket *sock, int level, int optname, sockptr_t optval,
 			     unsigned int optlen)
 {
@@ -211,15 +218,33 @@ static void sm_family_ops_init(struct sm_family_ops *f, const struct proto_ops *
 }
 
 /*
+ * Keep others from changing the socket's proto_ops until it is closed.  It is not enough to refuse
+ * the system calls that do: one may have come before us, and wait for the socket lock.  They all
+ * check what we set here when they have it.  The socket has our proto_ops, so its release will
+ * clear it.  Caller holds the socket lock.
+ */
+void sm_ops_reserve(struct sock *sk)
+{
+	inet_csk(sk)->icsk_ulp_ops = &sm_ulp_ops;	/* for TCP_ULP, and for listen() */
+#if IS_ENABLED(CONFIG_IPV6)
+	if (sk->sk_family == AF_INET6)
+		sk->sk_ipv6only = 1;			/* for IPV6_ADDRFORM */
+#endif
+}
+
+/*
  * Give the socket our proto_ops, if it has not got them yet.  EBUSY if its own are not those of
- * plain TCP.  Caller holds the socket lock.
+ * plain TCP, or not for long.  Caller holds the socket lock.
  */
 int sm_ops_replace(struct socket *sock)
 {
+	const struct tcp_ulp_ops *ulp = inet_csk(sock->sk)->icsk_ulp_ops;
 	const struct proto_ops *base = READ_ONCE(sock->ops);
 	struct sm_family_ops *f = &sm_family_ops[base->family == AF_INET6];
 	int err = 0;
 
+	if (ulp && ulp != &sm_ulp_ops)
+		return -EBUSY;
 	if (base == &f->ops)
 		return 0;
 	if (base->family == AF_INET && base != &inet_stream_ops)

@@ -144,6 +144,8 @@ struct sm_txring {
 	u32 *spare;		/* buffers for slots of the sync under way */
 	u32 nspare;
 	bool stalled;		/* no spare was left; wake the application when one is */
+	bool gather;		/* the sync under way has several slots to send */
+	bool holding;		/* so it holds the NIC's packets back */
 	struct sm_group *group;	/* scratch of the sync under way */
 };
 
@@ -163,6 +165,7 @@ struct sm_rxring {
 	u32 head;		/* first slot the application owns */
 	u32 published;		/* first slot it has not seen: ring->tail */
 	u32 fill;		/* next slot to fill */
+	bool starved;		/* a slot found no buffer; unblock when one is free */
 	struct sm_rxslot *slot;
 };
 
@@ -181,8 +184,9 @@ struct sm_pair {
 	u32 sync_seq;			/* numbers transmit syncs, for conn->refused_in */
 	int cpu;			/* where the application synced last */
 
-	spinlock_t pending_lock;	/* guards the list and, with it, SM_CONN_PENDING */
+	spinlock_t pending_lock;	/* guards both lists and, with them, SM_CONN_PENDING */
 	struct list_head pending;	/* connections that need user context */
+	struct list_head blocked;	/* the same, but there was no room for their next slot */
 	bool closed;			/* nobody looks at the list any more */
 
 	wait_queue_head_t wait;
@@ -195,6 +199,7 @@ int sm_pair_init(struct sm_pair *pair, u32 tx_slots, u32 rx_slots);
 void sm_pair_destroy(struct sm_pair *pair);
 void sm_pair_close(struct sm_pair *pair);
 void sm_pair_wake(struct sm_pair *pair);
+void sm_pair_unblock(struct sm_pair *pair);
 long sm_pair_ioctl(struct sm_pair *pair, unsigned int cmd, void __user *arg);
 __poll_t sm_pair_poll(struct sm_pair *pair, struct file *file,
 		      struct poll_table_struct *wait);
@@ -233,7 +238,8 @@ struct sm_port {
 };
 
 extern const struct file_operations sm_port_fops;
-extern struct workqueue_struct *sm_wq;
+extern struct workqueue_struct *sm_wq;		/* waits for sockets' locks */
+extern struct workqueue_struct *sm_free_wq;	/* waits for nobody */
 extern struct xarray sm_ports;	/* mem_id -> registered sm_port, guarded by sm_ports_lock */
 extern struct mutex sm_ports_lock;
 
@@ -280,7 +286,7 @@ static inline bool sm_slot_sound(const struct sm_slot *slot)
 /* conn.c */
 
 enum sm_conn_bit {
-	SM_CONN_PENDING,	/* on port->pending */
+	SM_CONN_PENDING,	/* on pair->pending or pair->blocked */
 	SM_CONN_BLOCKED,	/* a slot was refused with EAGAIN */
 	SM_CONN_WRITABLE,	/* owes the application a WRITABLE event */
 	SM_CONN_PAUSED,		/* the application wants no data */
@@ -299,7 +305,7 @@ struct sm_conn {
 	u32 listener;			/* id of the one that it came from; 0: none */
 	struct sock *sk;
 	unsigned long bits;		/* enum sm_conn_bit, atomic */
-	struct list_head pending;	/* in pair->pending while SM_CONN_PENDING */
+	struct list_head pending;	/* in one of the pair's lists while SM_CONN_PENDING */
 	atomic_t pinned;		/* pins of its buffers: those that wait for an ACK */
 	atomic_t pinned_bytes;		/* payload in them that TCP has */
 	spinlock_t state_lock;		/* guards its record, and recorded */
@@ -347,6 +353,7 @@ static inline void sm_conn_get(struct sm_conn *conn)
 
 /* sockops.c */
 
+void sm_ops_reserve(struct sock *sk);
 int sm_ops_replace(struct socket *sock);
 void sm_ops_exit(void);
 
@@ -384,7 +391,8 @@ int sm_rx_init(struct sm_pair *pair, u32 slots);
 void sm_rx_destroy(struct sm_pair *pair);
 int sm_rx_take_back(struct sm_pair *pair);
 void sm_rx_publish(struct sm_pair *pair);
-void sm_rx_drain(struct sm_conn *conn);
+bool sm_rx_full(struct sm_pair *pair);
+bool sm_rx_drain(struct sm_conn *conn);
 bool sm_rx_event(struct sm_pair *pair, u32 id, u8 flags, u8 err);
 bool sm_rx_open_event(struct sm_pair *pair, u32 id, const struct sm_open *open);
 bool sm_rx_ready(struct sm_pair *pair);

@@ -18,7 +18,7 @@ int sm_states_init(struct sm_states *states, u32 n)
 	states->record = __vmalloc(states->size, SM_GFP | __GFP_ZERO);
 	if (!states->record)
 		return -ENOMEM;
-	/* Here, and so in a lock class of its own: this one is taken in softirq, port->conns' not. */
+	/* Here, for a lock class of its own: this one is taken in softirq, port->conns' is not. */
 	ida_init(&states->used);
 	states->n = n;
 	return 0;
@@ -47,22 +47,27 @@ int sm_state_open(struct sm_conn *conn)
 	return 0;
 }
 
-/* The connection's last reference is gone, but for readers under RCU.  Any context. */
+/* The record is free for another connection.  Any context; once is enough. */
 void sm_state_close(struct sm_conn *conn)
 {
 	struct sm_states *states = &conn->port->states;
 	struct sm_state *rec = &states->record[conn->record];
 	unsigned long irq;
+	bool recorded;
 
 	spin_lock_irqsave(&conn->state_lock, irq);
+	recorded = conn->recorded;
 	conn->recorded = false;
-	WRITE_ONCE(rec->seq, rec->seq + 1);
-	smp_wmb();	/* pairs with the reader's barrier after its first look at seq */
-	WRITE_ONCE(rec->id, 0);
-	smp_wmb();	/* pairs with the reader's barrier before its second look at seq */
-	WRITE_ONCE(rec->seq, rec->seq + 1);
+	if (recorded) {
+		WRITE_ONCE(rec->seq, rec->seq + 1);
+		smp_wmb();	/* pairs with the reader's barrier after its first look at seq */
+		WRITE_ONCE(rec->id, 0);
+		smp_wmb();	/* pairs with the reader's barrier before its second look */
+		WRITE_ONCE(rec->seq, rec->seq + 1);
+	}
 	spin_unlock_irqrestore(&conn->state_lock, irq);
-	ida_free(&states->used, conn->record);
+	if (recorded)
+		ida_free(&states->used, conn->record);
 }
 
 /*

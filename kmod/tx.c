@@ -56,14 +56,23 @@ void sm_tx_check_writable(struct sm_conn *conn)
 	}
 }
 
-/* Buffers became free: wake the rings that wait for one. */
-static void sm_tx_wake_stalled(struct sm_port *port)
+/* Buffers became free: let the pairs go on that wait for one.  Any context. */
+static void sm_tx_wake_others(struct sm_port *port)
 {
 	u32 i;
 
-	for (i = 0; i < port->npairs; i++)
-		if (READ_ONCE(port->pair[i].tx.stalled))
-			sm_pair_wake(&port->pair[i]);
+	smp_mb();	/* free before the look; pairs with sm_rx_refill() and sm_tx_sync() */
+	for (i = 0; i < port->npairs; i++) {
+		struct sm_pair *pair = &port->pair[i];
+		bool starved = READ_ONCE(pair->rx.starved);
+
+		if (starved) {
+			WRITE_ONCE(pair->rx.starved, false);
+			sm_pair_unblock(pair);
+		}
+		if (starved || READ_ONCE(pair->tx.stalled))
+			sm_pair_wake(pair);
+	}
 }
 
 /* The last skb that held these buffers is gone. */
@@ -85,7 +94,7 @@ static void sm_batch_complete(struct sm_batch *batch)
 	 */
 	smp_mb__after_atomic();
 	sm_tx_check_writable(conn);
-	sm_tx_wake_stalled(port);
+	sm_tx_wake_others(port);
 	sm_conn_put(conn);
 	kfree(batch);
 }
@@ -136,7 +145,7 @@ static int sm_tx_send(struct sm_conn *conn, struct sm_batch *batch, struct bio_v
 	trace_sm_send(conn, n, bytes, sent);
 	batch->end_seq = tcp_sk(conn->sk)->write_seq;
 	if (sent > 0) {
-		batch->bytes = sent;
+		batch->bytes += sent;
 		atomic_add(sent, &conn->pinned_bytes);
 		conn->bytes_accepted += sent;
 		sm_count(conn->pair, SM_TX_BYTES, sent);
@@ -157,17 +166,43 @@ static void sm_tx_block(struct sm_conn *conn)
 }
 
 /*
+ * Send @vec even where the socket's limits, or those of TCP's memory, would not allow it.  TCP lets
+ * a socket that is over its own limit exceed the others, so that it can make progress.
+ */
+static int sm_tx_force(struct sm_conn *conn, struct sm_batch *batch, struct bio_vec *vec)
+{
+	struct tcp_sock *tp = tcp_sk(conn->sk);
+	u32 lowat = tp->notsent_lowat;
+	struct sock *sk = conn->sk;
+	int limit = sk->sk_sndbuf;
+	int sent, total = 0;
+
+	WRITE_ONCE(tp->notsent_lowat, U32_MAX);
+	while (vec->bv_len) {
+		WRITE_ONCE(sk->sk_sndbuf, sk->sk_wmem_queued + 1);
+		sent = sm_tx_send(conn, batch, vec, 1, vec->bv_len);
+		if (sent <= 0)
+			break;
+		vec->bv_offset += sent;
+		vec->bv_len -= sent;
+		total += sent;
+	}
+	WRITE_ONCE(sk->sk_sndbuf, limit);
+	WRITE_ONCE(tp->notsent_lowat, lowat);
+	return total ?: sent;
+}
+
+/*
  * Send what is left of a slot of which TCP took only part.  Caller holds the socket lock.
  *
  * With @closing the connection is about to be closed, shut down or given back, so this is the
- * last chance: the send buffer's limit is lifted for these few bytes.  If TCP has no memory even
- * so, the connection will be reset when it is closed: the peer must not take a hole for the end.
+ * last chance: TCP's limits are lifted for these few bytes.  If there is no memory even so, the
+ * connection is reset: the peer must not take a hole for the end, nor what comes after it.
  */
 void sm_tx_flush_rest(struct sm_conn *conn, bool closing)
 {
 	struct sm_pool *pool = &conn->port->pool;
 	struct sock *sk = conn->sk;
-	int limit = sk->sk_sndbuf;
 	struct sm_batch *batch;
 	struct bio_vec vec;
 	int sent;
@@ -183,12 +218,8 @@ void sm_tx_flush_rest(struct sm_conn *conn, bool closing)
 	trace_sm_pin(conn, 1);
 
 	bvec_set_page(&vec, pool->buf[conn->rest_buf].page, conn->rest_len, conn->rest_off);
-	if (closing)
-		WRITE_ONCE(sk->sk_sndbuf, INT_MAX / 2);
-	sent = sm_tx_send(conn, batch, &vec, 1, conn->rest_len);
-	if (closing)
-		WRITE_ONCE(sk->sk_sndbuf, limit);
-
+	sent = closing ? sm_tx_force(conn, batch, &vec) :
+			 sm_tx_send(conn, batch, &vec, 1, conn->rest_len);
 	if (sent > 0) {
 		conn->rest_off += sent;
 		WRITE_ONCE(conn->rest_len, conn->rest_len - sent);
@@ -196,9 +227,8 @@ void sm_tx_flush_rest(struct sm_conn *conn, bool closing)
 		WRITE_ONCE(conn->rest_len, 0);	/* the connection is dead */
 	}
 	if (closing && conn->rest_len) {
-		sock_set_flag(sk, SOCK_LINGER);
-		sk->sk_lingertime = 0;
 		WRITE_ONCE(conn->rest_len, 0);
+		tcp_disconnect(sk, 0);
 	}
 	if (!conn->rest_len) {
 		u32 buf = conn->rest_buf;
@@ -373,12 +403,16 @@ static void sm_slot_read(const struct sm_ring *ring, u32 i, struct sm_slot *slot
 	slot->ptr = READ_ONCE(ring->slot[i].ptr);
 }
 
-/* Make sure that @want spare buffers are at hand; returns how many there are. */
-static u32 sm_tx_spares(struct sm_pair *pair, u32 want)
+/*
+ * Make sure that spare buffers for a group are at hand, and not many more, because the pool is
+ * locked meanwhile.  @left slots are left in this sync.  Returns how many there are.
+ */
+static u32 sm_tx_spares(struct sm_pair *pair, u32 left)
 {
 	struct sm_txring *tx = &pair->tx;
+	u32 want = min_t(u32, left, 4 * SM_BATCH_MAX);
 
-	if (tx->nspare < want)
+	if (tx->nspare < min_t(u32, left, SM_BATCH_MAX))
 		tx->nspare += sm_pool_get(&pair->port->pool, tx->spare + tx->nspare,
 					  want - tx->nspare, SM_FREE);
 	return tx->nspare;
@@ -430,6 +464,10 @@ static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 	if (g->n) {
 		u32 k;
 
+		if (tx->gather && !tx->holding) {
+			sm_nic_hold(pair->port->nic);
+			tx->holding = true;
+		}
 		lock_sock(g->conn->sk);
 		sm_group_send(pair, g);
 		sm_state_update(g->conn);
@@ -476,7 +514,6 @@ int sm_tx_sync(struct sm_pair *pair)
 	u32 head = smp_load_acquire(&ring->head);
 	u32 cur = READ_ONCE(ring->cur);
 	u32 tail = sm_prev(tx->done, tx->n);
-	bool hold;
 	u32 next;
 
 	if (!sm_ring_sound(head, cur, tx->head, tail, tx->n)) {
@@ -494,17 +531,15 @@ int sm_tx_sync(struct sm_pair *pair)
 		pair->sync_seq = 1;	/* 0 means: never refused */
 	WRITE_ONCE(tx->stalled, false);
 	/* One slot makes one send: nothing to gather. */
-	hold = sm_next(tx->done, tx->n) != head;
-	if (hold)
-		sm_nic_hold(pair->port->nic);
+	tx->gather = sm_next(tx->done, tx->n) != head;
 	while (tx->done != head) {
 		next = sm_tx_group(pair, tx->done, head);
 		if (next == tx->done) {
 			sm_count(pair, SM_STALL, 1);
 			WRITE_ONCE(tx->stalled, true);
 			/*
-			 * Pairs with the pool lock in sm_batch_complete(): either it sees
-			 * stalled, or we see the buffer that it released.
+			 * Pairs with sm_tx_wake_others(): either it sees stalled, or we see the
+			 * buffer that was released.
 			 */
 			smp_mb();
 			if (READ_ONCE(pair->port->pool.nfree))
@@ -513,12 +548,13 @@ int sm_tx_sync(struct sm_pair *pair)
 		}
 		tx->done = next;
 	}
-	if (hold)
+	if (tx->holding)
 		sm_nic_release(pair->port->nic);
+	tx->holding = false;
 	if (tx->nspare) {
 		sm_pool_put(&pair->port->pool, tx->spare, tx->nspare);
 		tx->nspare = 0;
-		sm_tx_wake_stalled(pair->port);
+		sm_tx_wake_others(pair->port);
 	}
 	/* Pairs with the application's acquire load of tail: slots are replaced or refused. */
 	smp_store_release(&ring->tail, sm_prev(tx->done, tx->n));

@@ -58,7 +58,11 @@
  *
  * While a socket is attached, sending, receiving and splicing on its descriptor fail with EBUSY,
  * as do connect() and listen(), TCP_REPAIR and TCP_ZEROCOPY_RECEIVE.  shutdown(), close() and other
- * options work.  TCP_ULP (kTLS) and IPV6_ADDRFORM fail with EBUSY also after detaching.
+ * options work.  TCP_ULP (kTLS) and IPV6_ADDRFORM fail with EBUSY also after detaching, and a
+ * sockmap does not take the socket any more; getsockopt(TCP_ULP) says "stackmap".
+ *
+ * Urgent data (MSG_OOB) comes in line.  A recv() that is asleep when the socket is attached stays
+ * so, and may take bytes when something else wakes it: finish such calls first.
  *
  * TCP state
  *
