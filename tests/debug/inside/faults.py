@@ -1,7 +1,7 @@
-"""Makes what the kernel does for the module fail, one allocation at a time.
+"""Makes what the kernel does for the module fail, once at a time.
 
-``/proc/thread-self/fail-nth`` counts this thread's allocations and copies from and to user space,
-and fails the nth.  Only those with code of the module on the stack are counted.
+``/proc/thread-self/fail-nth`` counts what this thread does of a kind, and fails the nth.  Only what
+has code of the module on the stack is counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _DEBUGFS = Path("/sys/kernel/debug")
-_KINDS = ("failslab", "fail_page_alloc", "fail_usercopy")
+#: Allocations of objects, of pages, and copies from and to user space.
+KINDS = ("failslab", "fail_page_alloc", "fail_usercopy")
 #: Allocations that may sleep, and single pages, are spared unless one says otherwise.
 _SETTINGS = {
     "failslab/cache-filter": "N",
@@ -25,6 +26,7 @@ _SETTINGS = {
     "fail_page_alloc/min-order": "0",
 }
 _DEEPEST = 32
+_NOWHERE = (1, 2)
 _PAGE = 4096
 
 
@@ -73,13 +75,14 @@ class Strike:
 
 
 class Faults:
-    """Failures on demand, of this thread's calls."""
+    """Failures of one kind on demand, in this thread's calls."""
 
-    def __init__(self) -> None:
-        start, end = module_text()
+    def __init__(self, wanted: str) -> None:
+        self.kind = wanted
         # The count of allocations has records of its own, and warns when it cannot have one.
         spared_start, spared_end = function_text("alloc_slab_obj_exts")
-        for kind in _KINDS:
+        for kind in KINDS:
+            start, end = module_text() if kind == wanted else _NOWHERE
             self._set(f"{kind}/verbose", "0")
             self._set(f"{kind}/stacktrace-depth", str(_DEEPEST))
             self._set(f"{kind}/require-start", hex(start))
@@ -94,7 +97,7 @@ class Faults:
         (_DEBUGFS / name).write_text(value)
 
     def strike(self, nth: int, call: Callable[[], object]) -> Strike:
-        """Make a call of which the nth allocation fails."""
+        """Make a call of which the nth attempt of this kind fails."""
         error = None
         os.pwrite(self._fd, str(nth).encode(), 0)
         try:
