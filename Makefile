@@ -66,7 +66,7 @@ fuzz: setup
 ROUNDS ?= 20
 test-lifetimes: setup
 	@testbed/setup.sh debug-packages && for variant in uml smp; do $(DEBUG_KERNEL) $$variant; done
-	$(PYTHON) -m tests.debug.uml --leaks --timeout 14400 env STACKMAP_ROUNDS=$(ROUNDS) \
+	$(PYTHON) -m tests.debug.uml --timeout 14400 env STACKMAP_ROUNDS=$(ROUNDS) \
 		$(abspath $(PYTHON)) -B -m pytest -q -p no:cacheprovider tests/guest/test_lifetimes.py
 	kernel=$$($(DEBUG_KERNEL) smp) && \
 	testbed/setup.sh module-for $$kernel $(CURDIR)/build/kmod/$$(ls $$kernel/lib/modules) && \

@@ -36,7 +36,7 @@ def once(nursery: Nursery, log: KernelLog, count: int) -> None:
         number = app.order("open", namespace=site.app, nic=site.nic, address=site.address)
         with Peer(site.peer, (site.address, number), count) as peer:
             round = Round(site, app, peer, "thousand", idle)
-            round.start(0)
+            round.start()
             tell("height", seconds=time.monotonic() - begin, connections=count)
             close_sockets_first(round)
     eventually(lambda: references() == idle, lambda: f"{references()} references, {idle} before")

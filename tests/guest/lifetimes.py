@@ -55,13 +55,13 @@ class Round:
         self.idle_references = idle_references
         self.acks_withheld = False
 
-    def start(self, give_up_ms: int) -> None:
+    def start(self) -> None:
         """Connect all, and exchange a first message on each connection."""
         lines = self.peer.lines
         for first in range(0, len(lines), AT_ONCE):
             some = lines[first : first + AT_ONCE]
             self.peer.connect(some)
-            self.app.order("accept", count=len(some), give_up_ms=give_up_ms)
+            self.app.order("accept", count=len(some))
         self.peer.start()
         self.talk()
         eventually(lambda: self.app.status().pinned == 0, self.app.status)
@@ -392,11 +392,14 @@ def started(site: Site, nursery: Nursery, situation: str, give_up_ms: int = 0) -
     before = references()
     with nursery.bear() as app:
         rings = {"rx_slots": SMALL_RING} if situation == "ring_full" else {}
-        number = app.order("open", namespace=site.app, nic=site.nic, address=site.address, **rings)
+        number = app.order(
+            "open", namespace=site.app, nic=site.nic, address=site.address, give_up_ms=give_up_ms,
+            **rings,
+        )  # fmt: skip
         count = MANY if situation == "thousand" else FEW
         with Peer(site.peer, (site.address, number), count) as peer:
             round = Round(site, app, peer, situation, before)
-            round.start(give_up_ms)
+            round.start()
             yield round
     eventually(
         lambda: references() == before,

@@ -135,24 +135,33 @@ class Victim:
 
     # -- orders --
 
-    def do_open(self, namespace: str, nic: str, address: str, number: int = 0, **rings: int) -> int:
+    def do_open(
+        self,
+        namespace: str,
+        nic: str,
+        address: str,
+        number: int = 0,
+        give_up_ms: int = 0,
+        **rings: int,
+    ) -> int:
         """Open a port and a listener in a namespace; returns the listener's number."""
         netns.setns(namespace)
         self.nic = nic
         self.port = RingPort(nic, **rings)
         self.listener = socket.create_server((address, number), backlog=4096)
+        # Its connections inherit both.
+        self.listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, give_up_ms)
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         granted: int = self.listener.getsockname()[1]
         return granted
 
-    def do_accept(self, count: int, give_up_ms: int) -> None:
+    def do_accept(self, count: int) -> None:
         """Accept and attach; afterwards exchanges go on by themselves."""
         if self.exchange is None:
             self.exchange = self._check
             self.port.watch(self.control, self._call)
         for number in range(len(self.lines), len(self.lines) + count):
             accepted, _address = self.listener.accept()
-            accepted.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, give_up_ms)
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             spare = accepted.dup()
             line = Line(number, self.port.attach(accepted), spare)
             line.connection.app = line
