@@ -30,6 +30,7 @@ int sm_pool_init(struct sm_pool *pool, u32 count)
 {
 	u32 i;
 
+	spin_lock_init(&pool->lock);
 	pool->nfree = 0;	/* an earlier, failed attempt may have left something */
 	pool->npinned = 0;
 	pool->nbufs = count + SM_FIRST_BUF;

@@ -77,7 +77,6 @@ static int sm_port_open(struct inode *inode, struct file *file)
 	kref_init(&port->kref);
 	mutex_init(&port->mutex);
 	INIT_WORK(&port->free_work, sm_port_free_work);
-	spin_lock_init(&port->pool.lock);
 	xa_init_flags(&port->conns, XA_FLAGS_ALLOC1 | XA_FLAGS_ACCOUNT);
 	xa_init_flags(&port->listeners, XA_FLAGS_ACCOUNT);
 	/* The port may outlive the file, which holds the module only while it is open. */
