@@ -103,3 +103,16 @@ def test_the_newest_kernel_of_a_series_is_found(tmp_path: Path) -> None:
 def test_a_missing_kernel_names_the_package(tmp_path: Path) -> None:
     with pytest.raises(MissingToolError, match=r"linux-image-6\.12-cloud-amd64"):
         find_kernel("6.12", boot=tmp_path, lib=tmp_path)
+
+
+def test_a_directory_is_a_kernel_of_its_own(tmp_path: Path) -> None:
+    modules = tmp_path / "lib/modules/6.12.9-own"
+    modules.mkdir(parents=True)
+    (modules / "modules.dep").touch()
+    (tmp_path / "image").touch()
+    assert find_kernel(str(tmp_path)) == Kernel("6.12.9-own", tmp_path / "image", modules)
+
+
+def test_a_directory_without_a_kernel_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(MissingToolError, match="make debug-kernel"):
+        find_kernel(str(tmp_path))

@@ -26,11 +26,16 @@ COMPLAINTS = [
     "unregister_netdevice: waiting for eth0 to become free. Usage count = 2",
     "BUG skbuff_head_cache (Tainted: G): Objects remaining in skbuff_head_cache",
     "Kernel panic - not syncing: Fatal exception in interrupt",
+    "WARNING: pool.c:7 module stackmap func:sm_pool has 4096 allocated at module unload",
+    "BUG: KCSAN: data-race in sm_rx [stackmap] / sm_tx [stackmap]",
 ]
 ORDINARY = [
     'PCI: Using host bridge windows from ACPI; if necessary, use "pci=nocrs" and report a bug',
     "stackmap: loading out-of-tree module taints kernel.",
     "kfence: initialized - using 2097152 bytes for 255 objects",
+    "KernelAddressSanitizer initialized",
+    "kmemleak: Kernel memory leak detector initialized (mem pool available: 15625)",
+    "kmemleak: Kernel memory leak detector disabled",
     "rcu: Hierarchical RCU implementation.",
     "Kernel command line: console=ttyS0 panic=-1",
     "Spectre V2 : Mitigation: Retpolines",
