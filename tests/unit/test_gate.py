@@ -109,6 +109,11 @@ def test_costs_are_between_two_marks_each() -> None:
     assert costs == {1: 100.0, 16: 50.0}
 
 
+def test_costs_of_several_beginnings_are_their_mean() -> None:
+    costs = per_request(report((16, 10, 0), (16, 10, 0)), [1000, 2000, 5000, 8000])
+    assert costs == {16: 200.0}
+
+
 @pytest.mark.parametrize(
     ("text", "marks", "complaint"),
     [
