@@ -33,9 +33,9 @@ _SHARED = "/run/caller"
 #: kmemleak passes over what is younger than five seconds.
 _LEAK_AGE_SECONDS = 6
 _SCAN = f"""
-echo scan >/sys/kernel/debug/kmemleak
+echo scan >/sys/kernel/debug/kmemleak || fail looking for leaks
 sleep {_LEAK_AGE_SECONDS}
-echo scan >/sys/kernel/debug/kmemleak
+echo scan >/sys/kernel/debug/kmemleak || fail looking for leaks
 """
 
 
