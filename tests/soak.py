@@ -21,6 +21,8 @@ from tests.debug.uml import Options, run_in_uml
 UML = "uml"
 #: Seconds per message that no machine should need, and for all that is not messages.
 _PATIENCE_EACH, _PATIENCE = 1e-3, 600.0
+#: One port has more, buffers and rings.
+_GROWTH_KIB = 8192
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,19 @@ def lines_of(output: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
+def growth(applications: list[dict[str, object]]) -> list[str]:
+    """What the kernel's memory has grown by, from the first application's end to the last one's."""
+    if len(applications) < 2:
+        return []
+    first, last = applications[0], applications[-1]
+    found = []
+    for name, sign in (("MemAvailable", -1), ("SUnreclaim", 1), ("VmallocUsed", 1)):
+        more = sign * (int(str(last[name])) - int(str(first[name])))
+        if more > _GROWTH_KIB:
+            found.append(f"{name} has changed by {more} KiB over {len(applications)} applications")
+    return found
+
+
 def main() -> int:
     """Soak, write what came of it; the exit status says whether all was well."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
@@ -86,12 +101,13 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     *applications, total = lines_of(outcome.output) or [{}]
-    figures = {**total, "applications": applications, "wrong": outcome.complaints}
+    complaints = outcome.complaints + growth(applications)
+    figures = {**total, "applications": applications, "wrong": complaints}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(figures, indent=2) + "\n")
-    print(*outcome.complaints, sep="\n")
+    print(*complaints, sep="\n")
     good = (
-        not outcome.complaints
+        not complaints
         and int(str(total.get("messages", 0))) >= args.messages
         and total["wrong_bytes"] == 0
         and not total["complaints"]
