@@ -45,7 +45,7 @@ class TcpState(NamedTuple):
     #: Smoothed round trip time and its variation, in microseconds.
     srtt_us: int
     rttvar_us: int
-    #: Retransmission timeout in microseconds.
+    #: Retransmission timeout in microseconds, as of the last packet sent or received.
     rto_us: int
     #: Segments sent again since the connection began.
     total_retrans: int

@@ -70,7 +70,7 @@ class Slot:
 class Ring:
     """One ring in the mapping."""
 
-    def __init__(self, memory: mmap.mmap, start: int) -> None:
+    def __init__(self, memory: mmap.mmap | memoryview, start: int) -> None:
         self.memory = memory
         self.start = start
         self.buf_ofs: int

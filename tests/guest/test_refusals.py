@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 TCP_REPAIR, TCP_ULP, TCP_ZEROCOPY_RECEIVE = 19, 31, 35
 IPPROTO_MPTCP = 262
+IPV6_ADDRFORM = 1
 AF_KCM = 41
 SIOCKCMATTACH, SIOCKCMUNATTACH = 0x89E0, 0x89E1
 
@@ -303,15 +304,53 @@ def test_becoming_something_else(two: Attached) -> None:
     assert code(two.sock.listen) == errno.EBUSY
 
 
+def test_options_that_change_who_reads(two: Attached) -> None:
+    sh("modprobe tls")
+    tcp = socket.IPPROTO_TCP
+    for name in (b"tls", b"smc", b"nonsense"):
+        assert code(two.sock.setsockopt, tcp, TCP_ULP, name) == errno.EBUSY
+    for value in (1, 0):
+        assert code(two.sock.setsockopt, tcp, TCP_REPAIR, value) == errno.EBUSY
+    two.peer.sendall(b"for the ring")
+    time.sleep(0.1)
+    assert code(two.sock.getsockopt, tcp, TCP_ZEROCOPY_RECEIVE, 64) == errno.EBUSY
+    payload = b"".join(p for i, p, _e, _x in two.port.receive() if i == two.id)
+    assert payload == b"for the ring"
+    # and detached, it may be repaired again
+    two.port.detach(two.id)
+    two.sock.setsockopt(tcp, TCP_REPAIR, 1)
+    two.sock.setsockopt(tcp, TCP_REPAIR, 0)
+    check_ordinary(two.peer, two.sock)
+
+
+def test_an_attached_socket_of_ipv6_stays_one(port: RawPort) -> None:
+    with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+        peer = in_peer_namespace()
+        peer.connect((ADDRESS, listener.getsockname()[1]))
+        sock, _address = listener.accept()
+    with closing(peer), closing(sock):
+        id = port.attach(sock)
+        assert code(sock.setsockopt, socket.IPPROTO_IPV6, IPV6_ADDRFORM, socket.AF_INET) == (
+            errno.EBUSY
+        )
+        port.send(id, b"by ring")
+        assert peer.recv(7) == b"by ring"
+
+
 def test_becoming_somebody_elses(two: Attached) -> None:
     sockmap = make_sockmap()
-    assert code(put_into_sockmap, sockmap, 0, two.sock) == errno.EBUSY
-    os.close(sockmap)
+    assert code(put_into_sockmap, sockmap, 0, two.sock) == errno.EINVAL
     with kcm() as (multiplexor, program):
         request = struct.pack("<ii", two.sock.fileno(), program)
         assert code(fcntl.ioctl, multiplexor, SIOCKCMATTACH, request) == errno.EALREADY
     two.port.send(two.id, b"still attached")
     assert two.peer.recv(100) == b"still attached"
+    # a socket that was attached stays out of these hands
+    two.port.detach(two.id)
+    assert code(put_into_sockmap, sockmap, 0, two.sock) == errno.EINVAL
+    assert code(two.sock.setsockopt, socket.IPPROTO_TCP, TCP_ULP, b"tls") == errno.EBUSY
+    check_ordinary(two.peer, two.sock)
+    os.close(sockmap)
 
 
 def test_control_goes_on(two: Attached) -> None:

@@ -67,3 +67,14 @@ def connect_pair_from_here(family: int = socket.AF_INET) -> tuple[socket.socket,
     peer.settimeout(60.0)
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return peer, opened
+
+
+@contextmanager
+def peer_loses(percent: int) -> Iterator[None]:
+    """What the peers send is lost, ACKs included; what they are sent arrives."""
+    change = f"tc -n {PEER_NAMESPACE} qdisc"
+    sh(f"modprobe sch_netem; {change} replace dev {NIC} root netem loss {percent}%")
+    try:
+        yield
+    finally:
+        sh(f"{change} del dev {NIC} root")

@@ -1,0 +1,208 @@
+"""Listeners attached to a port: each accepted connection is in a ring from its first byte."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.guest.raw import ATTACH_LISTENER, EOF, OPEN, RING_ANY, RawPair, RawPort, Received
+from tests.guest.wire import ADDRESS, connect_pair, in_peer_namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Listening = tuple[socket.socket, "Callable[[], socket.socket]"]
+
+
+def code(call: Callable[..., object], *arguments: object) -> int:
+    with pytest.raises(OSError) as caught:
+        call(*arguments)
+    return caught.value.errno or 0
+
+
+def hear(pair: RawPair, done: Callable[[list[Received]], bool]) -> list[Received]:
+    """Receive until it is enough."""
+    slots: list[Received] = []
+    deadline = time.monotonic() + 60
+    while not done(slots):
+        assert time.monotonic() < deadline, slots
+        slots += pair.receive()
+    return slots
+
+
+def opened(slots: list[Received]) -> list[tuple[int, int, int, int, bytes]]:
+    """Of each OPEN: id, listener, family, and the peer's port and address."""
+    found = []
+    for id, data, event, _err in slots:
+        if event == OPEN:
+            listener, _record, family, port, address = struct.unpack("<IIH2s16s", data)
+            found.append((id, listener, family, int.from_bytes(port, "big"), address))
+    return found
+
+
+def test_a_connection_opens_with_its_address(
+    port: RawPort, listening: Callable[[], Listening]
+) -> None:
+    listener, connect = listening()
+    attached = port.attach_to(0, listener, ATTACH_LISTENER)
+    assert (attached.ring, attached.record) == (0, 0)
+    peers = [connect() for _ in range(10)]
+    for number, peer in enumerate(peers):
+        peer.sendall(b"before accept %d" % number)
+    accepted = [listener.accept() for _ in peers]
+    slots = hear(port, lambda slots: sum(len(d) for _i, d, e, _x in slots if not e) == 150)
+    opens = opened(slots)
+    assert len({id for id, *_ in opens}) == 10
+    for (id, of, family, number, address), (sock, name) in zip(opens, accepted, strict=True):
+        assert (of, family, number) == (attached.id, sock.family, name[1])
+        packed = socket.inet_pton(sock.family, name[0])
+        assert address == packed.ljust(16, b"\0")
+        first = next(slot for slot in slots if slot[0] == id)
+        assert first[2] == OPEN
+        assert sock.getpeername() == name
+        port.send(id, b"hello")
+        assert code(sock.recv, 10) == errno.EBUSY
+    for peer in peers:
+        assert peer.recv(5) == b"hello"
+        peer.close()
+    for sock, _name in accepted:
+        sock.close()
+    listener.close()
+
+
+def test_the_pair_that_was_chosen() -> None:
+    with RawPort(64, 64, rings=2) as port, socket.create_server((ADDRESS, 0)) as listener:
+        port.attach_to(1, listener, ATTACH_LISTENER)
+        peers = [in_peer_namespace() for _ in range(5)]
+        for peer in peers:
+            peer.connect(listener.getsockname())
+        accepted = [listener.accept()[0] for _ in peers]
+        assert len(opened(hear(port.pairs[1], lambda slots: len(slots) == 5))) == 5
+        assert port.receive() == []
+        for sock in (*peers, *accepted):
+            sock.close()
+
+
+def test_any_pair() -> None:
+    with RawPort(64, 64, rings=2) as port, socket.create_server((ADDRESS, 0)) as listener:
+        port.attach_to(RING_ANY, listener, ATTACH_LISTENER)
+        peers = [in_peer_namespace() for _ in range(6)]
+        for peer in peers:
+            peer.connect(listener.getsockname())
+        accepted = [listener.accept() for _ in peers]
+        slots = [pair.receive() for pair in port.pairs]
+        found = [number for some in slots for _i, _l, _f, number, _a in opened(some)]
+        assert [len(some) for some in slots] == [3, 3]
+        assert sorted(found) == sorted(name[1] for _sock, name in accepted)
+        for sock in (*peers, *(sock for sock, _name in accepted)):
+            sock.close()
+
+
+def test_a_peer_that_is_gone_before_it_was_accepted(
+    port: RawPort, listening: Callable[[], Listening]
+) -> None:
+    """Its words and its FIN come in order all the same."""
+    listener, connect = listening()
+    port.attach_to(0, listener, ATTACH_LISTENER)
+    peer = connect()
+    peer.sendall(b"last words")
+    peer.close()
+    time.sleep(0.1)
+    sock, _name = listener.accept()
+    slots = hear(port, lambda slots: bool(slots) and bool(slots[-1][2] & EOF))
+    assert [(data if not event else b"", event) for _i, data, event, _x in slots] == [
+        (b"", OPEN), (b"last words", 0), (b"", EOF)
+    ]  # fmt: skip
+    sock.close()
+    listener.close()
+
+
+def test_detaching_the_listener(port: RawPort, listening: Callable[[], Listening]) -> None:
+    listener, connect = listening()
+    attached = port.attach_to(0, listener, ATTACH_LISTENER)
+    one, two = connect(), connect()
+    first, _name = listener.accept()
+    ((id, *_),) = opened(hear(port, lambda slots: len(slots) == 1))
+    port.detach(attached.id)
+    second, _name = listener.accept()
+    two.sendall(b"to the socket")
+    assert second.recv(100) == b"to the socket"
+    one.sendall(b"to the ring")
+    hear(port, lambda slots: (id, b"to the ring", 0, 0) in slots)
+    assert code(port.detach, attached.id) == errno.ENOENT
+    again = port.attach_to(0, listener, ATTACH_LISTENER)
+    assert again.id != attached.id
+    for sock in (one, two, first, second, listener):
+        sock.close()
+
+
+def test_the_port_closes(listening: Callable[[], Listening]) -> None:
+    listener, connect = listening()
+    with RawPort() as port:
+        port.attach_to(0, listener, ATTACH_LISTENER)
+    peer = connect()
+    sock, _name = listener.accept()
+    peer.sendall(b"an ordinary one")
+    assert sock.recv(100) == b"an ordinary one"
+    with RawPort() as port:
+        port.attach_to(0, listener, ATTACH_LISTENER)
+    for s in (peer, sock, listener):
+        s.close()
+
+
+def test_what_cannot_be_attached_as_a_listener(port: RawPort) -> None:
+    def refused(sock: socket.socket | int, ring: int = 0) -> int:
+        return code(port.attach_to, ring, sock, ATTACH_LISTENER)
+
+    peer, sock = connect_pair()
+    with closing(peer), closing(sock), socket.socket() as fresh:
+        assert refused(9999) == errno.EBADF
+        assert refused(sock) == errno.EINVAL
+        assert refused(fresh) == errno.EINVAL
+        fresh.bind((ADDRESS, 0))
+        assert refused(fresh) == errno.EINVAL
+        foreign = in_peer_namespace()
+        with foreign:
+            foreign.bind(("127.0.0.1", 0))
+            foreign.listen()
+            assert refused(foreign) == errno.EXDEV
+        with socket.socket(type=socket.SOCK_DGRAM) as udp:
+            assert refused(udp) == errno.EOPNOTSUPP
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as mptcp:
+            mptcp.bind((ADDRESS, 0))
+            mptcp.listen()
+            assert refused(mptcp) == errno.EOPNOTSUPP
+    with socket.create_server((ADDRESS, 0)) as listener:
+        assert refused(listener, 1) == errno.EINVAL
+        assert code(port.attach_to, 0, listener, 2) == errno.EINVAL
+        assert code(port.attach, listener) == errno.EINVAL
+        port.attach_to(0, listener, ATTACH_LISTENER)
+        assert refused(listener) == errno.EALREADY
+        with RawPort() as other:
+            assert code(other.attach_to, 0, listener, ATTACH_LISTENER) == errno.EALREADY
+        listener.listen(7)  # a listener's own business goes on
+
+
+def test_a_connection_that_is_reset_before_it_was_accepted(
+    port: RawPort, listening: Callable[[], Listening]
+) -> None:
+    """accept() fails as the kernel's own does, or returns it; the next one is not harmed."""
+    listener, connect = listening()
+    port.attach_to(0, listener, ATTACH_LISTENER)
+    peer = connect()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    time.sleep(0.1)
+    assert code(listener.accept) == errno.ENOTCONN
+    peer = connect()
+    sock, name = listener.accept()
+    ((_id, _l, _f, number, _a),) = opened(hear(port, lambda slots: len(slots) == 1))
+    assert number == name[1]
+    for s in (peer, sock, listener):
+        s.close()
