@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from stackmap_testbed.lab import Lab
     from stackmap_testbed.process import Completed
 
+# A command takes seconds in an emulated guest, and some tests run five.
+pytestmark = pytest.mark.timeout(600)
+
 BUILT = Path(__file__).resolve().parents[2] / "build" / "kmod"
 
 
