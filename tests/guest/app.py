@@ -20,7 +20,7 @@ from tests.guest.victim import PROMISE, PROMISE_SIZE
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Status:
     """What the application knows; see ``Victim.do_status``."""
 
@@ -37,6 +37,14 @@ class Status:
     received: list[int]
     wrong: int
     events: dict[str, int]
+
+    def __repr__(self) -> str:
+        """In brief: of many connections, sums."""
+        values = {
+            name: sum(value) if isinstance(value, list) else value
+            for name, value in vars(self).items()
+        }
+        return f"Status({values})"
 
 
 class Nursery:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import os
@@ -81,8 +82,21 @@ class Round:
             status = self.app.status()
             return status.received == self.peer.sent and self.peer.received == status.written
 
-        eventually(settled, lambda: (self.app.status(), self.peer.sent, self.peer.received))
+        eventually(settled, self.describe, lambda: sum(self.peer.received))
         self.check_app_is_content()
+
+    def describe(self) -> str:
+        """How far the streams are, those that are not at their end by number."""
+        status = self.app.status()
+        peer = self.peer
+        missing = [
+            f"{line}: {there} of {sent} bytes at the application, {back} of {written} at the peer"
+            for line, (there, sent, back, written) in enumerate(
+                zip(status.received, peer.sent, peer.received, status.written, strict=True)
+            )
+            if (there, back) != (sent, written)
+        ]
+        return f"{len(missing)} of {len(peer.lines)} connections wait: {missing[:5]}; {status}"
 
     def check_app_is_content(self) -> None:
         """It has seen no wrong byte and no event but WRITABLE."""
@@ -127,12 +141,17 @@ class Round:
         eventually(
             lambda: self.app.status().events.get("CLOSED") == len(self.peer.lines),
             self.app.status,
+            lambda: self.app.status().events.get("CLOSED"),
         )
 
     def check_ends(self, allowed: Collection[str]) -> None:
         """Each of the peer's connections has ended in one of these ways, and had no wrong byte."""
-        eventually(lambda: None not in self.peer.ends, lambda: ("no end", self.peer.ends))
-        assert set(self.peer.ends) <= set(allowed), self.peer.ends
+        eventually(
+            lambda: None not in self.peer.ends,
+            lambda: f"no end came: {collections.Counter(self.peer.ends)}",
+            lambda: collections.Counter(self.peer.ends),
+        )
+        assert set(self.peer.ends) <= set(allowed), collections.Counter(self.peer.ends)
         assert all(not line.extra for line in self.peer.lines), "wrong bytes"
 
     def closed_as_ever(self) -> None:
@@ -181,7 +200,7 @@ def in_flight(round: Round) -> None:
             all(round.peer.received[number] > 1 << 16 for number in DOWNLOADS)
             and all(round.app.status().received[number] > 1 << 16 for number in UPLOADS)
         ),
-        lambda: (round.app.status(), round.peer.received),
+        round.describe,
     )
 
 

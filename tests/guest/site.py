@@ -32,15 +32,27 @@ def sh(command: str) -> None:
     subprocess.run(["sh", "-ec", command], check=True)
 
 
-def eventually(condition: Callable[[], bool], what: Callable[[], object]) -> None:
-    """Wait until a condition holds; if it never does, fail with what ``what`` says."""
+def eventually(
+    condition: Callable[[], bool],
+    what: Callable[[], object],
+    progress: Callable[[], object] = lambda: None,
+) -> None:
+    """Wait until a condition holds.
+
+    If it never does, fail with what ``what`` says: when the time is up since ``progress`` last said
+    something new.
+    """
     start = time.monotonic()
+    last = progress()
     while True:
         asked = time.monotonic()
         if condition():
             return
         now = time.monotonic()
-        assert now < start + PATIENCE, what()
+        if now >= start + PATIENCE:
+            there = progress()
+            assert there != last, what()
+            start, last = now, there
         # Asking costs the one who is waited for as much as it costs us.
         time.sleep(max(0.005, now - asked))
 
