@@ -47,10 +47,10 @@ debug-kernel: packages
 	@for variant in uml smp kcsan; do $(DEBUG_KERNEL) $$variant || exit 1; done
 
 test-debug: setup debug-kernel
-	STACKMAP_REQUIRE=debug $(PYTEST) tests/debug
+	STACKMAP_REQUIRE=debug $(PYTEST) -o faulthandler_timeout=0 tests/debug
 	kernel=$$($(DEBUG_KERNEL) smp) && \
 	testbed/setup.sh module-for $$kernel $(CURDIR)/build/kmod/$$(ls $$kernel/lib/modules) && \
-	STACKMAP_REQUIRE=vm $(PYTEST) --kernel $$kernel --cpus 2 tests/vm
+	STACKMAP_REQUIRE=vm $(PYTEST) -o faulthandler_timeout=0 --kernel $$kernel --cpus 2 tests/vm
 
 # Hostile applications at random, beside an honest one.  KERNEL=uml (the default), smp, kcsan, 6.12
 # or 6.1; SEED=n repeats what a run's threads did.
