@@ -37,6 +37,7 @@ MESSAGE = 1000
 #: What a connection's congestion window lets out at first is less: some is sent, some waits.
 LONG_MESSAGE = 20_000
 SMALL_RING = 16
+BUFFER = 4096
 #: TCP_USER_TIMEOUT, in milliseconds, where the way to the peer is gone for good.
 GIVE_UP_MS = 1500
 #: Long enough for what must not happen to happen.
@@ -266,15 +267,18 @@ def close_port(round: Round) -> None:
     taken = app.order("listen_ordinarily", sent=peer.sent)
     status = app.status()
     assert status.wrong == 0
-    if round.situation == "in_flight":
-        # More came between the counter's last reading and the socket's return.
-        assert taken >= status.taken
-    else:
-        assert taken == status.taken
     eventually(lambda: None not in peer.ends, lambda: ("no end", peer.ends))
     assert set(peer.ends) == {"EOF"}
     assert all(line.extra == TRAILER for line in peer.lines), "wrong bytes"
-    assert sum(peer.received) == accepted
+    received = sum(peer.received)
+    if round.situation == "in_flight":
+        # The counters were read before the sockets were given back.  More may have come meanwhile,
+        # and what TCP had no room for of a slot that it took in part is counted when it goes.
+        assert taken >= status.taken
+        assert accepted <= received < accepted + BUFFER * len(DOWNLOADS)
+    else:
+        assert taken == status.taken
+        assert received == accepted
     app.exit()
 
 
