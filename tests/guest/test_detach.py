@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import random
 import socket
-import struct
 import threading
 import time
 from contextlib import closing, suppress
@@ -15,6 +13,7 @@ import pytest
 
 from stackmap import Event, RingPort
 from tests.guest.raw import CLOSED, EOF, REFUSED, SYNC_TX, RawPort
+from tests.guest.rest import bytes_in_tcp, leave_a_rest
 from tests.guest.wire import NIC, connect_pair, connect_pair_from_here
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from tests.guest.attached import Attached
 
 PATIENCE = 60.0
-SIOCOUTQ = 0x5411
-BYTES_ACKED_AT = 120  # in struct tcp_info
 
 
 def noise(seed: int, size: int) -> bytes:
@@ -170,32 +167,11 @@ def test_detach_in_the_middle_of_both_streams(
         assert (stats["bad_slots"], stats["bad_rings"], stats["connections"]) == (0, 0, 0)
 
 
-def bytes_in_tcp(sock: socket.socket) -> int:
-    """Bytes that TCP has had from an accepted connection: acknowledged, or in its queue."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    queued = struct.unpack("<i", fcntl.ioctl(sock, SIOCOUTQ, bytes(4)))[0]
-    acknowledged: int = struct.unpack_from("<Q", info, BYTES_ACKED_AT)[0]
-    return acknowledged + int(queued)
-
-
 def test_detach_with_the_rest_of_a_slot(two: Attached) -> None:
     """TCP took part of the last slot only: the rest goes ahead of what the socket sends."""
     port = two.port
-    two.peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-    two.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 30_000)
     stream = noise(4, 1 << 20)
-    accepted = 0
-    while accepted == bytes_in_tcp(two.sock):
-        # many slots at once share segments, whose ends are not those of slots
-        first = port.tx.head
-        for k in range(40):
-            port.put(first + k, two.id, stream[accepted + 4096 * k : accepted + 4096 * (k + 1)])
-        port.tx.set_head((first + 40) % port.tx.n)
-        port.sync(SYNC_TX)
-        took = sum(not port.tx.slot(first + k).events & REFUSED for k in range(40))
-        assert took, f"TCP took every slot whole, up to {accepted} bytes"
-        accepted += 4096 * took
-    assert 0 < accepted - bytes_in_tcp(two.sock) < 4096
+    accepted = leave_a_rest(two, stream)
     port.detach(two.id)
     assert bytes_in_tcp(two.sock) == accepted
 

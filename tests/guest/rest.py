@@ -1,0 +1,45 @@
+"""Getting TCP to take part of a slot only, so that the module keeps the rest of it."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from tests.guest.raw import REFUSED, SYNC_TX
+
+if TYPE_CHECKING:
+    from tests.guest.attached import Attached
+
+SIOCOUTQ = 0x5411
+BYTES_ACKED_AT = 120  # in struct tcp_info
+SLOTS_AT_ONCE = 40
+
+
+def bytes_in_tcp(sock: socket.socket) -> int:
+    """How much of what was sent TCP has, or the peer already."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    queued = struct.unpack("<i", fcntl.ioctl(sock, SIOCOUTQ, bytes(4)))[0]
+    acknowledged: int = struct.unpack_from("<Q", info, BYTES_ACKED_AT)[0]
+    return acknowledged + int(queued)
+
+
+def leave_a_rest(two: Attached, stream: bytes) -> int:
+    """Send on the bad connection until TCP leaves a rest; returns how much was accepted."""
+    port = two.port
+    two.peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    two.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 30_000)
+    accepted = 0
+    while accepted == bytes_in_tcp(two.sock):
+        # many slots at once share segments, whose ends are not those of slots
+        first = port.tx.head
+        for k in range(SLOTS_AT_ONCE):
+            port.put(first + k, two.id, stream[accepted + 4096 * k : accepted + 4096 * (k + 1)])
+        port.tx.set_head((first + SLOTS_AT_ONCE) % port.tx.n)
+        port.sync(SYNC_TX)
+        took = sum(not port.tx.slot(first + k).events & REFUSED for k in range(SLOTS_AT_ONCE))
+        assert took, f"TCP took every slot whole, up to {accepted} bytes"
+        accepted += 4096 * took
+    assert 0 < accepted - bytes_in_tcp(two.sock) < 4096
+    return accepted
