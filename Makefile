@@ -23,7 +23,7 @@ CHECKED_PYTHON := stackmap cli testbed tests setup.py
 .NOTPARALLEL:
 .PHONY: demo lab bench-gate bench-connections soak test test-host test-debug test-lifetimes \
 	debug-kernel fuzz check check-python check-shell \
-	check-kmod kmod setup packages clean
+	check-kmod kmod setup packages check-packages clean
 
 demo: setup
 	@$(PYTHON) -m stackmap_testbed.demo --kernel $(KERNEL) --out $(OUT)
@@ -96,30 +96,11 @@ check-python: setup build/typing
 	$(VENV)/bin/mypy -p stackmap -p stackmap_cli -p stackmap_testbed
 	$(VENV)/bin/mypy tests
 
-check-shell:
-	@if command -v shellcheck >/dev/null; then shellcheck testbed/setup.sh tests/debug/kernel/build.sh .ci/run; \
-	else echo 'shellcheck is not installed: shell scripts not checked'; fi
+check-shell: check-packages
+	shellcheck testbed/*.sh tests/debug/kernel/build.sh .ci/run
 
-# Warnings fail here: in the compiler (W=1), in sparse (C=2) and in the kernel's own style checker,
-# which Debian packages only inside linux-source.  Left out is what does not apply to a module of
-# its own for two kernels: their versions are compared, the kernel's own Qdisc is camel case, tables
-# of a socket's functions are copied and changed, and user space has no __aligned().
-CHECKPATCH_IGNORE := LINUX_VERSION_CODE,CONSTANT_COMPARISON,CAMELCASE,CONST_STRUCT,\
-PREFER_DEFINED_ATTRIBUTE_MACRO
-check-kmod: packages build/checkpatch/checkpatch.pl
-	testbed/setup.sh module $(CURDIR)/build/kmod-check C=2
-	@if [ -s build/checkpatch/checkpatch.pl ]; then \
-		perl build/checkpatch/checkpatch.pl --no-tree --terse --strict --no-summary \
-			--ignore '$(CHECKPATCH_IGNORE)' --file $$(git ls-files 'kmod/*.[ch]'); \
-	else echo 'linux-source-6.12 is not installed: checkpatch not run'; fi
-
-build/checkpatch/checkpatch.pl:
-	@mkdir -p $(@D)
-	@if [ -e /usr/src/linux-source-6.12.tar.xz ]; then \
-		tar -xJf /usr/src/linux-source-6.12.tar.xz -C $(@D) --strip-components=2 \
-			--wildcards '*/scripts/checkpatch.pl' '*/scripts/spelling.txt' \
-			'*/scripts/const_structs.checkpatch'; \
-	else touch $@; fi
+check-kmod: check-packages
+	@testbed/check-kmod.sh $(CURDIR)/build/check-kmod
 
 # mypy's view of the names under which cli/ and testbed/ are installed.
 build/typing:
@@ -131,6 +112,9 @@ setup: packages $(VENV)/.installed kmod
 
 packages:
 	@testbed/setup.sh packages
+
+check-packages: packages
+	@testbed/setup.sh check-packages
 
 $(VENV)/.installed: $(PYTHON_INPUTS) | packages
 	@testbed/setup.sh python $(VENV)

@@ -7,8 +7,9 @@
 #   setup.sh module OUT [MAKE...]   stackmap.ko for Debian's kernels, as OUT/<release>/stackmap.ko
 #                                   (OUT absolute; warnings are errors)
 #
-# and for debug kernels
+# and for static checks and debug kernels
 #
+#   setup.sh check-packages                 what the checks take besides
 #   setup.sh debug-packages                 what building one takes besides
 #   setup.sh module-for BUILD OUT [MAKE...] OUT/stackmap.ko for the kernel in the directory BUILD
 set -eu
@@ -19,9 +20,10 @@ PACKAGES="
 linux-image-cloud-amd64 linux-headers-cloud-amd64
 linux-image-6.12-cloud-amd64 linux-headers-6.12-cloud-amd64
 qemu-system-x86 qemu-system-common busybox-static
-gcc libc6-dev make sparse shellcheck cpio kmod xz-utils
+gcc libc6-dev make cpio kmod xz-utils
 python3-dev python3-venv
 iproute2 tcpdump ethtool memcached libmemcached-tools"
+CHECK_PACKAGES="sparse shellcheck coccinelle linux-source-6.12"
 DEBUG_PACKAGES="linux-source-6.12 flex bison bc libelf-dev libssl-dev ccache"
 POLICY=/usr/sbin/policy-rc.d
 
@@ -132,6 +134,10 @@ packages)
 	# shellcheck disable=SC2086 # a list of words
 	packages $PACKAGES
 	;;
+check-packages)
+	# shellcheck disable=SC2086
+	packages $CHECK_PACKAGES
+	;;
 debug-packages)
 	# shellcheck disable=SC2086
 	packages $DEBUG_PACKAGES
@@ -144,5 +150,5 @@ module-for)
 	shift
 	module_for "$@"
 	;;
-*) fail "name a step: packages, python, module, debug-packages or module-for" ;;
+*) fail "name a step: packages, python, module, check-packages, debug-packages or module-for" ;;
 esac
