@@ -106,7 +106,8 @@ def test_the_record_is_tcp_info(
         assert record.state == 1
         assert record.ring == 0
         assert (record.bytes_received, record.bytes_accepted) == (5000, 100_000)
-        assert (record.bytes_sent, record.bytes_retrans, record.total_retrans) == (100_000, 0, 0)
+        # A slow machine may be late with an ACK, and get things twice.
+        assert record.bytes_sent - record.bytes_retrans == 100_000
         assert (record.bytes_pinned, record.bufs_pinned, record.unacked) == (0, 0, 0)
         assert record.srtt_us > 0
         peer.shutdown(socket.SHUT_WR)
@@ -155,7 +156,10 @@ def test_what_waits_for_its_ack_and_what_is_sent_again() -> None:
             assert record.bytes_retrans > 0
             assert record.ca_state == 4  # loss
             assert record.bytes_pinned == 15_000
-            assert ss(sock)["bytes_retrans"] == str(record.bytes_retrans)
+            said, before = ss(sock), record
+            while (record := link.connection.tcp_state()) != before:
+                said, before = ss(sock), record
+            assert said["bytes_retrans"] == str(record.bytes_retrans)
         while link.connection.tcp_state().bytes_acked < 35_000:
             assert time.monotonic() < deadline
             port.exchange(0.05)
