@@ -167,12 +167,15 @@ static void sm_error_report(struct sock *sk)
 	sm_conn_put(conn);
 }
 
-/* A packet goes out.  Its socket is locked, unless another device held the packet up. */
+/*
+ * A packet goes out.  Who owns the socket in user context looks at its state afterwards; otherwise
+ * it is softirq's, or nobody's if another device has held the packet up.
+ */
 void sm_conn_sent(const struct sk_buff *skb)
 {
 	struct sm_conn *conn;
 
-	if (!skb->sk || !sk_fullsock(skb->sk))
+	if (!skb->sk || !sk_fullsock(skb->sk) || sock_owned_by_user_nocheck(skb->sk))
 		return;
 	conn = sm_conn_of_unlocked(skb->sk);
 	if (conn) {
@@ -186,8 +189,10 @@ static void sm_flush_work(struct work_struct *work)
 	struct sm_conn *conn = container_of(work, struct sm_conn, flush_work);
 
 	lock_sock(conn->sk);
-	if (conn->attached)
+	if (conn->attached) {
 		sm_tx_flush_rest(conn, false);
+		sm_state_update(conn);
+	}
 	release_sock(conn->sk);
 	sm_conn_put(conn);
 }

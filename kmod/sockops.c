@@ -47,6 +47,18 @@ static bool sm_attached(struct socket *sock)
 	return attached;
 }
 
+/* A system call may have changed TCP's state. */
+static void sm_conn_look(struct sock *sk)
+{
+	struct sm_conn *conn;
+
+	lock_sock(sk);
+	conn = sm_conn_of_locked(sk);
+	if (conn)
+		sm_state_update(conn);
+	release_sock(sk);
+}
+
 static int sm_ops_release(struct socket *sock)
 {
 	const struct proto_ops *base = sm_base(sock);
@@ -76,13 +88,16 @@ static int sm_ops_shutdown(struct socket *sock, int how)
 {
 	struct sock *sk = sock->sk;
 	struct sm_conn *conn;
+	int err;
 
 	lock_sock(sk);
 	conn = sm_conn_of_locked(sk);
 	if (conn && how != SHUT_RD)
 		sm_tx_flush_rest(conn, true);
 	release_sock(sk);
-	return sm_base(sock)->shutdown(sock, how);
+	err = sm_base(sock)->shutdown(sock, how);
+	sm_conn_look(sk);
+	return err;
 }
 
 static int sm_ops_connect(struct socket *sock, struct sockaddr *addr, int len, int flags)
@@ -176,12 +191,16 @@ static int sm_ops_sendmsg_locked(struct sock *sk, struct msghdr *msg, size_t siz
 static int sm_ops_setsockopt(struct socket *sock, int level, int optname, sockptr_t optval,
 			     unsigned int optlen)
 {
+	int err;
+
 	if ((level == SOL_TCP && optname == TCP_ULP) ||
 	    (level == SOL_IPV6 && optname == IPV6_ADDRFORM))
 		return -EBUSY;
 	if (level == SOL_TCP && optname == TCP_REPAIR && sm_attached(sock))
 		return -EBUSY;
-	return sm_base(sock)->setsockopt(sock, level, optname, optval, optlen);
+	err = sm_base(sock)->setsockopt(sock, level, optname, optval, optlen);
+	sm_conn_look(sock->sk);		/* TCP_NODELAY sends, TCP_MAXSEG changes the mss, ... */
+	return err;
 }
 
 static int sm_ops_getsockopt(struct socket *sock, int level, int optname, char __user *optval,
