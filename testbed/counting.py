@@ -34,7 +34,7 @@ _CLIENT_NIC = "eth1"
 _MACS = ("02:77:00:00:00:01", "02:77:00:00:00:02")
 _IDENTITY = GuestIdentity("server", f"{SERVER_ADDRESS}/24", "fd77::1/64", "127.0.0.1 localhost\n")
 _MEMORY_MB = 1024
-_BOOT_SECONDS = 120.0
+_BOOT_SECONDS = 600.0
 # Nothing at random: where the kernel and programs are in memory decides about cache line sharing
 # and hash chains.  And no watchdogs: while the guest waits for this machine (for a file), its time
 # jumps from timer to timer, so hours pass in seconds.
