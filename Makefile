@@ -50,7 +50,8 @@ test-debug: setup debug-kernel
 	STACKMAP_REQUIRE=debug $(PYTEST) -o faulthandler_timeout=0 tests/debug
 	kernel=$$($(DEBUG_KERNEL) smp) && \
 	testbed/setup.sh module-for $$kernel $(CURDIR)/build/kmod/$$(ls $$kernel/lib/modules) && \
-	STACKMAP_REQUIRE=vm $(PYTEST) -o faulthandler_timeout=0 --kernel $$kernel --cpus 2 tests/vm
+	STACKMAP_REQUIRE=vm $(PYTEST) -o faulthandler_timeout=0 --kernel $$kernel --cpus 2 \
+		--ignore tests/vm/test_ten_thousand.py tests/vm	# KASAN keeps what is freed
 
 # Hostile applications at random, beside an honest one.  KERNEL=uml (the default), smp, kcsan, 6.12
 # or 6.1; SEED=n repeats what a run's threads did.
@@ -67,10 +68,12 @@ ROUNDS ?= 20
 test-lifetimes: setup
 	@testbed/setup.sh debug-packages && for variant in uml smp; do $(DEBUG_KERNEL) $$variant; done
 	$(PYTHON) -m tests.debug.uml --timeout 14400 env STACKMAP_ROUNDS=$(ROUNDS) \
-		$(abspath $(PYTHON)) -B -m pytest -q -p no:cacheprovider tests/guest/test_lifetimes.py
+		$(abspath $(PYTHON)) -B -m pytest -q -p no:cacheprovider -o faulthandler_timeout=0 \
+		tests/guest/test_lifetimes.py
 	kernel=$$($(DEBUG_KERNEL) smp) && \
 	testbed/setup.sh module-for $$kernel $(CURDIR)/build/kmod/$$(ls $$kernel/lib/modules) && \
-	STACKMAP_ROUNDS=$(ROUNDS) $(PYTEST) --kernel $$kernel --cpus 2 tests/vm/test_unplug.py
+	STACKMAP_ROUNDS=$(ROUNDS) $(PYTEST) -o faulthandler_timeout=0 --kernel $$kernel --cpus 2 \
+		tests/vm/test_unplug.py
 	for kernel in $(KERNELS); do STACKMAP_ROUNDS=1 $(PYTEST) --kernel $$kernel \
 		-k 'lifetimes or unplug' tests/vm || exit 1; done
 

@@ -62,7 +62,7 @@ def kernel_log() -> Iterator[KernelLog]:
     log.close()
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(("situation", "ending"), CASES)
 def test_lifetime(
     site: Site, nursery: Nursery, kernel_log: KernelLog, situation: str, ending: str

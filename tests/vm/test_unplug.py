@@ -71,7 +71,7 @@ def serve(slots: Slots, process: GuestProcess) -> None:
 
 
 @pytest.mark.usefixtures("module")
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("situation", [name for name in SITUATIONS if ROUNDS or name in SHORT])
 def test_unplug(server: Guest, situation: str) -> None:
     process = server.popen(
