@@ -33,8 +33,8 @@ PROGRAM = ROOT / "build" / "fuzz" / "fuzz"
 #: What the fuzzer and the kernel may take to start and to end.
 _AROUND_SECONDS = 600
 _REPORT_SECONDS = 10
-#: Modules of a stock kernel without which the fuzzer finds less to do.
-_HELPERS = ("veth", "tls", "kcm", "tcp_diag")
+#: Modules that ours needs (KUnit, on a debug kernel), and those that give the fuzzer more to do.
+_HELPERS = ("kunit", "veth", "tls", "kcm", "tcp_diag")
 _LEAKS = """
 for scan in 1 2; do echo scan >/sys/kernel/debug/kmemleak; sleep 6; done
 cat /sys/kernel/debug/kmemleak
