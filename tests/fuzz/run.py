@@ -65,7 +65,8 @@ class Outcome:
 def build() -> None:
     """Compile the fuzzer."""
     PROGRAM.parent.mkdir(parents=True, exist_ok=True)
-    warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-result", "-Wno-missing-field-initializers")
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    warnings += ["-Wno-unused-result", "-Wno-missing-field-initializers"]
     subprocess.run(
         [
             "gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", *warnings, "-pthread",

@@ -63,7 +63,9 @@ def test_nothing_but_names_of_our_own(wheel: list[str]) -> None:
     }
 
 
-@pytest.mark.parametrize("module", ["stackmap/_fast.", "stackmap/_ring_c", "stackmap_testbed/_load_c"])
+@pytest.mark.parametrize(
+    "module", ["stackmap/_fast.", "stackmap/_ring_c", "stackmap_testbed/_load_c"]
+)
 def test_extension_modules(wheel: list[str], module: str) -> None:
     assert any(name.startswith(module) and name.endswith(".so") for name in wheel)
 
