@@ -162,11 +162,6 @@ static ssize_t sm_ops_sendpage(struct socket *sock, struct page *page, int offse
 }
 #endif
 
-static int sm_ops_mmap(struct file *file, struct socket *sock, struct vm_area_struct *vma)
-{
-	return sm_attached(sock) ? -EBUSY : sm_base(sock)->mmap(file, sock, vma);
-}
-
 /* For users in the kernel, with the socket locked. */
 static int sm_ops_read_sock(struct sock *sk, read_descriptor_t *desc, sk_read_actor_t recv_actor)
 {
@@ -223,7 +218,6 @@ static void sm_family_ops_init(struct sm_family_ops *f, const struct proto_ops *
 	f->ops.sendmsg = sm_ops_sendmsg;
 	f->ops.recvmsg = sm_ops_recvmsg;
 	f->ops.splice_read = sm_ops_splice_read;
-	f->ops.mmap = sm_ops_mmap;
 	f->ops.read_sock = sm_ops_read_sock;
 	f->ops.read_skb = sm_ops_read_skb;
 	f->ops.sendmsg_locked = sm_ops_sendmsg_locked;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import socket
 import struct
@@ -321,6 +322,17 @@ def test_options_that_change_who_reads(two: Attached) -> None:
     two.sock.setsockopt(tcp, TCP_REPAIR, 1)
     two.sock.setsockopt(tcp, TCP_REPAIR, 0)
     check_ordinary(two.peer, two.sock)
+
+
+def test_a_mapping_of_an_attached_socket_shows_nothing(two: Attached) -> None:
+    """A send copies with the socket locked, and may fault: so mmap() must not lock it (lockdep)."""
+    memory = mmap.mmap(-1, mmap.PAGESIZE)
+    two.peer.sendall(memory)
+    with mmap.mmap(two.sock.fileno(), mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ):
+        refused = code(two.sock.getsockopt, socket.IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE, 64)
+    assert refused == errno.EBUSY
+    two.port.detach(two.id)
+    two.sock.sendall(memory)
 
 
 def test_an_attached_socket_of_ipv6_stays_one(port: RawPort) -> None:
