@@ -36,7 +36,6 @@ _IDENTITIES = {
 }
 _MACS = {"server": "02:77:00:00:00:01", "client": "02:77:00:00:00:02"}
 _DEFAULT_MEMORY_MB = {"server": 1536, "client": 1024}
-_BOOT_SECONDS = 120.0
 
 
 class Lab:
@@ -58,12 +57,14 @@ class Lab:
         accel: Literal["kvm", "tcg"] | None = None,
         command_line: str = "",
         workdir: Path | None = None,
+        boot_seconds: float = 120.0,
     ) -> None:
         """Describe a lab; ``up`` or the context manager boots it.
 
         ``accel`` None means KVM where it works.  ``command_line`` is added to the
-        kernels'.  Without ``workdir`` the consoles and logs go to a temporary
-        directory that is removed at the end.
+        kernels'.  A boot that takes longer than ``boot_seconds`` has failed.  Without
+        ``workdir`` the consoles and logs go to a temporary directory that is removed at
+        the end.
 
         Raises:
             LabError: it cannot work here; the message says what to do.
@@ -85,6 +86,7 @@ class Lab:
         self._cpus = cpus
         self._memory = memory
         self._command_line = command_line
+        self._boot_seconds = boot_seconds
         self._guests: dict[str, Guest] = {}
         self._wire: Wire | None = None
         self._resources = contextlib.ExitStack()
@@ -127,7 +129,7 @@ class Lab:
         for end in networks.values():
             end.close()
         for name, guest in self._guests.items():
-            guest.wait_ready(_BOOT_SECONDS)
+            guest.wait_ready(self._boot_seconds)
             tell(f"{name} is up after {time.monotonic() - start:.1f} s")
 
     def _prepare_workdir(self) -> Path:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 GUEST = ROOT / "tests" / "guest"
 RULE = "=" * 66
 RACE = "BUG: KCSAN:"
+BOOT_SECONDS = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,9 @@ def server() -> Iterator[Guest]:
     """A guest of two processors with the module loaded."""
     try:
         kernel = find_debug_kernel("kcsan")
-        lab = Lab(kernel=str(kernel.directory), guests=("server",), cpus=2)
+        lab = Lab(
+            kernel=str(kernel.directory), guests=("server",), cpus=2, boot_seconds=BOOT_SECONDS
+        )
     except (NotBuiltError, LabError) as reason:
         pytest.skip(str(reason))
     module = kernel.build_module()

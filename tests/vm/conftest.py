@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 
+#: A kernel full of checks takes minutes where the machine is emulated and busy.
+BOOT_SECONDS = 600.0
+
 
 @pytest.fixture(scope="session")
 def vm_lab(kernel: str, cpus: int) -> Iterator[Lab]:
     """A lab with only the server in it."""
     try:
-        lab = Lab(kernel=kernel, guests=("server",), cpus=cpus)
+        lab = Lab(kernel=kernel, guests=("server",), cpus=cpus, boot_seconds=BOOT_SECONDS)
     except LabError as reason:
         pytest.skip(str(reason))
     with lab:
