@@ -50,7 +50,7 @@ test-debug: setup debug-kernel
 	STACKMAP_REQUIRE=debug $(PYTEST) -o faulthandler_timeout=0 tests/debug
 	kernel=$$($(DEBUG_KERNEL) smp) && \
 	testbed/setup.sh module-for $$kernel $(CURDIR)/build/kmod/$$(ls $$kernel/lib/modules) && \
-	STACKMAP_REQUIRE=vm $(PYTEST) -o faulthandler_timeout=0 --kernel $$kernel --cpus 2 \
+	STACKMAP_REQUIRE=vm $(PYTEST) -o faulthandler_timeout=0 --timeout 900 --kernel $$kernel --cpus 2 \
 		--ignore tests/vm/test_ten_thousand.py tests/vm	# KASAN keeps what is freed
 
 # Hostile applications at random, beside an honest one.  KERNEL=uml (the default), smp, kcsan, 6.12
