@@ -269,7 +269,7 @@ class Ring(Port):
         self._page_size: int = 4096
         self._pages: dict[int, Any] = {}
         self._lent: list[LentSegment] = []
-        self._small = b""
+        self._small = bytes(lib.SMR_STAGING_START)  # not b"", which others refer to
         self._shown: list[Segment] = []
         self._connections: dict[int, RingConnection] = {}
         self._after_send: list[RingConnection] = []
