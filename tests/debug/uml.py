@@ -11,6 +11,7 @@ prints what COMMAND and the kernel said, and fails if either did.
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import subprocess
 import sys
@@ -32,6 +33,7 @@ _TMPFS = ("/tmp", "/run", "/var/tmp", "/var/log", "/dev/shm")
 _SHARED = "/run/caller"
 #: kmemleak passes over what is younger than five seconds.
 _LEAK_AGE_SECONDS = 6
+_UNIT_TEST_FAILED = re.compile(r"\bnot ok \d+ ")
 _SCAN = f"""
 echo scan >/sys/kernel/debug/kmemleak || fail looking for leaks
 sleep {_LEAK_AGE_SECONDS}
@@ -184,6 +186,7 @@ def _report(shared: Path, console: str, options: Options, *, ended: bool) -> Rep
         return file.read_text(errors="replace") if file.exists() else ""
 
     complaints = text("failures").splitlines() + offending_lines(console.splitlines())
+    complaints += [line for line in console.splitlines() if _UNIT_TEST_FAILED.search(line)]
     complaints += text("leaks").splitlines()
     status = text("status").strip()
     if not ended:
