@@ -7,7 +7,7 @@ exchange segments with it.
 from ._errors import BackendUnavailableError, StackmapError
 from ._fast import Segment
 from ._open import open_port
-from ._port import Connection, Event, Listener, Port, PortStats
+from ._port import Connection, Event, Kept, Listener, Port, PortStats
 from ._ring import Ring, RingConnection
 from ._ring_listener import RingListener
 from ._ring_port import RingPort
@@ -18,6 +18,7 @@ __all__ = [
     "BackendUnavailableError",
     "Connection",
     "Event",
+    "Kept",
     "Listener",
     "Port",
     "PortStats",

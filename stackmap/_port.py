@@ -56,6 +56,31 @@ class Event(enum.IntFlag):
     OPEN = 32
 
 
+class Kept:
+    """Received payload that outlives exchanges, until it is released or forwarded.
+
+    Attributes:
+        connection: whose it is.
+        view: a read-only view of it; using it after :meth:`release` raises ``ValueError``.
+    """
+
+    __slots__ = ("connection", "view")
+
+    def __init__(self, connection: Connection, view: memoryview) -> None:
+        self.connection = connection
+        self.view = view
+
+    def release(self) -> None:
+        """Give up the payload.  Idempotent."""
+        self.view.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+
 @dataclass(frozen=True, slots=True)
 class PortStats:
     """Counters of one port since it was opened.  Bytes are payload bytes.
@@ -173,18 +198,21 @@ class Connection(abc.ABC):
         for part in parts:
             self.write(part)
 
-    def forward(self, segment: Segment) -> None:
+    def forward(self, segment: Segment | Kept) -> None:
         """Send on the payload that a segment shows, as :meth:`write` does, and release its view.
 
         Rings hand on the page that holds it instead of copying it, where they can.  The segment
-        must be of the last exchange, but may be of any connection and any port.
+        must be of the last exchange, or kept; it may be of any connection and any port.
 
         Raises:
             BrokenPipeError: after :meth:`shutdown_write` or :meth:`close`.
             ValueError: the view was released, by an earlier call or by an exchange.
         """
         self.write(segment.view)
-        segment.view.release()
+        if isinstance(segment, Kept):
+            segment.release()
+        else:
+            segment.view.release()
 
     def shutdown_write(self) -> None:
         """Send FIN after everything written so far (half-close).  Idempotent."""
@@ -311,6 +339,19 @@ class Port(abc.ABC):
             BufferError: a view of the previous exchange is still in use elsewhere (a slice of
                 it, for instance), so its buffer cannot be given back.
         """
+
+    def keep(self, segment: Segment) -> Kept:
+        """Have the payload of a segment stay valid beyond the next exchange.
+
+        The segment's own view is released.  Rings keep the page that holds the payload, if the
+        port was opened with extra buffers and one is left, and copy it otherwise.
+
+        Raises:
+            ValueError: the segment's view was released, by an earlier call or by an exchange.
+        """
+        kept = Kept(segment.connection, memoryview(bytes(segment.view)))
+        segment.view.release()
+        return kept
 
     @abc.abstractmethod
     def watch(self, file: HasFileno, callback: Callable[[], None]) -> None:

@@ -257,25 +257,51 @@ size_t smr_write(struct smr_pair *pair, uint32_t id, const char *data, size_t le
 }
 
 /*
- * Hand a received buffer to a connection: it goes into a transmit slot, whose own buffer the
- * receive slot gives back instead.  Returns 0 if the transmit ring is full.
+ * Send a buffer that is ours.  Returns the one that the slot had, which is ours instead; 0 if the
+ * transmit ring is full.
+ */
+uint32_t smr_send_buffer(struct smr_pair *pair, uint32_t id, uint32_t buf, uint32_t offset,
+			 uint32_t len)
+{
+	struct sm_slot *slot = &pair->tx->slot[pair->tx_head];
+	uint32_t spare = slot->buf_idx;
+
+	if (pair->tx_head == __atomic_load_n(&pair->tx->tail, __ATOMIC_ACQUIRE))	/* (B) */
+		return 0;
+	*slot = (struct sm_slot){
+		.buf_idx = buf,
+		.len = len,
+		.flags = NS_BUF_CHANGED,
+		.ptr = SM_PTR(id, offset),
+	};
+	pair->tx_head = next(pair->tx, pair->tx_head);
+	return spare;
+}
+
+/* Keep a received buffer: its slot gives back a spare one instead.  Returns the buffer. */
+uint32_t smr_keep(const struct smr_pair *pair, uint32_t slot, uint32_t spare)
+{
+	struct sm_slot *received = &pair->rx->slot[slot];
+	uint32_t buf = received->buf_idx;
+
+	received->buf_idx = spare;
+	received->flags = NS_BUF_CHANGED;
+	return buf;
+}
+
+/*
+ * Hand a received buffer to a connection: its slot gives back that of a transmit slot instead.
+ * Returns 0 if the transmit ring is full.
  */
 int smr_forward(const struct smr_pair *from, uint32_t slot, struct smr_pair *to, uint32_t id)
 {
-	struct sm_slot *received = &from->rx->slot[slot];
-	struct sm_slot *sent = &to->tx->slot[to->tx_head];
-	uint32_t spare = sent->buf_idx;
+	const struct sm_slot *received = &from->rx->slot[slot];
+	uint32_t spare = smr_send_buffer(to, id, received->buf_idx, SM_PTR_OFFSET(received->ptr),
+					 received->len);
 
-	if (to->tx_head == __atomic_load_n(&to->tx->tail, __ATOMIC_ACQUIRE))	/* (B) */
-		return 0;
-	sent->buf_idx = received->buf_idx;
-	sent->len = received->len;
-	sent->flags = NS_BUF_CHANGED;
-	sent->ptr = SM_PTR(id, SM_PTR_OFFSET(received->ptr));
-	received->buf_idx = spare;
-	received->flags = NS_BUF_CHANGED;
-	to->tx_head = next(to->tx, to->tx_head);
-	return 1;
+	if (spare)
+		smr_keep(from, slot, spare);
+	return spare != 0;
 }
 
 /* Collect the slots processed since the last time that the kernel refused. */

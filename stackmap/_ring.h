@@ -87,5 +87,8 @@ int smr_state(const struct smr_port *port, uint32_t record, uint32_t id, struct 
 char *smr_buffer(const struct smr_pair *pair, uint32_t buf);
 size_t smr_write(struct smr_pair *pair, uint32_t id, const char *data, size_t len);
 int smr_forward(const struct smr_pair *from, uint32_t slot, struct smr_pair *to, uint32_t id);
+uint32_t smr_keep(const struct smr_pair *pair, uint32_t slot, uint32_t spare);
+uint32_t smr_send_buffer(struct smr_pair *pair, uint32_t id, uint32_t buf, uint32_t offset,
+			 uint32_t len);
 int smr_send(struct smr_pair *pair);
 int smr_exchange(struct smr_pair *pair, double timeout);

@@ -18,7 +18,8 @@ import sys
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ._fast import FastPath, Segment
-from ._port import Buffer, Connection, Event, HasFileno, Port, PortStats
+from ._lent import IN_USE, LentKept, LentSegment
+from ._port import Buffer, Connection, Event, HasFileno, Kept, Port, PortStats
 from ._ring_c import ffi, lib
 from ._tcp_state import TcpState
 from ._watch import Watches
@@ -41,10 +42,6 @@ _EVENTS = [Event(flags) for flags in range(64)]
 #: listener, record, family, port and address of a struct sm_open
 _OPENED = struct.Struct("=IIH2s16s")
 _SLOT_OPEN = Event.OPEN.value
-_IN_USE = (
-    "a view received from {} is still in use; "
-    "release its slices (or copy them) before the next exchange"
-)
 
 
 class RingConnection(Connection):
@@ -103,7 +100,7 @@ class RingConnection(Connection):
             data = memoryview(data).cast("B")[taken:]
         super().write(data)
 
-    def forward(self, segment: Segment) -> None:
+    def forward(self, segment: Segment | Kept) -> None:
         """Send on what was received, without a copy; see :meth:`Connection.forward`.
 
         The page that holds the payload goes from the receive ring to the transmit ring.  Payloads
@@ -113,17 +110,13 @@ class RingConnection(Connection):
             BufferError: a slice of the segment's view is still in use.
         """
         if (
-            type(segment) is LentSegment
-            and segment._slot >= 0
+            isinstance(segment, LentSegment | LentKept)
+            and segment.lent
             and segment.ring._port is self.ring._port
-            and not self._waiting
-            and not self._shutdown
+            and not (self._waiting or self._shutdown)
+            and segment.forward(self.ring, self.id)
         ):
-            segment._take()
-            if lib.smr_forward(segment.ring._pair, segment._slot, self.ring._pair, self.id):
-                segment._slot = -1
-                return
-            segment.view = segment._lend()
+            return
         super().forward(segment)
 
     def tcp_state(self) -> TcpState:
@@ -184,41 +177,6 @@ class RingConnection(Connection):
         if not self._released:
             self._released = True
             self.sock.close()
-
-
-class LentSegment(Segment):
-    """A segment whose view shows the ring's own memory."""
-
-    __slots__ = ("_page", "_range", "_slot", "ring")
-
-    def __init__(
-        self, ring: Ring, connection: Connection, page: Any, range: slice, slot: int
-    ) -> None:
-        self.ring = ring
-        self._page = page
-        self._range = range
-        self._slot = slot  # where it is in the ring; -1: there no more
-        super().__init__(connection, self._lend(), _NO_EVENT, 0)
-
-    def _lend(self) -> memoryview:
-        return memoryview(self._page)[self._range].toreadonly()
-
-    def _take(self) -> None:
-        """Release the view.
-
-        Raises:
-            BufferError: a slice of it is still in use.
-        """
-        page = self._page
-        try:
-            self.view.release()
-            # What refers to it besides: the list of pages, the name here, the argument of
-            # getrefcount(), and this segment.
-            in_use = sys.getrefcount(page) > 4
-        except BufferError:
-            in_use = True
-        if in_use:
-            raise BufferError(_IN_USE.format(self.connection))
 
 
 class _Unclaimed:
@@ -344,6 +302,22 @@ class Ring(Port):
         if type(found) is list and not (self._starved or self._unsettled):
             return found
         return self._sort_out(found)
+
+    def keep(self, segment: Segment) -> Kept:
+        """Have the payload of a segment stay valid beyond the next exchange; see :meth:`Port.keep`.
+
+        Raises:
+            BufferError: a slice of the segment's view is still in use.
+        """
+        extra = self._port._extra
+        if isinstance(segment, LentSegment) and segment.lent and segment.ring is self and extra:
+            spare = extra.pop()
+            try:
+                return segment.keep(spare)
+            except BufferError:
+                extra.append(spare)
+                raise
+        return super().keep(segment)
 
     def watch(self, file: HasFileno, callback: Callable[[], None]) -> None:
         """Call ``callback`` from :meth:`exchange` whenever ``file`` is readable."""
@@ -488,8 +462,8 @@ class Ring(Port):
             return
         lent = self._lent
         while lent:
-            lent[-1]._take()
-            lent.pop()._slot = -1
+            lent[-1].take_back()
+            lent.pop()
         try:
             for segment in segments:
                 segment.view.release()
@@ -504,7 +478,7 @@ class Ring(Port):
     @staticmethod
     def _complain(segments: list[Segment]) -> NoReturn:
         owners = {repr(segment.connection) for segment in segments}
-        raise BufferError(_IN_USE.format(" or ".join(sorted(owners))))
+        raise BufferError(IN_USE.format(" or ".join(sorted(owners))))
 
     # -- connections that this thread did not make --
 

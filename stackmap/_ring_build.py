@@ -9,7 +9,7 @@ _HERE = Path(__file__).parent
 #: What Python sees of the kernel's structures; the C compiler checks it against stackmap.h.
 _KERNEL = """
 struct sm_ring;
-struct sm_if;
+struct sm_if { unsigned int ni_bufs_head; ...; };
 struct sm_state {
     unsigned int id;
     unsigned char state, ca_state;

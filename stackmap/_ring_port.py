@@ -31,7 +31,7 @@ class RingPort(Ring):
         spare_buffers: how many buffers can be pinned, waiting for acknowledgements; by default
             four for each transmit slot.
         connections: how many can be attached at a time; by default 16384.
-        extra_buffers: how many received buffers :meth:`Segment.keep` may keep.
+        extra_buffers: how many received segments :meth:`keep` may keep without a copy.
         spin: seconds for which an exchange that finds nothing polls the NIC before it returns or
             sleeps, at most 0.001.
 
@@ -71,7 +71,14 @@ class RingPort(Ring):
         self._placing = threading.Lock()
         self._listeners: dict[int, RingListener] = {}
         self._final_stats: PortStats | None = None
+        # Buffers that are in no slot, and how many kept segments are out with one.
+        self._extra: list[int] = []
+        self._kept = 0
         super().__init__(self, 0, spin)
+        index = self._shared.nifp.ni_bufs_head
+        while index:
+            self._extra.append(index)
+            index = ffi.cast("uint32_t *", lib.smr_buffer(self._pair, index))[0]
         #: All pairs of rings; the first is the port itself.
         self.rings: tuple[Ring, ...] = (self, *(Ring(self, i, spin) for i in range(1, rings)))
 
@@ -112,11 +119,14 @@ class RingPort(Ring):
         Other threads must have left their rings.
 
         Raises:
-            BufferError: a view is still in use elsewhere; unmapping would crash its user.
+            BufferError: a view is still in use elsewhere, or a segment is still kept; unmapping
+                would crash its user.
             OSError: ``EBUSY``, a thread is in the :meth:`exchange` of one of the rings.
         """
         if self._final_stats is not None:
             return
+        if self._kept:
+            raise BufferError(f"{self._kept} kept segments have not been released")
         for listener in self._listeners.values():
             listener.close()
         for ring in self.rings[1:]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import Event, RingConnection, RingPort, Segment
-from stackmap._ring import LentSegment
+from stackmap._lent import LentKept, LentSegment
 from stackmap._ring_c import ffi
 from tests.guest.raw import Ring
 from tests.guest.wire import NIC, connect_pair, connect_pair_from_here, peer_loses
@@ -121,6 +121,55 @@ def test_between_ports() -> None:
         there_peer.close()
 
 
+# -- keeping --
+
+
+def test_what_is_kept_outlives_exchanges_and_is_sent_as_it_is() -> None:
+    """Three pages are kept, and two more payloads copied, while the rings go round."""
+    with RingPort(NIC, tx_slots=8, rx_slots=8, spare_buffers=8, extra_buffers=3) as port:
+        peer, sock = connect_pair()
+        connection = port.attach(sock)
+        rings = Rings(port)
+        texts = [b"%04d" % number * 400 for number in range(5)]
+        kept = []
+        for text in texts:
+            peer.sendall(text)
+            segment = receive_one(port)
+            kept.append(port.keep(segment))
+            with pytest.raises(ValueError, match="released"):
+                port.keep(segment)
+        assert [isinstance(k, LentKept) for k in kept] == [True, True, True, False, False]
+        for number in range(100):
+            peer.sendall(b"%04d" % number * 300)
+            connection.forward(receive_one(port))
+            port.exchange()
+            assert peer.recv(1200, socket.MSG_WAITALL) == b"%04d" % number * 300
+        assert [bytes(k.view) for k in kept] == texts
+        with pytest.raises(BufferError, match="3 kept"):
+            port.close()
+        for k, text in zip(kept, texts, strict=True):
+            at = rings.tx.head
+            connection.forward(k)
+            if isinstance(k, LentKept):
+                assert rings.tx.slot(at).buf == k._buf
+            with pytest.raises(ValueError, match="released"):
+                connection.forward(k)
+            k.release()
+            port.exchange()
+            assert peer.recv(1600, socket.MSG_WAITALL) == text
+        # the extra buffers are back, though others than before
+        peer.sendall(texts[0])
+        with port.keep(receive_one(port)) as again:
+            assert isinstance(again, LentKept)
+            piece = again.view[:4]
+            with pytest.raises(BufferError, match="in use"):
+                again.release()
+            del piece
+        assert port.stats().bad_slots == 0
+        rings.memory.release()
+        peer.close()
+
+
 def pump(port: RingPort, onward: dict[RingConnection, RingConnection]) -> int:
     """Forward until all connections have closed; returns how many pages changed rings."""
     swapped = 0
@@ -135,7 +184,7 @@ def pump(port: RingPort, onward: dict[RingConnection, RingConnection]) -> int:
                 onward[source].shutdown_write()
             elif not segment.event:
                 onward[source].forward(segment)
-                swapped += isinstance(segment, LentSegment) and segment._slot < 0
+                swapped += isinstance(segment, LentSegment) and not segment.lent
                 if onward[source].pending > 1 << 20:
                     source.pause_reading()
             elif segment.event & Event.CLOSED:

@@ -271,6 +271,27 @@ def test_forwarding_after_the_end(link: Link) -> None:
         link.connection.forward(segment)
 
 
+def test_kept_payload_outlives_exchanges(link: Link) -> None:
+    kept = []
+    for size in (1, 600, 4000):
+        link.peer.sendall(PATTERN[:size])
+        segment = one_segment(link)
+        kept.append(link.port.keep(segment))
+        with pytest.raises(ValueError, match="released"):
+            bytes(segment.view)
+    for _ in range(3):
+        link.hear()
+    assert [bytes(k.view) for k in kept] == [PATTERN[:size] for size in (1, 600, 4000)]
+    assert all(k.view.readonly and k.connection is link.connection for k in kept)
+    link.connection.forward(kept[1])
+    assert link.read_peer(600) == PATTERN[:600]
+    for k in kept:
+        k.release()
+        k.release()
+        with pytest.raises(ValueError, match="released"):
+            bytes(k.view)
+
+
 # -- listeners --
 
 
