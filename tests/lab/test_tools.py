@@ -48,7 +48,9 @@ def details(lab: Lab) -> dict[str, int]:
 def test_they_show_what_the_rings_carry(lab: Lab, tmp_path: Path) -> None:
     before = kicks(lab)
     filter_ = f"tcp port {PORT}"
-    tcpdump = lab.server.popen(f"exec tcpdump -Z root -U -i eth0 -w /tmp/rings.pcap {filter_}")
+    # Room for all of it: tcpdump may get no turn on the guest's one CPU while data flows.
+    options = "-Z root -U -B 16384 -i eth0 -w /tmp/rings.pcap"
+    tcpdump = lab.server.popen(f"exec tcpdump {options} {filter_}")
     tcpdump.wait_for_output("listening on")
     with pair(lab, PORT) as hosts:
         peer = hosts.connect()
