@@ -33,7 +33,7 @@ LIMIT = 1.3
 
 _MEMORY_MB = 2048
 _PORT = 7
-_PATIENCE = 600.0
+_PATIENCE = 3600.0
 _ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 _FILES = ("prlimit", f"--nofile={MANY + 100}:{MANY + 100}")
 
