@@ -201,22 +201,31 @@ static int sm_port_alloc(struct sm_port *port, const struct sm_req_register *req
 }
 
 /*
- * Give the port its number and let others find it.  netmap's libraries keep mappings by this
- * number: not 0, not the global 1, nobody else's, and soon nobody's again.
+ * Give the port its number, which is reserved only: nobody finds the port yet.  netmap's libraries
+ * keep mappings by it: not 0, not the global 1, nobody else's, and soon nobody's again.
  */
-static int sm_port_publish(struct sm_port *port)
+static int sm_port_number(struct sm_port *port)
 {
 	static u32 next;
 	u32 mem_id;
 	int err;
 
 	mutex_lock(&sm_ports_lock);
-	err = xa_alloc_cyclic(&sm_ports, &mem_id, port, XA_LIMIT(2, U16_MAX), &next,
-			      GFP_KERNEL);
+	err = xa_alloc_cyclic(&sm_ports, &mem_id, NULL, XA_LIMIT(2, U16_MAX), &next, GFP_KERNEL);
 	if (err >= 0)
 		port->mem_id = mem_id;
 	mutex_unlock(&sm_ports_lock);
 	return err < 0 ? err : 0;
+}
+
+/* The port is complete, and the application knows of it: let others find and use it. */
+static void sm_port_publish(struct sm_port *port)
+{
+	mutex_lock(&sm_ports_lock);
+	xa_store(&sm_ports, port->mem_id, port, 0);	/* reserved: cannot fail */
+	mutex_unlock(&sm_ports_lock);
+	/* Pairs with the acquire loads by those who do not take port->mutex. */
+	smp_store_release(&port->registered, true);
 }
 
 static bool sm_slots_sound(u32 *slots)
@@ -254,9 +263,9 @@ static int sm_port_check_size(struct sm_req_register *req, struct sm_opt_limits 
 	return 0;
 }
 
-/* Caller holds port->mutex. */
-static int sm_port_register(struct sm_port *port, const char *name, struct sm_req_register *req,
-			    struct sm_opt_limits *limits)
+/* Make all that a port needs.  Caller holds port->mutex, and publishes the port or undoes it. */
+static int sm_port_prepare(struct sm_port *port, const char *name, struct sm_req_register *req,
+			   struct sm_opt_limits *limits)
 {
 	struct net *net = current->nsproxy->net_ns;
 	int err;
@@ -286,11 +295,9 @@ static int sm_port_register(struct sm_port *port, const char *name, struct sm_re
 	port->net_cookie = net->net_cookie;
 	port->uid = current_uid();
 	port->pid = task_tgid_nr(current);
-	err = sm_port_publish(port);
+	err = sm_port_number(port);
 	if (err)
 		goto err_alloc;
-	/* Pairs with the acquire loads by those who do not take the mutex. */
-	smp_store_release(&port->registered, true);
 
 	req->nr_offset = 0;
 	req->nr_memsize = port->rings_size + (u64)port->pool.nbufs * SM_BUF_SIZE;
@@ -305,6 +312,18 @@ err_nic:
 	sm_nic_put(port->nic);
 	port->nic = NULL;
 	return err;
+}
+
+/* Undo sm_port_prepare(). */
+static void sm_port_undo(struct sm_port *port)
+{
+	mutex_lock(&sm_ports_lock);
+	xa_erase(&sm_ports, port->mem_id);
+	mutex_unlock(&sm_ports_lock);
+	port->mem_id = 0;
+	sm_port_unalloc(port);
+	sm_nic_put(port->nic);
+	port->nic = NULL;
 }
 
 /*
@@ -345,6 +364,7 @@ static long sm_port_ctrl(struct sm_port *port, void __user *arg)
 	struct sm_req_register req;
 	struct sm_req_header hdr;
 	void __user *body;
+	bool fault;
 	int err;
 
 	if (copy_from_user(&hdr, arg, sizeof(hdr)))
@@ -361,14 +381,16 @@ static long sm_port_ctrl(struct sm_port *port, void __user *arg)
 		return err;
 
 	mutex_lock(&port->mutex);
-	err = sm_port_register(port, hdr.nr_name, &req, &limits);
-	mutex_unlock(&port->mutex);
+	err = sm_port_prepare(port, hdr.nr_name, &req, &limits);
 	limits.opt.nro_status = -err;
-	if (where && copy_to_user(where, &limits, sizeof(limits)))
-		return -EFAULT;
-	if (!err && copy_to_user(body, &req, sizeof(req)))
-		return -EFAULT;
-	return err;
+	fault = (where && copy_to_user(where, &limits, sizeof(limits))) ||
+		(!err && copy_to_user(body, &req, sizeof(req)));
+	if (!err && fault)
+		sm_port_undo(port);
+	else if (!err)
+		sm_port_publish(port);
+	mutex_unlock(&port->mutex);
+	return fault ? -EFAULT : err;
 }
 
 /* -- ioctl ---------------------------------------------------------------------------------- */
@@ -485,7 +507,7 @@ static long sm_port_ioctl(struct file *file, unsigned int cmd, unsigned long use
 	case SMIOC_SYNC:
 	case NIOCTXSYNC:
 	case NIOCRXSYNC:
-		/* Pairs with the release store in sm_port_register(). */
+		/* Pairs with the release store in sm_port_publish(). */
 		if (!smp_load_acquire(&port->registered))
 			return -ENXIO;
 		return sm_pair_ioctl(&port->pair[0], cmd, arg);
@@ -506,7 +528,7 @@ static __poll_t sm_port_poll(struct file *file, poll_table *wait)
 {
 	struct sm_port *port = file->private_data;
 
-	/* Pairs with the release store in sm_port_register(). */
+	/* Pairs with the release store in sm_port_publish(). */
 	if (!smp_load_acquire(&port->registered))
 		return EPOLLERR;
 	return sm_pair_poll(&port->pair[0], file, wait);
@@ -560,7 +582,7 @@ static int sm_port_mmap(struct file *file, struct vm_area_struct *vma)
 	u64 start = (u64)vma->vm_pgoff << PAGE_SHIFT;
 	u64 end = start + (vma->vm_end - vma->vm_start);
 
-	/* Pairs with the release store in sm_port_register(). */
+	/* Pairs with the release store in sm_port_publish(). */
 	if (!smp_load_acquire(&port->registered) || !(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
 	if (vma->vm_flags & VM_EXEC)
