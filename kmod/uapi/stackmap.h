@@ -35,8 +35,8 @@
  *
  * Transmit.  The application fills slots from head on, advances head and calls SMIOC_SYNC.
  * Slots of one connection are sent in order.  A slot that was accepted gets another buffer at
- * once (NS_BUF_CHANGED): the old one stays pinned in the kernel until the peer acknowledged its
- * last byte.  A slot that was not accepted keeps its buffer, and has SM_SLOT_REFUSED and an
+ * once (NS_BUF_CHANGED): the old one stays pinned in the kernel until the peer has acknowledged its
+ * last byte, and those of the slots that were sent together with it (up to 64).  A slot that was not accepted keeps its buffer, and has SM_SLOT_REFUSED and an
  * errno in ptr:
  *
  *	EAGAIN	the connection can take no more now.  All later slots of the connection in the
@@ -322,7 +322,7 @@ enum {
 
 struct sm_stats {
 	__u64 rx_bytes;			/* payload put into the receive ring */
-	__u64 tx_bytes;			/* payload accepted from the transmit ring */
+	__u64 tx_bytes;			/* payload given to TCP: without rests of slots */
 	__u64 rx_slots;
 	__u64 slots_sent;		/* transmit slots accepted */
 	__u64 slots_released_ack;	/* buffers released: last byte acknowledged */
