@@ -35,9 +35,9 @@
  *
  * Transmit.  The application fills slots from head on, advances head and calls SMIOC_SYNC.
  * Slots of one connection are sent in order.  A slot that was accepted gets another buffer at
- * once (NS_BUF_CHANGED): the old one stays pinned in the kernel until the peer has acknowledged its
- * last byte, and those of the slots that were sent together with it (up to 64).  A slot that was not accepted keeps its buffer, and has SM_SLOT_REFUSED and an
- * errno in ptr:
+ * once (NS_BUF_CHANGED): the old one stays pinned in the kernel until the peer has acknowledged
+ * its last byte, and those of the slots that were sent together with it (up to 64).  A slot that
+ * was not accepted keeps its buffer, and has SM_SLOT_REFUSED and an errno in ptr:
  *
  *	EAGAIN	the connection can take no more now.  All later slots of the connection in the
  *		same sync are refused too, so order is kept.  An SM_SLOT_WRITABLE event follows.
