@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,6 +65,10 @@ def test_they_show_what_the_rings_carry(lab: Lab, tmp_path: Path) -> None:
         assert shown["bytes_acked"] >= TO_CLIENT
         assert kicks(lab) > before
         hosts.check(peer)
+    # It may be behind, and an interrupt ends it where it is.
+    written = -1
+    while written != (written := int(lab.server.run("stat -c %s /tmp/rings.pcap").stdout)):
+        time.sleep(2)
     tcpdump.kill(signal.SIGINT)
     assert tcpdump.wait(PATIENCE) == 0, tcpdump.output()
     capture = tmp_path / "rings.pcap"
