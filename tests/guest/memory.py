@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.guest.site import references, sh
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CGROUPS = Path("/sys/fs/cgroup")
 _FIELDS = ("MemAvailable", "SUnreclaim", "VmallocUsed")
 _SHRINK = ("TCP", "request_sock_TCP", "tw_sock_TCP", "sock_inode_cache", "filp", "dentry")
+
+
+@contextmanager
+def memory_cgroup(limit: int) -> Iterator[Path]:
+    """A memory cgroup of at most so many bytes, for as long as the block lasts."""
+    sh(f"""
+        mountpoint -q {_CGROUPS} || mount -t cgroup2 cgroup2 {_CGROUPS}
+        echo +memory >{_CGROUPS}/cgroup.subtree_control
+    """)
+    cgroup = _CGROUPS / "stackmap-test"
+    cgroup.mkdir()
+    (cgroup / "memory.max").write_text(str(limit))
+    yield cgroup
+    cgroup.rmdir()
 
 
 def settle() -> None:

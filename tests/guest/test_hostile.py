@@ -18,6 +18,7 @@ import pytest
 
 from tests.guest.children import PATIENCE, Child
 from tests.guest.held import WaitingCall, lock_held
+from tests.guest.memory import memory_cgroup
 from tests.guest.pattern import pattern
 from tests.guest.raw import (
     CLOSED,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 TCP_NOTSENT_LOWAT, TCP_ULP, IPV6_ADDRFORM = 25, 31, 1
 TX_SOFTWARE, SOFTWARE, OPT_ID, TX_SCHED, TX_ACK, OPT_TSONLY = (1 << n for n in (1, 4, 7, 8, 9, 11))
 SO_TIMESTAMPING = 37
-CGROUP = Path("/sys/fs/cgroup/stackmap-hostile")
 TCP_MEM = Path("/proc/sys/net/ipv4/tcp_mem")
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -53,14 +53,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """A memory cgroup in which a large port has no room."""
-    sh("""
-        mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
-        echo +memory >/sys/fs/cgroup/cgroup.subtree_control
-    """)
-    CGROUP.mkdir()
-    (CGROUP / "memory.max").write_text(str(32 << 20))
-    yield CGROUP
-    CGROUP.rmdir()
+    with memory_cgroup(32 << 20) as cgroup:
+        yield cgroup
 
 
 def test_registering_again_after_too_much(two: Attached, cgroup: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import BackendUnavailableError, RingPort
+from tests.guest.memory import memory_cgroup
 from tests.guest.raw import (
     ATTACH_LISTENER,
     CLOSED,
@@ -24,14 +25,13 @@ from tests.guest.raw import (
     register,
     register_body,
 )
-from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, sh
+from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NONE, RINGS, SLOTS, BUFFERS, CONNECTIONS, MEMORY = range(6)
 MILLION = 1 << 20
-CGROUP = Path("/sys/fs/cgroup/stackmap-test")
 
 
 def refusal(body: bytearray, option: bytearray) -> tuple[int, int]:
@@ -198,14 +198,8 @@ def test_the_library_says_which_limit(sizes: dict[str, int], sentence: str) -> N
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """A memory cgroup with 100 MB."""
-    sh("""
-        mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
-        echo +memory >/sys/fs/cgroup/cgroup.subtree_control
-    """)
-    CGROUP.mkdir()
-    (CGROUP / "memory.max").write_text(str(100 << 20))
-    yield CGROUP
-    CGROUP.rmdir()
+    with memory_cgroup(100 << 20) as cgroup:
+        yield cgroup
 
 
 def in_cgroup(cgroup: Path, program: str) -> str:
@@ -230,7 +224,7 @@ print("alive")
 """,
     )
     assert "not enough memory for the port's 42048 buffers (164 MiB)" in printed
-    assert f"memory.max of the cgroup {CGROUP.name} is {100 << 20} bytes" in printed
+    assert f"memory.max of the cgroup {cgroup.name} is {100 << 20} bytes" in printed
     assert printed.endswith("alive\n")
     events = dict(line.split() for line in (cgroup / "memory.events").read_text().splitlines())
     assert (events["oom"], events["oom_kill"]) == ("0", "0")

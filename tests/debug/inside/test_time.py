@@ -41,6 +41,7 @@ def silence() -> Iterator[None]:
 
 
 def end_silence() -> None:
+    """May come twice: from the test, and at its end."""
     sh(f"tc -n {PEER_NAMESPACE} qdisc del dev {NIC} root 2>/dev/null || true")
 
 
