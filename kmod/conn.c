@@ -7,6 +7,7 @@
  * so that no byte can leave or enter it another way and so that shutdown() and close() first send
  * what the port has accepted.
  */
+#include <linux/nospec.h>
 #include <linux/slab.h>
 #include <net/tcp.h>
 
@@ -356,7 +357,7 @@ static struct sm_pair *sm_pair_for(struct sm_port *port, const struct sock *sk, 
 	u32 i;
 
 	if (ring != SM_RING_ANY)
-		return &port->pair[ring];
+		return &port->pair[array_index_nospec(ring, port->npairs)];
 	for (i = 0; i < port->npairs; i++) {
 		struct sm_pair *pair = &port->pair[i];
 		s64 load = atomic64_read(&pair->counter[SM_CONNECTIONS]);
