@@ -24,7 +24,7 @@ gcc libc6-dev make cpio kmod xz-utils
 python3-dev python3-venv
 iproute2 tcpdump ethtool memcached libmemcached-tools"
 CHECK_PACKAGES="sparse shellcheck coccinelle linux-source-6.12"
-DEBUG_PACKAGES="linux-source-6.12 flex bison bc libelf-dev libssl-dev ccache"
+DEBUG_PACKAGES="linux-source-6.12 patch flex bison bc libelf-dev libssl-dev ccache"
 POLICY=/usr/sbin/policy-rc.d
 
 log=$(mktemp)

@@ -96,20 +96,12 @@ struct shared {
 	/* how many bytes each end of the honest connection sent in this round, once it knows */
 	_Atomic uint64_t honest_port_total;
 	_Atomic uint64_t honest_peer_total;
-	/*
-	 * Hostile processes are not killed in the middle of a fork: user-mode Linux 6.12 crashes then
-	 * (its flush_tlb_mm() meets the marker that an interrupted dup_mmap() leaves in the tree).
-	 */
-	atomic_int forking[MAX_PROCESSES];
-	atomic_bool doomed[MAX_PROCESSES];
 	/* a socket pair on which hostile processes pass descriptors to each other */
 	int passing[2];
 };
 
 extern struct shared *shared;
 
-bool fork_begin(uint32_t process);
-void fork_end(uint32_t process);
 
 static inline void count_n(enum counter which, uint64_t n)
 {

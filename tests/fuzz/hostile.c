@@ -476,9 +476,6 @@ static _Noreturn void end_life(struct rng *rng)
 {
 	bool ports_first = rng_one_in(rng, 2);
 
-	atomic_store(&shared->doomed[self.number], true);
-	while (atomic_load(&shared->forking[self.number]))
-		sleep_ms(1);
 	for (int round = 0; round < 2; round++) {
 		for (int i = 0; i < PORTS && ports_first == !round; i++)
 			port_close(&self.port[i], rng_one_in(rng, 2));

@@ -82,21 +82,6 @@ void sleep_ms(uint32_t ms)
 	nanosleep(&ts, NULL);
 }
 
-/* May this process fork now?  If so it will not be killed before fork_end(). */
-bool fork_begin(uint32_t process)
-{
-	atomic_fetch_add(&shared->forking[process], 1);
-	if (!atomic_load(&shared->doomed[process]))
-		return true;
-	fork_end(process);
-	return false;
-}
-
-void fork_end(uint32_t process)
-{
-	atomic_fetch_sub(&shared->forking[process], 1);
-}
-
 /* A number at a limit of something, or near one, or any. */
 uint32_t rng_odd(struct rng *rng)
 {
@@ -153,8 +138,6 @@ static void start_hostile(uint32_t number)
 	child->name = "a hostile process";
 	child->killed = false;
 	child->end = now_ms() + 100 + rng_below(&rng, rng_one_in(&rng, 4) ? 20000 : 4000);
-	atomic_store(&shared->doomed[number], false);
-	atomic_store(&shared->forking[number], 0);
 	child->pid = fork();
 	if (child->pid < 0) {
 		child->pid = 0;		/* short of memory: later */
@@ -225,20 +208,13 @@ static uint64_t memory_available_kb(void)
 	return kb;
 }
 
-static void end_hostile(uint32_t number, uint64_t now)
-{
-	atomic_store(&shared->doomed[number], true);
-	if (!atomic_load(&shared->forking[number]))
-		kill_child(&hostile[number], now);
-}
-
 static void conduct_hostile(uint64_t now)
 {
 	uint64_t available = memory_available_kb();
 
 	for (uint32_t i = 0; i < shared->processes; i++) {
 		if (hostile[i].pid && now >= hostile[i].end)
-			end_hostile(i, now);
+			kill_child(&hostile[i], now);
 		else if (!hostile[i].pid && available >= MEMORY_LOW_KB)
 			start_hostile(i);
 	}
@@ -257,7 +233,7 @@ static void end_all_hostile(void)
 	while (reap(), running(hostile, shared->processes)) {
 		for (uint32_t i = 0; i < shared->processes; i++)
 			if (hostile[i].pid)
-				end_hostile(i, now_ms());
+				kill_child(&hostile[i], now_ms());
 		sleep_ms(20);
 	}
 }

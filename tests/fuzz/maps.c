@@ -184,11 +184,10 @@ static void share_with_child(struct rng *rng)
 	struct sm_ring *ring;
 	pid_t child;
 
-	if (!port || !fork_begin(self.number))
+	if (!port)
 		return;
 	child = fork();
 	if (child) {
-		fork_end(self.number);
 		if (child > 0)
 			count(C_forks);
 		return;

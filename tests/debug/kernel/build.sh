@@ -36,12 +36,16 @@ version=$(dpkg-query -W -f '${Version}' linux-source-6.12)
 
 configs=
 for fragment in $fragments; do configs="$configs $here/$fragment.config"; done
+# Of the sources a patch changes what only user-mode Linux has.
+patch=$here/uml-fork.patch
+inputs=$configs
+[ "$arch" != um ] || inputs="$inputs $patch"
 # shellcheck disable=SC2086 # a list of paths without spaces
-hash=$({ echo "$version"; cat $configs; } | sha256sum | cut -c1-12)
+hash=$({ echo "$version"; cat $inputs; } | sha256sum | cut -c1-12)
 cache=${STACKMAP_CACHE:-$HOME/.cache/stackmap}/debug-kernel
 mkdir -p "$cache"
 kernel=$cache/$variant-$hash
-source=$cache/source-$version
+source=$cache/source-$version-$(sha256sum <"$patch" | cut -c1-12)
 
 found() { [ ! -e "$kernel/built" ] || { echo "$kernel"; exit; }; }
 found
@@ -56,6 +60,7 @@ if [ ! -e "$source/unpacked" ]; then
 	rm -rf "$source"
 	mkdir -p "$source"
 	tar -xJf "$tarball" -C "$source" --strip-components=1
+	patch -s -p1 -d "$source" <"$patch"
 	touch "$source/unpacked"
 fi
 
