@@ -1,4 +1,4 @@
-"""Getting TCP to take part of a slot only, so that the module keeps the rest of it."""
+"""Getting TCP to take part of a slot only, so that the module keeps the rest, and ends then."""
 
 from __future__ import annotations
 
@@ -43,3 +43,19 @@ def leave_a_rest(two: Attached, stream: bytes) -> int:
         accepted += 4096 * took
     assert 0 < accepted - bytes_in_tcp(two.sock) < 4096
     return accepted
+
+
+def end_by_shutdown(two: Attached) -> None:
+    """Say that nothing more will come; the socket stays attached."""
+    two.sock.shutdown(socket.SHUT_WR)
+
+
+def end_by_detaching(two: Attached) -> None:
+    """The same, of an ordinary socket again."""
+    two.port.detach(two.id)
+    two.sock.shutdown(socket.SHUT_WR)
+
+
+def end_by_closing(two: Attached) -> None:
+    """Close the socket while it is attached."""
+    two.sock.close()

@@ -30,7 +30,7 @@ from tests.guest.raw import (
     register,
     register_body,
 )
-from tests.guest.rest import leave_a_rest
+from tests.guest.rest import end_by_closing, end_by_detaching, end_by_shutdown, leave_a_rest
 from tests.guest.wire import NIC, connect_pair, in_peer_namespace, sh
 
 if TYPE_CHECKING:
@@ -369,19 +369,6 @@ def no_memory_for_tcp(two: Attached) -> Iterator[None]:
         yield
     finally:
         TCP_MEM.write_text(before)
-
-
-def end_by_shutdown(two: Attached) -> None:
-    two.sock.shutdown(socket.SHUT_WR)
-
-
-def end_by_detaching(two: Attached) -> None:
-    two.port.detach(two.id)
-    two.sock.shutdown(socket.SHUT_WR)
-
-
-def end_by_closing(two: Attached) -> None:
-    two.sock.close()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 
 from tests.debug.inside.faults import KINDS, Faults, Strike, module_memory
 from tests.guest.attached import Attached
+from tests.guest.pattern import pattern
 from tests.guest.raw import (
     CLOSED,
     REFUSED,
@@ -27,11 +28,12 @@ from tests.guest.raw import (
     RawPort,
     register,
 )
+from tests.guest.rest import end_by_closing, end_by_detaching, end_by_shutdown, leave_a_rest
 from tests.guest.wire import NIC, connect_pair
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 #: What a failed allocation, or a failed copy, may come out as.
 HONEST = {errno.ENOMEM, errno.ENOBUFS, errno.EFAULT}
@@ -210,6 +212,39 @@ def test_sync_to_receive(faults: Faults, two: Attached) -> None:
         assert take(two.port, two.id, len(data)) == data
         two.check_honest()
     check_hits(faults, hits, "fail_usercopy")
+
+
+@pytest.mark.parametrize("end", [end_by_shutdown, end_by_closing, end_by_detaching])
+def test_the_rest_of_a_slot_is_sent_or_the_peer_learns(
+    faults: Faults, port: RawPort, end: Callable[[Attached], None]
+) -> None:
+    """What was accepted arrives whole, or the connection is reset: a hole is never the end."""
+    stream = pattern(9, 0, 1 << 20)
+    hits = resets = 0
+    hit = True
+    while hit:
+        two = Attached(port)
+        accepted = leave_a_rest(two, stream)
+        strike = faults.strike(hits + 1, partial(end, two))
+        hit = strike.hit
+        hits += hit
+        gone = strike.error is not None and strike.error.errno == errno.ENOTCONN
+        if strike.error is not None and not gone:
+            check(strike)
+            end(two)
+        got = b""
+        try:
+            while data := two.peer.recv(65536):
+                got += data
+        except ConnectionResetError:
+            assert hit, "reset without a fault"
+            resets += 1
+        else:
+            assert got == stream[:accepted]
+            assert not gone, "the connection is said to be gone, but ended in order"
+        two.check_honest()
+        two.close()
+    assert resets > 0 or faults.kind != "failslab", "no fault ever lost the rest"
 
 
 def submit(
