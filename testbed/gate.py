@@ -29,7 +29,7 @@ OTHER_CONNECTIONS = (1, 128)
 ROUNDS = 5
 # In which order 16 connections and two programs get their turns settles differently each time they
 # begin, and stays: the mean of several beginnings repeats better than more of one.
-BEGINNINGS = 3
+BEGINNINGS = 6
 REQUESTS = 2500
 
 _PORT = 7
