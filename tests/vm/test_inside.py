@@ -16,7 +16,7 @@ INSIDE = Path(__file__).parent.parent / "guest"
 
 
 @pytest.mark.usefixtures("module")
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("file", sorted(path.name for path in INSIDE.glob("test_*.py")))
 def test_inside(server: Guest, file: str) -> None:
     result = server.run(
@@ -24,7 +24,7 @@ def test_inside(server: Guest, file: str) -> None:
             sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider",
             "--timeout", "600", "-x", "--tb=short", str(INSIDE / file),
         ],
-        timeout=880,
+        timeout=2300,
         env={"STACKMAP_ROUNDS": os.environ.get("STACKMAP_ROUNDS", "0")},
         check=False,
     )  # fmt: skip
