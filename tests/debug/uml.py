@@ -125,6 +125,8 @@ def _machine_arguments(kernel: DebugKernel, options: Options, shared: Path) -> l
         *("rootfstype=hostfs", "rootflags=/", "ro", f"init={shared}/init", f"uml_dir={shared}"),
         *("con=null", "con0=null,fd:1", "loglevel=7", "panic=-1", "panic_on_oops=1"),
         f"kmemleak={'on' if options.leaks else 'off'}",
+        # A machine that is busy elsewhere may leave this one without a processor for a while.
+        "watchdog_thresh=60",
         *(["time-travel=inf-cpu"] if options.time_travel else []),
     ]
 
