@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import select
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -167,6 +168,15 @@ class RawPair:
         self.tx.set_head((i + 1) % self.tx.n)
         self.sync(SYNC_TX)
         assert not self.tx.slot(i).events & REFUSED, self.tx.slot(i)
+
+    def sync_all(self, patience: float = 60.0) -> None:
+        """Sync until every slot was taken or refused: the ring may stop for want of memory."""
+        self.sync(SYNC_TX)
+        wanted = select.poll()
+        wanted.register(self.fd, select.POLLOUT)
+        while self.tx.tail != (self.tx.head - 1) % self.tx.n:
+            assert wanted.poll(patience * 1000), "the ring has stopped, and nobody is woken"
+            self.sync(SYNC_TX)
 
     def receive(self, flags: int = SYNC_POLL, **arguments: float) -> list[Received]:
         """Sync, and take everything."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import Event, RingPort
-from tests.guest.raw import CLOSED, EOF, REFUSED, SYNC_TX, RawPort
+from tests.guest.raw import CLOSED, EOF, REFUSED, RawPort
 from tests.guest.rest import bytes_in_tcp, leave_a_rest
 from tests.guest.wire import NIC, connect_pair, connect_pair_from_here
 
@@ -101,7 +101,7 @@ class NearEnd:
             sizes.append(len(piece))
             at += len(piece)
         ring.set_head((first + len(sizes)) % ring.n)
-        self.port.sync(SYNC_TX)
+        self.port.sync_all()
         refused = [bool(ring.slot(first + k).events & REFUSED) for k in range(len(sizes))]
         assert refused == sorted(refused)
         self.sent += sum(size for size, no in zip(sizes, refused, strict=True) if not no)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import select
 import struct
 import time
 from functools import partial
@@ -256,14 +255,7 @@ def submit(
         port.put((first + k) % port.tx.n, id, chunk)
     port.tx.set_head((first + len(chunks)) % port.tx.n)
     strike = faults.strike(nth, lambda: port.sync(SYNC_TX))
-    if strike.error is not None:
-        port.sync(SYNC_TX)
-    while port.tx.tail != (port.tx.head - 1) % port.tx.n:
-        # It stopped for want of memory: it says when to go on.
-        poll = select.poll()
-        poll.register(port.fd, select.POLLOUT)
-        assert poll.poll(PATIENCE * 1000), "the ring has stopped, and nobody is woken"
-        port.sync(SYNC_TX)
+    port.sync_all()
     refused = []
     for k, chunk in enumerate(chunks):
         slot = port.tx.slot((first + k) % port.tx.n)
