@@ -304,6 +304,19 @@ int smr_forward(const struct smr_pair *from, uint32_t slot, struct smr_pair *to,
 	return spare != 0;
 }
 
+/* What a slot says, in the library's terms. */
+static struct smr_segment segment_of(const struct sm_slot *slot)
+{
+	return (struct smr_segment){
+		.id = SM_PTR_ID(slot->ptr),
+		.start = SM_PTR_OFFSET(slot->ptr),
+		.buf = slot->buf_idx,
+		.len = slot->len,
+		.flags = SM_PTR_FLAGS(slot->ptr),
+		.err = SM_PTR_ERRNO(slot->ptr),
+	};
+}
+
 /* Collect the slots processed since the last time that the kernel refused. */
 static int collect_refused(struct smr_pair *pair)
 {
@@ -316,14 +329,7 @@ static int collect_refused(struct smr_pair *pair)
 		const struct sm_slot *slot = &ring->slot[pair->tx_synced];
 
 		if (SM_PTR_FLAGS(slot->ptr) & SM_SLOT_REFUSED)
-			pair->refused[n++] = (struct smr_segment){
-				.id = SM_PTR_ID(slot->ptr),
-				.start = SM_PTR_OFFSET(slot->ptr),
-				.buf = slot->buf_idx,
-				.len = slot->len,
-				.flags = SM_PTR_FLAGS(slot->ptr),
-				.err = SM_PTR_ERRNO(slot->ptr),
-			};
+			pair->refused[n++] = segment_of(slot);
 		pair->tx_synced = next(ring, pair->tx_synced);
 	}
 	pair->found[1] = n;
@@ -339,17 +345,9 @@ static int collect_received(struct smr_pair *pair)
 	int n = 0;
 
 	while (pair->rx_seen != tail) {
-		const struct sm_slot *slot = &ring->slot[pair->rx_seen];
 		struct smr_segment *segment = &pair->received[n++];
 
-		*segment = (struct smr_segment){
-			.id = SM_PTR_ID(slot->ptr),
-			.start = SM_PTR_OFFSET(slot->ptr),
-			.buf = slot->buf_idx,
-			.len = slot->len,
-			.flags = SM_PTR_FLAGS(slot->ptr),
-			.err = SM_PTR_ERRNO(slot->ptr),
-		};
+		*segment = segment_of(&ring->slot[pair->rx_seen]);
 		if (segment->len && segment->len <= SMR_SMALL) {
 			memcpy(pair->staging + start,
 			       smr_buffer(pair, segment->buf) + segment->start, segment->len);
