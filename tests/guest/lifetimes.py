@@ -268,7 +268,7 @@ def close_port(round: Round) -> None:
     status = app.status()
     assert status.wrong == 0
     eventually(lambda: None not in peer.ends, lambda: ("no end", peer.ends))
-    assert set(peer.ends) == {"EOF"}
+    assert set(peer.ends) == {"EOF"}, peer.ends
     assert all(line.extra == TRAILER for line in peer.lines), "wrong bytes"
     received = sum(peer.received)
     if round.situation == "in_flight":

@@ -184,7 +184,8 @@ class Peer:
                     self._ended(line, "EOF")
                     return
                 line.receive(data)
-            if events & select.EPOLLOUT:
+            # Poll may have said so before the line was told to stop, and to shut down.
+            if events & select.EPOLLOUT and line.wants_to_send:
                 size = CHUNK if line.flooding else min(CHUNK, line.goal - line.sent)
                 line.sent += line.sock.send(pattern(2 * line.number + 1, line.sent, size))
                 if not line.wants_to_send:
