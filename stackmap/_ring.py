@@ -283,8 +283,9 @@ class Ring(Port):
         now owns.
 
         Raises:
-            OSError: ``ENOENT``, the connection is gone already; ``EAGAIN``, it has unsent data
-                (:attr:`Connection.pending`): exchange until ``Event.WRITABLE``.
+            OSError: ``ENOENT``, the connection is gone already; ``EAGAIN``, the library
+                (:attr:`Connection.pending`) or the ring still holds unsent data: exchange, and
+                try again.
         """
         self._send_batch()
         if connection._waiting or self._pair.tx_synced != self._pair.tx_head:

@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 
 FOREVER = -1.0
 LONG = 300.0
+#: When a signal is sent, and how often again: it may come before the sleep has begun.
+ALARM, AGAIN = 0.3, 5.0
 
 
 @pytest.fixture
-def alarm() -> Iterator[Callable[[float], None]]:
-    """Has a signal sent to this process after so many seconds."""
+def alarm() -> Iterator[Callable[[], None]]:
+    """Has signals sent to this process."""
     old = signal.signal(signal.SIGALRM, lambda _signal, _frame: None)
 
-    def set_alarm(seconds: float) -> None:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+    def set_alarm() -> None:
+        signal.setitimer(signal.ITIMER_REAL, ALARM, AGAIN)
 
     yield set_alarm
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -91,12 +93,12 @@ def test_what_is_there_is_not_waited_for(two: Attached) -> None:
     two.port.sync(SYNC_RX)
 
 
-def test_a_signal_ends_the_sleep(two: Attached, alarm: Callable[[float], None]) -> None:
+def test_a_signal_ends_the_sleep(two: Attached, alarm: Callable[[], None]) -> None:
     port = two.port
     i = port.tx.head
     port.put(i, two.id, b"sent before")
     port.tx.set_head((i + 1) % port.tx.n)
-    alarm(0.3)
+    alarm()
     with pytest.raises(InterruptedError):
         wait(port, FOREVER)
     assert two.peer.recv(100) == b"sent before"
@@ -137,7 +139,8 @@ def test_a_stalled_ring_that_can_go_on_ends_the_sleep() -> None:
                 port.sync(SYNC_TX)
                 sent += 1
             stopped_at = port.tx.tail
-        wait(port, FOREVER)
+        # Without SYNC_TX, which would itself send the rest, if the ACK came before the sleep.
+        wait(port, FOREVER, SYNC_RX)
         assert port.tx.tail != stopped_at
         deadline = time.monotonic() + 60
         while port.tx.tail != (port.tx.head - 1) % port.tx.n:
@@ -193,9 +196,10 @@ def test_a_signal_handler_may_raise_out_of_an_exchange() -> None:
         peer, sock = connect_pair()
         with closing(peer):
             port.attach(sock)
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            signal.setitimer(signal.ITIMER_REAL, ALARM, AGAIN)
             with pytest.raises(Enough):
                 port.exchange(None)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, old)
             peer.sendall(b"still there")
             (segment,) = port.exchange(None)

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from stackmap_testbed.lab import Lab
+from tests.vm.conftest import BOOT_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.timeout(900)
-def test_inside_two_cpus(vm_lab: Lab) -> None:
-    with Lab(kernel=vm_lab.release, guests=("server",), cpus=2) as lab:
+def test_inside_two_cpus(kernel: str) -> None:
+    with Lab(kernel=kernel, guests=("server",), cpus=2, boot_seconds=BOOT_SECONDS) as lab:
         guest = lab.server
         guest.insmod(ROOT / "build" / "kmod" / lab.release / "stackmap.ko")
         result = guest.run(
