@@ -54,14 +54,14 @@ test-debug: setup debug-kernel
 		--ignore tests/vm/test_ten_thousand.py tests/vm	# KASAN keeps what is freed
 
 # Hostile applications at random, beside an honest one.  KERNEL=uml (the default), smp, kcsan, 6.12
-# or 6.1; SEED=n repeats what a run's threads did.
+# or 6.1; SEED=n repeats what a run's threads did; SLOTS=n fails a run that mutated fewer.
 FUZZ_KERNEL = $(if $(filter file,$(origin KERNEL)),uml,$(KERNEL))
 MINUTES ?= 1
 fuzz: setup
 	@$(if $(filter uml smp kcsan,$(FUZZ_KERNEL)),testbed/setup.sh debug-packages && \
 		$(DEBUG_KERNEL) $(FUZZ_KERNEL) >/dev/null)
 	@$(PYTHON) -m tests.fuzz.run --kernel $(FUZZ_KERNEL) --minutes $(MINUTES) \
-		$(if $(SEED),--seed $(SEED))
+		$(if $(SEED),--seed $(SEED)) $(if $(SLOTS),--slots $(SLOTS))
 
 # Every end of a port in every situation, ROUNDS times on the debug kernels and once on Debian's.
 ROUNDS ?= 20

@@ -6,6 +6,7 @@
  *	honest.c	a connection on a port of its own that must stay right all the time
  *	peers.c		the other end of the hostile connections: floods, stalls, resets
  *	network.c	namespaces, links and qdiscs; and what happens to them meanwhile
+ *	look.c		those who look on: netlink dumps, tracepoints
  *	hostile.c	a hostile process: its threads, ports and descriptors, its life and death
  *	rings.c, ioctls.c, maps.c, sockets.c	what a hostile thread may do, as tables
  *
@@ -64,17 +65,20 @@ void rng_mutate(struct rng *rng, void *data, size_t size);
 /* -- what all processes share ----------------------------------------------------------------- */
 
 /*
- * Slots are counted by the kernel: slots_mutated are those that it refused as bad, slots_tried
- * all that it processed.
+ * slots_mutated are those that a hostile thread altered at random and then had the kernel look at;
+ * the kernel may have found nothing wrong with some.  The kernel's own counts: slots_refused for
+ * what is in them, or for a connection that is not there; slots_tried are all that it processed.
  */
 #define FUZZ_COUNTERS(X)							\
-	X(slots_mutated) X(slots_tried) X(syncs) X(polls) X(ioctls) X(ioctls_failed)	\
+	X(slots_mutated) X(slots_refused) X(slots_tried) X(syncs) X(polls)		\
+	X(ioctls) X(ioctls_failed)						\
 	X(registers) X(ports) X(attaches) X(attaches_refused) X(detaches)	\
 	X(mmaps) X(mmaps_refused) X(munmaps) X(faults) X(scribbles) X(slow_pages)	\
 	X(connects) X(accepts) X(socket_calls) X(closes) X(destroys)		\
 	X(fds_passed) X(fds_taken) X(forks) X(lives) X(kills)			\
 	X(peer_connections) X(peer_resets) X(link_flaps) X(qdisc_changes)	\
-	X(nic_deletions) X(honest_rounds) X(honest_detaches)			\
+	X(nic_deletions) X(dumps) X(dumped) X(trace_switches) X(trace_lines)	\
+	X(honest_rounds) X(honest_rounds_ipv6) X(honest_detaches)		\
 	X(honest_sent) X(honest_received)
 
 enum counter {
@@ -142,6 +146,12 @@ void network_up(void);
 void network_down(void);
 void network_enter_peer(void);
 _Noreturn void network_run(void);
+
+/* -- looking on ------------------------------------------------------------------------------- */
+
+void netlink_dump(struct rng *rng);
+void look_end(void);
+_Noreturn void look_run(void);
 
 /* -- the processes ---------------------------------------------------------------------------- */
 

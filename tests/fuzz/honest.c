@@ -2,12 +2,12 @@
 /*
  * The honest connection: an application that keeps to the interface, on a port of its own, and
  * its peer on an ordinary socket.  Both send each other bytes that follow from their position.
- * In rounds, each a connection; the peer ends a round, and the port answers in one of three ways.
- * In some rounds the port gives the socket back midway, goes on without rings, and attaches it
- * again.
+ * In rounds, each a connection, by turns over IPv4 and IPv6; the peer ends a round, and the port
+ * answers in one of three ways.  In some rounds the port gives the socket back midway, goes on
+ * without rings, and attaches it again.
  *
- * The port sleeps in poll() or in a sync without a limit: a wake-up that does not come is a stall, which the
- * conductor sees.
+ * The port sleeps in poll() or in a sync without a limit: a wake-up that does not come is a stall,
+ * which the conductor sees.
  */
 #include "stream.h"
 
@@ -398,26 +398,38 @@ static void honest_round(struct honest *h)
 	count(C_honest_rounds);
 }
 
+static int honest_listen(bool v6)
+{
+	struct sockaddr_storage address;
+	socklen_t size = network_address(&address, 0, false, v6, HONEST_PORT);
+	int fd = socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){ 1 }, sizeof(int)) ||
+	    bind(fd, (void *)&address, size) || listen(fd, 16))
+		die("honest port: listen");
+	return fd;
+}
+
 void honest_port_run(void)
 {
 	static struct honest h = { .end.name = "the port", .end.verified = C_honest_received };
-	struct sockaddr_storage address;
-	socklen_t size = network_address(&address, 0, false, false, HONEST_PORT);
-	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct pollfd listener[2] = {
+		{ .fd = honest_listen(false), .events = POLLIN },
+		{ .fd = honest_listen(true), .events = POLLIN },
+	};
 
 	protect();
 	h.end.rng = rng_make(shared->seed, 1, 0, 0xfffe);
 	honest_open(&h);
-	EXPECT(&h, !setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &(int){ 1 }, sizeof(int)));
-	EXPECT(&h, !bind(listener, (void *)&address, size));
-	EXPECT(&h, !listen(listener, 16));
 	for (;;) {
-		struct pollfd pfd = { .fd = listener, .events = POLLIN };
+		if (poll(listener, 2, 200) > 0) {
+			bool v6 = listener[1].revents;
 
-		if (poll(&pfd, 1, 200) == 1) {
-			h.sock = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+			h.sock = accept4(listener[v6].fd, NULL, NULL, SOCK_CLOEXEC);
 			EXPECT(&h, h.sock >= 0);
 			honest_round(&h);
+			if (v6)
+				count(C_honest_rounds_ipv6);
 		} else if (stopping()) {
 			_exit(0);
 		}
@@ -480,14 +492,13 @@ static void peer_round(struct end *peer, int sock)
 void honest_peer_run(void)
 {
 	static struct end peer = { .name = "the peer", .verified = C_honest_sent };
-	struct sockaddr_storage address;
-	socklen_t size = network_address(&address, 0, false, false, HONEST_PORT);
-
 	protect();
 	network_enter_peer();
 	peer.rng = rng_make(shared->seed, 2, 0, 0xfffe);
 	while (!stopping()) {
-		int sock = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		struct sockaddr_storage address;
+		socklen_t size = network_address(&address, 0, false, peer.round % 2, HONEST_PORT);
+		int sock = socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 		if (sock < 0)
 			die("honest peer: socket");

@@ -267,7 +267,7 @@ void port_count(struct port *port)
 		uint64_t bad = now.bad_slots + now.unknown_conn;
 		uint64_t last_bad = last->bad_slots + last->unknown_conn;
 
-		count_n(C_slots_mutated, bad - last_bad);
+		count_n(C_slots_refused, bad - last_bad);
 		count_n(C_slots_tried, bad - last_bad + now.slots_sent - last->slots_sent +
 			now.slots_again - last->slots_again + now.dead_conn - last->dead_conn);
 		count_n(C_syncs, now.syncs - last->syncs);
@@ -312,12 +312,13 @@ void random_sync(struct rng *rng, struct sm_sync *sync)
 	}
 }
 
-/* Any of the ways to have a pair of rings looked at. */
-void port_sync(struct rng *rng, struct port *port, struct pair *pair)
+/* Any of the ways to have a pair of rings looked at; returns which were: SM_SYNC_TX, SM_SYNC_RX. */
+uint32_t port_sync(struct rng *rng, struct port *port, struct pair *pair)
 {
 	struct sm_sync sync = { .flags = SM_SYNC_TX };
 	struct pollfd pfd = { .events = POLLIN | POLLOUT };
 	int fd = atomic_load(&pair->fd);
+	uint32_t looked = 0;
 
 	if (fd < 0 || (pair == port->pair && rng_one_in(rng, 2)))
 		fd = atomic_load(&port->fd);
@@ -325,19 +326,26 @@ void port_sync(struct rng *rng, struct port *port, struct pair *pair)
 	case 0:
 		pfd.fd = fd;
 		count(C_polls);
-		poll(&pfd, 1, rng_below(rng, 3));
+		if (poll(&pfd, 1, rng_below(rng, 3)) >= 0 && fd >= 0 &&
+		    !(pfd.revents & (POLLERR | POLLNVAL)))
+			looked = SM_SYNC_TX | SM_SYNC_RX;
 		break;
 	case 1:
 		count(C_ioctls);
-		ioctl(fd, rng_one_in(rng, 2) ? NIOCTXSYNC : NIOCRXSYNC);
+		looked = rng_one_in(rng, 2) ? SM_SYNC_TX : SM_SYNC_RX;
+		if (ioctl(fd, looked == SM_SYNC_TX ? NIOCTXSYNC : NIOCRXSYNC))
+			looked = 0;
 		break;
 	default:
 		random_sync(rng, &sync);
 		count(C_ioctls);
 		if (ioctl(fd, SMIOC_SYNC, &sync))
 			count(C_ioctls_failed);
+		else
+			looked = sync.flags & (SM_SYNC_TX | SM_SYNC_RX);
 	}
 	port_count(port);
+	return looked;
 }
 
 /* -- pages that come late --------------------------------------------------------------------- */

@@ -69,7 +69,7 @@ void port_adopt(struct port *port, int fd, const struct sm_req_register *reg);
 void port_close(struct port *port, bool mapping_first);
 void port_count(struct port *port);
 void random_sync(struct rng *rng, struct sm_sync *sync);
-void port_sync(struct rng *rng, struct port *port, struct pair *pair);
+uint32_t port_sync(struct rng *rng, struct port *port, struct pair *pair);
 
 void *slow_copy(struct rng *rng, const void *data, size_t size);
 void slow_pages_start(void);

@@ -36,13 +36,14 @@ struct child {
 
 static struct child hostile[MAX_PROCESSES];
 
-enum { HONEST_PORT_SIDE, HONEST_PEER_SIDE, PEERS, NETWORK, HELPERS };
+enum { HONEST_PORT_SIDE, HONEST_PEER_SIDE, PEERS, NETWORK, LOOK, HELPERS };
 
 static struct child helper[HELPERS] = {
 	[HONEST_PORT_SIDE] = { "the honest port" },
 	[HONEST_PEER_SIDE] = { "the honest peer" },
 	[PEERS] = { "the hostile peers" },
 	[NETWORK] = { "the network" },
+	[LOOK] = { "the onlooker" },
 };
 
 /* -- for everybody ---------------------------------------------------------------------------- */
@@ -342,6 +343,7 @@ int main(int argc, char **argv)
 	start_helper(&helper[HONEST_PEER_SIDE], honest_peer_run);
 	start_helper(&helper[PEERS], peers_run);
 	start_helper(&helper[NETWORK], network_run);
+	start_helper(&helper[LOOK], look_run);
 
 	while (!stopping()) {
 		uint64_t now = now_ms();
@@ -366,6 +368,7 @@ int main(int argc, char **argv)
 	close(shared->passing[0]);
 	close(shared->passing[1]);
 	network_down();
+	look_end();
 	report("result", start);
 	return shared->failed;
 }

@@ -23,8 +23,11 @@ static void good_slot(struct rng *rng, struct port *port, struct sm_slot *slot)
 			   rng_below(rng, 4096 - len + 1));
 }
 
-static void mutate_slot(struct rng *rng, struct port *port, struct sm_slot *slot)
+/* Alter a slot; true if it is another one now. */
+static bool mutate_slot(struct rng *rng, struct port *port, struct sm_slot *slot)
 {
+	const struct sm_slot before = *slot;
+
 	switch (rng_below(rng, 8)) {
 	case 0:
 		slot->buf_idx = random_buffer(rng, port);
@@ -50,6 +53,7 @@ static void mutate_slot(struct rng *rng, struct port *port, struct sm_slot *slot
 	default:
 		rng_mutate(rng, slot, sizeof(*slot));
 	}
+	return memcmp(&before, slot, sizeof(before));
 }
 
 /*
@@ -61,7 +65,7 @@ static void submit(struct rng *rng, struct port *port, uint32_t mutated)
 	struct pair *pair = pick_pair(rng, port);
 	struct sm_ring *ring = pair->tx;
 	uint32_t n = port->ntx, head, room, batch;
-	uint32_t before[BATCH], wrote[BATCH];
+	uint32_t before[BATCH], wrote[BATCH], altered = 0;
 
 	if (!n)
 		return;
@@ -72,16 +76,20 @@ static void submit(struct rng *rng, struct port *port, uint32_t mutated)
 		batch = room;
 	for (uint32_t k = 0; k < batch; k++) {
 		struct sm_slot *slot = &ring->slot[(head + k) % n];
+		struct sm_slot new = *slot;
 
-		before[k] = slot->buf_idx;
-		good_slot(rng, port, slot);
+		before[k] = new.buf_idx;
+		good_slot(rng, port, &new);
 		if (rng_below(rng, 16) < mutated)
-			mutate_slot(rng, port, slot);
-		wrote[k] = slot->buf_idx;
+			altered += mutate_slot(rng, port, &new);
+		wrote[k] = new.buf_idx;
+		*slot = new;
 	}
 	ring->cur = (head + batch) % n;
 	__atomic_store_n(&ring->head, (head + batch) % n, __ATOMIC_RELEASE);
-	port_sync(rng, port, pair);
+	/* Beyond the tail, the ring is refused, not its slots. */
+	if (port_sync(rng, port, pair) & SM_SYNC_TX && batch <= room)
+		count_n(C_slots_mutated, altered);
 	if (rng_one_in(rng, 16))
 		return;
 	for (uint32_t k = 0; k < batch; k++) {
@@ -120,7 +128,7 @@ static void submit_bad(struct rng *rng)
 static void give_back(struct rng *rng)
 {
 	struct port *port = pick_mapped_port(rng);
-	uint32_t n, tail, bad;
+	uint32_t n, tail, bad, altered = 0;
 	struct sm_ring *ring;
 	struct pair *pair;
 
@@ -133,16 +141,21 @@ static void give_back(struct rng *rng)
 	tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE) % n;
 	bad = rng_below(rng, 3) ? 0 : 1 + rng_below(rng, 8);
 	for (uint32_t i = ring->head % n; i != tail; i = (i + 1) % n) {
-		if (bad && rng_one_in(rng, bad))
-			ring->slot[i].buf_idx = random_buffer(rng, port);
-		if (rng_one_in(rng, 64))
+		if (rng_one_in(rng, 64)) {
 			tail = i;
-		if (i == tail)
 			break;
+		}
+		if (bad && rng_one_in(rng, bad)) {
+			uint32_t index = random_buffer(rng, port);
+
+			altered += index != ring->slot[i].buf_idx;
+			ring->slot[i].buf_idx = index;
+		}
 	}
 	ring->cur = tail;
 	__atomic_store_n(&ring->head, tail, __ATOMIC_RELEASE);
-	port_sync(rng, port, pair);
+	if (port_sync(rng, port, pair) & SM_SYNC_RX)
+		count_n(C_slots_mutated, altered);
 }
 
 /* Swap buffers between received slots and free transmit slots: a proxy without copies. */

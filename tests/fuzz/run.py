@@ -1,7 +1,8 @@
 """Runs the fuzzer inside a debug kernel, and says whether anything was wrong.
 
-``make fuzz MINUTES=60 KERNEL=uml SEED=1``.  Besides what the fuzzer itself finds, the run fails for
-anything in the kernel's log, for a module that cannot be unloaded afterwards, and for leaks.
+``make fuzz MINUTES=60 KERNEL=uml SEED=1 SLOTS=1000000``.  Besides what the fuzzer itself finds, the
+run fails for anything in the kernel's log, for a module that cannot be unloaded afterwards, for
+leaks, and for having tried too little.
 """
 
 from __future__ import annotations
@@ -18,27 +19,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stackmap_testbed.errors import LabError
-from stackmap_testbed.kernel_log import offending_lines
 from stackmap_testbed.kernels import module_for
 from stackmap_testbed.lab import Lab
 from tests.debug.kernels import NotBuiltError, find_debug_kernel
+from tests.debug.races import complaints
 from tests.debug.uml import Options, run_in_uml
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from stackmap_testbed.guest import Guest
+    from stackmap_testbed.process import GuestProcess
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = Path(__file__).resolve().parent
 PROGRAM = ROOT / "build" / "fuzz" / "fuzz"
 #: What the fuzzer and the kernel may take to start and to end.
 _AROUND_SECONDS = 600
-_REPORT_SECONDS = 10
+#: A kernel full of checks takes minutes to boot, or to do anything, where the machine is emulated.
+_BOOT_SECONDS = 600.0
+_COMMAND_SECONDS = 600.0
 #: Modules that ours needs (KUnit, on a debug kernel), and those that give the fuzzer more to do.
 _HELPERS = ("kunit", "veth", "tls", "kcm", "tcp_diag")
-_LEAKS = """
-for scan in 1 2; do echo scan >/sys/kernel/debug/kmemleak; sleep 6; done
-cat /sys/kernel/debug/kmemleak
+#: kmemleak passes over what is younger than five seconds.
+_SCAN_FOR_LEAKS = """
+set -e
+cd /sys/kernel/debug
+for scan in 1 2; do echo scan >kmemleak; sleep 6; done
 """
+#: What a run must have done at least once, by how many seconds it takes.
+_NEEDED = {
+    30: (
+        *("honest_sent", "honest_received", "honest_rounds"),
+        *("slots_mutated", "dumps", "trace_switches"),
+    ),
+    300: ("honest_detaches", "honest_rounds_ipv6", "trace_lines"),
+}
+#: The console says this where it could not keep up: a complaint may be among what is missing.
+_LOST = re.compile(r"printk messages dropped")
 
 
 @dataclass
@@ -60,6 +78,15 @@ class Outcome:
         if not self.result():
             failures.append("the fuzzer did not end")
         return failures + self.complaints
+
+    def shortfalls(self, seconds: float, slots: int) -> list[str]:
+        """What a run of so many seconds, with so many slots to mutate, left undone."""
+        result = self.result()
+        needed = [name for after, names in _NEEDED.items() if seconds >= after for name in names]
+        found = [f"{name} is 0" for name in needed if not result.get(name)]
+        if (mutated := result.get("slots_mutated", 0)) < slots:
+            found.append(f"{mutated} slots were mutated, fewer than {slots}")
+        return found
 
 
 def build() -> None:
@@ -108,28 +135,46 @@ def _in_qemu(name: str, command: Sequence[str], seconds: int) -> Outcome:
         kernel, module = str(debug.directory), debug.build_module()
     else:
         kernel, module = name, None
+    leaks = name == "smp"
     outcome = Outcome()
-    with Lab(kernel=kernel, guests=("server",), cpus=2, memory=2048).up() as lab:
+    lab = Lab(
+        kernel=kernel,
+        guests=("server",),
+        cpus=2,
+        memory=2048,
+        command_line="kmemleak=on" if leaks else "",
+        boot_seconds=_BOOT_SECONDS,
+    )
+    with lab:
         guest = lab.server
-        guest.run(f"for m in {' '.join(_HELPERS)}; do modprobe -q $m; done; true")
-        guest.insmod(module or module_for(lab.release))
+        process = None
         try:
+            guest.run(f"for m in {' '.join(_HELPERS)}; do modprobe -q $m; done; true")
+            if leaks:
+                _run(guest, f"{_SCAN_FOR_LEAKS}echo clear >kmemleak")
+            guest.insmod(module or module_for(lab.release))
             process = guest.popen(command)
             _follow(process, seconds + _AROUND_SECONDS)
-            outcome.output = process.output()
-            unloaded = guest.run("rmmod stackmap", check=False)
-            if unloaded.returncode:
-                outcome.complaints.append(unloaded.stderr)
-            if guest.run("test -e /sys/kernel/debug/kmemleak", check=False).returncode == 0:
-                outcome.complaints += guest.run(_LEAKS, timeout=600).stdout.splitlines()
-            outcome.complaints += offending_lines(guest.kernel_log().splitlines())
+            _run(guest, "rmmod stackmap")
+            if leaks:
+                outcome.complaints += _run(guest, f"{_SCAN_FOR_LEAKS}cat kmemleak").splitlines()
         except LabError as error:
-            outcome.output = process.output() + guest.console.read_text(errors="replace")
             outcome.complaints.append(str(error))
+        outcome.output = process.output() if process else ""
+        # The console has all since boot; the kernel's own log forgets.
+        console = guest.console.read_text(errors="replace")
+    outcome.complaints += complaints(console)
+    outcome.complaints += [line for line in console.splitlines() if _LOST.search(line)]
+    if outcome.failures():
+        outcome.output += console
     return outcome
 
 
-def _follow(process: Any, seconds: float) -> None:
+def _run(guest: Guest, command: str) -> str:
+    return guest.run(command, timeout=_COMMAND_SECONDS).stdout
+
+
+def _follow(process: GuestProcess, seconds: float) -> None:
     """Show what the fuzzer says, until it ends."""
     deadline = time.monotonic() + seconds
     shown = 0
@@ -151,17 +196,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32))
     parser.add_argument("--processes", type=int, default=3, help="hostile processes")
+    parser.add_argument("--slots", type=int, default=0, help="fail if fewer were mutated")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "fuzz")
     arguments = parser.parse_args()
     print(f"fuzzing {arguments.kernel} for {arguments.minutes:g} min, seed {arguments.seed}")
+    seconds = int(arguments.minutes * 60)
     try:
-        outcome = fuzz(
-            arguments.kernel, int(arguments.minutes * 60), arguments.seed, arguments.processes
-        )
+        outcome = fuzz(arguments.kernel, seconds, arguments.seed, arguments.processes)
     except (NotBuiltError, LabError) as reason:
         print(reason, file=sys.stderr)
         return 2
-    failures = outcome.failures()
+    failures = outcome.failures() + outcome.shortfalls(seconds, arguments.slots)
     arguments.out.mkdir(parents=True, exist_ok=True)
     summary = outcome.result() | {"kernel": arguments.kernel, "failures": failures}
     (arguments.out / f"{arguments.kernel}.json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -463,6 +463,11 @@ static void take(struct rng *rng)
 		keep_fd(rng, fd);
 }
 
+static void dump(struct rng *rng)
+{
+	netlink_dump(rng);
+}
+
 const struct action socket_actions[] = {
 	{ "make_connection", 6, make_connection },
 	{ "accept_connection", 6, accept_connection },
@@ -471,5 +476,6 @@ const struct action socket_actions[] = {
 	{ "close_one", 3, close_one },
 	{ "pass", 1, pass },
 	{ "take", 1, take },
+	{ "dump", 1, dump },
 };
 const size_t socket_action_count = ARRAY_SIZE(socket_actions);
