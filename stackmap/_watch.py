@@ -26,9 +26,6 @@ class Watches:
     def __len__(self) -> int:
         return len(self._callbacks)
 
-    def __contains__(self, fd: int) -> bool:
-        return fd in self._callbacks
-
     def add(self, file: HasFileno, callback: Callable[[], None]) -> None:
         """Have ``callback`` run when ``file`` is readable.
 
@@ -61,7 +58,5 @@ class Watches:
                 callback()
 
     def clear(self) -> None:
-        """Forget all files, without touching them."""
-        for fd in self._callbacks:
-            self._epoll.unregister(fd)
+        """Forget all files, some of which may be closed already: the epoll is closed next."""
         self._callbacks.clear()

@@ -691,6 +691,19 @@ def test_closing_the_port_closes_its_connections(
         assert sock.fileno() == -1
 
 
+def test_watched_files_may_be_closed_before_the_port(
+    port_factory: Callable[[], Port], listening: Callable[[], Listening]
+) -> None:
+    attached, _connect = listening()
+    port = port_factory()
+    with port, socket.create_server(("", 0)) as listener:
+        port.watch(listener, lambda: None)
+        own = port.attach_listener(attached)
+        port.watch(own, lambda: None)
+    port.close()
+    assert attached.fileno() == -1
+
+
 def test_many_connections_at_once(make_link: Callable[[], Link]) -> None:
     links = [make_link() for _ in range(50)]
     for number, link in enumerate(links):
