@@ -11,10 +11,16 @@ _OFFENCES = re.compile(
     r"rcu\S*( detected)? stall|rcu: INFO: .*stall|soft lockup|hard LOCKUP|blocked for more than|"
     r"unreferenced object|memory leak|refcount_t|KASAN|UBSAN|KFENCE|stack segment|"
     r"kernel stack is corrupted|list_(add|del) corruption|[Uu]nable to handle|[Bb]ad page|"
-    r"Objects remaining|unregister_netdevice: waiting"
+    r"Objects remaining|unregister_netdevice: waiting|"
+    # What looks for bugs has given up, and finds none any more.
+    r"ODEBUG disabled|leak detector disabled|Kmemleak disabled|Cannot allocate a kmemleak_object|"
+    r"turning off the locking correctness validator|unreliable refcount tracker"
 )
+#: The leak detector is switched off by the command line or for want of a word there, in the
+#: kernel's first moments; what the line has for a time then is zero, or near it.
 _HARMLESS = re.compile(
-    r"kfence: initialized|KernelAddressSanitizer initialized|leak detector (initialized|disabled)|"
+    r"kfence: initialized|KernelAddressSanitizer initialized|leak detector initialized|"
+    r"^(\[ *[0-4]\.\d+\] )?kmemleak: Kernel memory leak detector disabled|"
     r"Command line:|command line:"
 )
 

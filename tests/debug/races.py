@@ -12,12 +12,12 @@ _RULE = "=" * 66
 _RACE = "BUG: KCSAN:"
 
 
-def complaints(log: str) -> list[str]:
+def complaints(log: str, module: str = "stackmap") -> list[str]:
     """Races that the module takes part in, and whatever else the kernel complains of."""
     found = []
     for section in log.split(_RULE):
         race = _RACE in section
-        if race and "[stackmap]" in section:
+        if race and f"[{module}]" in section:
             found.append(section)
         else:
             lines = offending_lines(section.splitlines())

@@ -28,6 +28,10 @@ COMPLAINTS = [
     "Kernel panic - not syncing: Fatal exception in interrupt",
     "WARNING: pool.c:7 module stackmap func:sm_pool has 4096 allocated at module unload",
     "BUG: KCSAN: data-race in sm_rx [stackmap] / sm_tx [stackmap]",
+    "[  139.900174] kmemleak: Kernel memory leak detector disabled",
+    "[  139.900174] kmemleak: Cannot allocate a kmemleak_object structure",
+    "[   12.000000] ODEBUG: Out of memory. ODEBUG disabled",
+    "turning off the locking correctness validator.",
 ]
 ORDINARY = [
     'PCI: Using host bridge windows from ACPI; if necessary, use "pci=nocrs" and report a bug',
@@ -36,6 +40,7 @@ ORDINARY = [
     "KernelAddressSanitizer initialized",
     "kmemleak: Kernel memory leak detector initialized (mem pool available: 15625)",
     "kmemleak: Kernel memory leak detector disabled",
+    "[    0.000000] kmemleak: Kernel memory leak detector disabled",
     "rcu: Hierarchical RCU implementation.",
     "Kernel command line: console=ttyS0 panic=-1",
     "Spectre V2 : Mitigation: Retpolines",

@@ -44,7 +44,10 @@ def module(vm_lab: Lab) -> Iterator[None]:
     server = vm_lab.server
     server.insmod(ROOT / "build" / "kmod" / vm_lab.release / "stackmap.ko")
     yield
+    server.mark_kernel_log("unload")
     server.run("rmmod stackmap")
+    # A kernel that counts allocations says here what the module has left.
+    server.check_kernel_log()
 
 
 @pytest.fixture(autouse=True)
