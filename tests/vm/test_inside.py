@@ -13,19 +13,23 @@ if TYPE_CHECKING:
     from stackmap_testbed.guest import Guest
 
 INSIDE = Path(__file__).parent.parent / "guest"
+ROUNDS = os.environ.get("STACKMAP_ROUNDS", "0")
+#: Seconds for a test and for a file of tests: some do more, the more rounds there are.
+TEST_SECONDS = 600 * max(1, int(ROUNDS))
+FILE_SECONDS = 2300 * max(1, int(ROUNDS))
 
 
 @pytest.mark.usefixtures("module")
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(FILE_SECONDS + 100)
 @pytest.mark.parametrize("file", sorted(path.name for path in INSIDE.glob("test_*.py")))
 def test_inside(server: Guest, file: str) -> None:
     result = server.run(
         [
             sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider",
-            "--timeout", "600", "-x", "--tb=short", str(INSIDE / file),
+            "--timeout", str(TEST_SECONDS), "-x", "--tb=short", str(INSIDE / file),
         ],
-        timeout=2300,
-        env={"STACKMAP_ROUNDS": os.environ.get("STACKMAP_ROUNDS", "0")},
+        timeout=FILE_SECONDS,
+        env={"STACKMAP_ROUNDS": ROUNDS},
         check=False,
     )  # fmt: skip
     report = result.stdout[-8000:] + result.stderr[-2000:]
