@@ -1,7 +1,4 @@
-"""The tests of ``tests/guest`` on two processors, under a kernel that looks for data races.
-
-Linux has races of its own, and KCSAN finds some: what counts is those with the module in them.
-"""
+"""The tests of ``tests/guest`` on two processors, under a kernel that looks for data races."""
 
 from __future__ import annotations
 
@@ -10,53 +7,40 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.errors import LabError
-from stackmap_testbed.kernel_log import offending_lines
-from stackmap_testbed.lab import Lab
-from tests.debug.kernels import ROOT, NotBuiltError, find_debug_kernel
+from tests.debug.kernels import ROOT
+from tests.debug.races import complaints
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from stackmap_testbed.guest import Guest
+    from tests.debug.kernels import DebugKernel
 
 GUEST = ROOT / "tests" / "guest"
-RULE = "=" * 66
-RACE = "BUG: KCSAN:"
-BOOT_SECONDS = 600.0
+FILES = [*sorted(GUEST.glob("test_*.py")), *sorted((GUEST / "two_cpus").glob("test_*.py"))]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Guest]:
-    """A guest of two processors with the module loaded."""
-    try:
-        kernel = find_debug_kernel("kcsan")
-        lab = Lab(
-            kernel=str(kernel.directory), guests=("server",), cpus=2, boot_seconds=BOOT_SECONDS
-        )
-    except (NotBuiltError, LabError) as reason:
-        pytest.skip(str(reason))
-    module = kernel.build_module()
-    with lab:
-        lab.server.run("modprobe kunit")
-        lab.server.insmod(module)
-        yield lab.server
-        lab.server.run("rmmod stackmap")
+def server(kcsan: DebugKernel, kcsan_guest: Guest) -> Iterator[Guest]:
+    """The guest with the module loaded; nothing may be wrong when it is unloaded."""
+    module = kcsan.build_module()
+    kcsan_guest.run("modprobe kunit", timeout=300)
+    kcsan_guest.mark_kernel_log("load")
+    kcsan_guest.insmod(module)
+    assert complaints_since(kcsan_guest, "load") == []
+    yield kcsan_guest
+    kcsan_guest.mark_kernel_log("unload")
+    kcsan_guest.run("rmmod stackmap", timeout=300)
+    assert complaints_since(kcsan_guest, "unload") == []
 
 
-def complaints(log: str) -> list[str]:
-    """Races that the module takes part in, and whatever else the kernel complains of."""
-    found = []
-    for section in log.split(RULE):
-        if RACE not in section:
-            found += offending_lines(section.splitlines())
-        elif "[stackmap]" in section:
-            found.append(section)
-    return found
+def complaints_since(guest: Guest, mark: str) -> list[str]:
+    """What the kernel has complained of since a mark was put into its log."""
+    return complaints(guest.kernel_log().split(f"stackmap: {mark}\n")[-1])
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("file", sorted(path.name for path in GUEST.glob("test_*.py")))
+@pytest.mark.parametrize("file", [str(path.relative_to(GUEST)) for path in FILES])
 def test_guest_suite(server: Guest, file: str) -> None:
     server.mark_kernel_log(file)
     result = server.run(
@@ -68,7 +52,7 @@ def test_guest_suite(server: Guest, file: str) -> None:
         check=False,
     )  # fmt: skip
     report = result.stdout[-8000:] + result.stderr[-2000:]
-    assert complaints(server.kernel_log().split(f"stackmap: {file}")[-1]) == []
+    assert complaints_since(server, file) == []
     assert result.returncode == 0, report
     assert " passed" in result.stdout, report
     assert " skipped" not in result.stdout, report

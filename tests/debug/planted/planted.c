@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Bugs on purpose, one for each load: what finds bugs must find these. */
+#include <linux/err.h>
 #include <linux/gfp.h>
+#include <linux/kthread.h>
+#include <linux/list.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/netdevice.h>
 #include <linux/rcupdate.h>
+#include <linux/refcount.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/timer.h>
@@ -79,6 +85,66 @@ static void free_a_running_timer(void)
 	kfree(timer);
 }
 
+static void delete_from_a_list_twice(void)
+{
+	static LIST_HEAD(list);
+	static struct list_head entry;
+
+	list_add(&entry, &list);
+	list_del(&entry);
+	list_del(&entry);
+}
+
+static void take_a_reference_from_zero(void)
+{
+	static refcount_t users = REFCOUNT_INIT(1);
+
+	if (refcount_dec_and_test(&users))
+		refcount_inc(&users);
+}
+
+static void put_a_nic_twice(void)
+{
+	struct net_device *dev = init_net.loopback_dev;
+	netdevice_tracker tracker;
+
+	netdev_hold(dev, &tracker, GFP_KERNEL);
+	netdev_put(dev, &tracker);
+	netdev_put(dev, &tracker);
+	__dev_hold(dev);	/* found by then; the machine is to end in order */
+}
+
+static unsigned long counted;
+
+static int count_without_a_lock(void *unused)
+{
+	int i;
+
+	for (i = 0; i < 10 * 1000 * 1000 && !kthread_should_stop(); i++) {
+		counted++;
+		barrier();
+		if (i % 1000 == 0)
+			cond_resched();
+	}
+	while (!kthread_should_stop())
+		schedule_timeout_interruptible(1);
+	return 0;
+}
+
+static void race_with_a_thread(void)
+{
+	struct task_struct *thread = kthread_run(count_without_a_lock, NULL, "planted");
+	unsigned long end = jiffies + 10 * HZ;
+
+	if (IS_ERR(thread))
+		return;
+	while (time_before(jiffies, end)) {
+		counted++;
+		cond_resched();
+	}
+	kthread_stop(thread);
+}
+
 static const struct {
 	const char *name;
 	void (*make)(void);
@@ -90,6 +156,10 @@ static const struct {
 	{ "sleep_under_a_spinlock", sleep_under_a_spinlock },
 	{ "shift_too_far", shift_too_far },
 	{ "free_a_running_timer", free_a_running_timer },
+	{ "delete_from_a_list_twice", delete_from_a_list_twice },
+	{ "take_a_reference_from_zero", take_a_reference_from_zero },
+	{ "put_a_nic_twice", put_a_nic_twice },
+	{ "race_with_a_thread", race_with_a_thread },
 };
 
 static int __init planted_init(void)
