@@ -63,18 +63,24 @@ fuzz: setup
 	@$(PYTHON) -m tests.fuzz.run --kernel $(FUZZ_KERNEL) --minutes $(MINUTES) \
 		$(if $(SEED),--seed $(SEED)) $(if $(SLOTS),--slots $(SLOTS))
 
-# Every end of a port in every situation, ROUNDS times on the debug kernels and once on Debian's.
+# Every end of a port in every situation: ROUNDS times on the debug kernels, but for the ends of
+# processes on smp, which is emulated where there is no KVM: SMP_ROUNDS times; once on Debian's.
 ROUNDS ?= 20
+SMP_ROUNDS ?= 3
 test-lifetimes: setup
-	@testbed/setup.sh debug-packages && for variant in uml smp; do $(DEBUG_KERNEL) $$variant; done
-	$(PYTHON) -m tests.debug.uml --timeout 14400 env STACKMAP_ROUNDS=$(ROUNDS) \
+	@testbed/setup.sh debug-packages
+	@for variant in uml smp; do $(DEBUG_KERNEL) $$variant || exit 1; done
+	$(PYTHON) -m tests.debug.uml --timeout 14400 \
+		env STACKMAP_REQUIRE=guest STACKMAP_ROUNDS=$(ROUNDS) \
 		$(abspath $(PYTHON)) -B -m pytest -q -p no:cacheprovider -o faulthandler_timeout=0 \
 		tests/guest/test_lifetimes.py
 	kernel=$$($(DEBUG_KERNEL) smp) && \
 	testbed/setup.sh module-for $$kernel $(CURDIR)/build/kmod/$$(ls $$kernel/lib/modules) && \
-	STACKMAP_ROUNDS=$(ROUNDS) $(PYTEST) -o faulthandler_timeout=0 --kernel $$kernel --cpus 2 \
-		tests/vm/test_unplug.py
-	for kernel in $(KERNELS); do STACKMAP_ROUNDS=1 $(PYTEST) --kernel $$kernel \
+	STACKMAP_REQUIRE=vm STACKMAP_ROUNDS=$(ROUNDS) $(PYTEST) -o faulthandler_timeout=0 \
+		--kernel $$kernel --cpus 2 tests/vm/test_unplug.py && \
+	STACKMAP_REQUIRE=vm STACKMAP_ROUNDS=$(SMP_ROUNDS) $(PYTEST) -o faulthandler_timeout=0 \
+		--kernel $$kernel --cpus 2 -k lifetimes tests/vm/test_inside.py
+	for kernel in $(KERNELS); do STACKMAP_REQUIRE=vm STACKMAP_ROUNDS=1 $(PYTEST) --kernel $$kernel \
 		-k 'lifetimes or unplug' tests/vm || exit 1; done
 
 # Messages over a lossy wire, with applications that are killed; KERNEL=uml (the default), 6.12, 6.1.
