@@ -90,17 +90,22 @@ class Outcome:
 
 
 def build() -> None:
-    """Compile the fuzzer."""
+    """Compile the fuzzer, unless that has been done; other runs may be using it."""
+    inputs = [*SOURCES.glob("*.[ch]"), *(ROOT / "kmod" / "uapi").glob("*.h")]
+    if PROGRAM.exists() and PROGRAM.stat().st_mtime > max(path.stat().st_mtime for path in inputs):
+        return
     PROGRAM.parent.mkdir(parents=True, exist_ok=True)
+    new = PROGRAM.with_suffix(".new")
     warnings = ["-Wall", "-Wextra", "-Werror"]
     warnings += ["-Wno-unused-result", "-Wno-missing-field-initializers"]
     subprocess.run(
         [
             "gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", *warnings, "-pthread",
-            "-o", PROGRAM, *sorted(SOURCES.glob("*.c")),
+            "-o", new, *sorted(SOURCES.glob("*.c")),
         ],
         check=True,
     )  # fmt: skip
+    new.replace(PROGRAM)
 
 
 def fuzz(kernel: str, seconds: int, seed: int, processes: int = 3) -> Outcome:
