@@ -333,7 +333,8 @@ class Port(abc.ABC):
 
         Views of the previous exchange are released first.  Waits up to ``timeout`` seconds (for
         ever when None) if there is nothing to return; watched files end the wait early, after
-        their callbacks ran.
+        their callbacks ran.  If a callback raises, so does this, and the next exchange returns what
+        this one received.
 
         Raises:
             BufferError: a view of the previous exchange is still in use elsewhere (a slice of

@@ -229,6 +229,7 @@ class Ring(Port):
         self._lent: list[LentSegment] = []
         self._small = bytes(lib.SMR_STAGING_START)  # not b"", which others refer to
         self._shown: list[Segment] = []
+        self._held: list[Segment] = []  # of an exchange that a callback's exception ended
         self._connections: dict[int, RingConnection] = {}
         self._after_send: list[RingConnection] = []
         self._starved: dict[RingConnection, None] = {}
@@ -295,6 +296,8 @@ class Ring(Port):
 
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
         """Send everything written, and return everything received; see :meth:`Port.exchange`."""
+        if self._held:
+            return self._deliver_held()
         if self._shown:
             self._take_back()
         if self._after_send or self._starved or self._unsettled:
@@ -362,6 +365,13 @@ class Ring(Port):
         self._epoll.close()
         self._pages.clear()
 
+    def _deliver_held(self) -> list[Segment]:
+        """Return what nobody has seen yet, instead of receiving more."""
+        self._send_batch()
+        self._finish_sent()
+        held, self._held = self._held, []
+        return held
+
     def _finish_first(self, timeout: float | None) -> float | None:
         """Do what must not wait until something arrives; returns how long to wait for that."""
         if self._after_send:
@@ -393,7 +403,11 @@ class Ring(Port):
         if self._unsettled:
             self._settle(segments)
         if ready:
-            self._watches.run(list(self._watched[0:ready]))
+            try:
+                self._watches.run(list(self._watched[0:ready]))
+            except BaseException:
+                self._held = segments
+                raise
         return segments
 
     def _segments(self, count: int, staged: int) -> list[Segment]:

@@ -204,6 +204,7 @@ class SocketPort(Port):
         self._lent: list[Segment] = []
         self._buffers: list[bytes] = []
         self._events: list[Segment] = []
+        self._held: list[Segment] = []  # of an exchange that a callback's exception ended
         self._failed: list[SocketConnection] = []
         self._bytes_rx = 0
         self._bytes_tx = 0
@@ -249,6 +250,9 @@ class SocketPort(Port):
 
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
         """Return everything received (at most 64 KiB per connection); see :meth:`Port.exchange`."""
+        if self._held:
+            held, self._held = self._held, []
+            return held
         if self._lent:
             self._take_back()
         if self._failed:
@@ -297,7 +301,11 @@ class SocketPort(Port):
             segments.extend(self._events)
             self._events.clear()
         if watched is not None:
-            self._watches.run(watched)
+            try:
+                self._watches.run(watched)
+            except BaseException:
+                self._held = segments
+                raise
         return segments
 
     def watch(self, file: HasFileno, callback: Callable[[], None]) -> None:
@@ -323,6 +331,7 @@ class SocketPort(Port):
                 segment.view.release()
         self._lent.clear()
         self._buffers.clear()
+        self._held.clear()
         for listener in self._listeners:
             listener.close()
         for connection in list(self._connections.values()):

@@ -603,6 +603,21 @@ def test_a_view_dies_with_the_next_exchange(link: Link) -> None:
         bytes(view)
 
 
+@pytest.mark.parametrize("size", [4, 3000])
+def test_a_view_dies_although_its_segment_was_taken_out_of_the_list(link: Link, size: int) -> None:
+    link.peer.sendall(PATTERN[:size])
+    deadline = time.monotonic() + PATIENCE
+    while not (segments := link.port.exchange(0.05)):
+        assert time.monotonic() < deadline
+    views = []
+    while segments:
+        views.append(segments.pop().view)
+    link.port.exchange()
+    for view in views:
+        with pytest.raises(ValueError, match="released"):
+            bytes(view)
+
+
 def test_a_slice_in_use_is_refused_until_it_is_gone(link: Link) -> None:
     link.peer.sendall(b"look closely")
     piece = one_segment(link).view[5:]
@@ -661,6 +676,37 @@ def test_watched_files_end_the_wait(port: Port) -> None:
         there.send(b"too late")
         port.exchange(0.02)
         assert seen == [b"now"]
+
+
+def test_a_callback_that_raises_loses_nothing(link: Link) -> None:
+    """What came with the exchange that it ended is returned by the next one."""
+    here, there = socket.socketpair()
+    sent = b""
+    raised = 0
+
+    def fail() -> None:
+        here.recv(1)
+        raise RuntimeError("not now")
+
+    with here, there:
+        link.port.watch(here, fail)
+        deadline = time.monotonic() + PATIENCE
+        for size in (100, 3000, 600, 50) * 5:
+            link.peer.sendall(PATTERN[:size])
+            sent += PATTERN[:size]
+            there.send(b"!")
+            time.sleep(0.01)
+            while len(link.received()) < len(sent):
+                assert time.monotonic() < deadline, link.summary()
+                try:
+                    link.hear(0.05)
+                except RuntimeError:
+                    raised += 1
+                    link.connection.write(b"?")
+        link.port.unwatch(here)
+    assert link.story == [sent]
+    assert raised
+    assert link.read_peer(raised) == b"?" * raised
 
 
 def test_bytes_are_counted_on_one_side_only(link: Link) -> None:
