@@ -189,9 +189,11 @@ class Connection(abc.ABC):
         """
         if self._shutdown:
             raise BrokenPipeError("write after shutdown_write() or close()")
+        if not isinstance(data, bytes):
+            data = memoryview(data).cast("B")  # its items may be larger than bytes
         taken = 0 if self._waiting else self._send(data)
         if taken < len(data):
-            self._queue(bytes(memoryview(data)[taken:]))
+            self._queue(bytes(data[taken:]))
 
     def writelines(self, parts: Iterable[Buffer]) -> None:
         """Send several buffers in order, as one :meth:`write` would."""

@@ -203,6 +203,20 @@ def test_written_data_is_copied(link: Link) -> None:
     assert link.read_peer(6) == b"before"
 
 
+def test_a_view_of_larger_items_is_sent_as_bytes(link: Link) -> None:
+    """Also what is sent in parts, and what waits in the queue."""
+    data = PATTERN[: len(PATTERN) & ~7]
+    written = 0
+    while link.connection.pending < 4 << 20:
+        link.connection.write(memoryview(data).cast("Q"))
+        written += len(data)
+        link.hear()
+        assert written < 1 << 30
+    link.connection.write(memoryview(data).cast("B", (len(data) // 4, 4)))
+    assert link.read_peer(written + len(data)) == data * (written // len(data) + 1)
+    assert link.connection.pending == 0
+
+
 def test_echo_of_a_large_stream(link: Link) -> None:
     total = 0
     expected = PATTERN * 3
