@@ -394,6 +394,8 @@ int smr_send(struct smr_pair *pair)
 {
 	int err;
 
+	if (pair->fd < 0)
+		return -EBADF;	/* closed, and the memory may be gone */
 	submit(pair);
 	err = sync_rings(pair, SM_SYNC_TX, 0);
 	return err ? err : collect_refused(pair);

@@ -287,6 +287,7 @@ class Ring(Port):
             OSError: ``ENOENT``, the connection is gone already; ``EAGAIN``, the library
                 (:attr:`Connection.pending`) or the ring still holds unsent data: exchange, and
                 try again.
+            ValueError: the port is closed.
         """
         self._send_batch()
         if connection._waiting or self._pair.tx_synced != self._pair.tx_head:
@@ -352,15 +353,19 @@ class Ring(Port):
         if shown := self._fast.release():
             self._complain(shown)
         with contextlib.suppress(OSError):
+            self._settle([])
             self._send_batch()
         self._check(lib.smr_close_pair(self._pair), "close")
         self._closed = True
-        self._settle([])
         for connection in self._connections.values():
             connection._closing = connection._shutdown = True
             connection._drop_queue()
             connection._close_socket()
         self._connections.clear()
+        self._after_send.clear()
+        self._starved.clear()
+        self._unsettled = False
+        self._held.clear()
         self._watches.clear()
         self._epoll.close()
         self._pages.clear()
@@ -570,6 +575,8 @@ class Ring(Port):
 
     def _send_batch(self) -> None:
         """Hand what was written to TCP now, in the middle of a batch."""
+        if self._closed:
+            raise ValueError("the port is closed")
         refused = lib.smr_send(self._pair)
         if refused < 0:
             self._check(refused, "sync")

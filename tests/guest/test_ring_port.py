@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
+
 from stackmap import Event, RingPort
 from tests.guest.wire import NIC, connect_pair
 
@@ -65,3 +67,15 @@ def test_closing_while_no_buffer_is_left_loses_nothing() -> None:
         assert port.stats().unknown_connections == 0
         for peer, _sock in pairs:
             peer.close()
+
+
+def test_a_closed_port_gives_no_socket_back() -> None:
+    peer, sock = connect_pair()
+    port = RingPort(NIC)
+    connection = port.attach(sock)
+    connection.write(b"handed over by close()")
+    port.close()
+    with pytest.raises(ValueError, match="closed"):
+        port.detach(connection)
+    assert peer.recv(100) == b"handed over by close()"
+    peer.close()

@@ -751,6 +751,25 @@ def test_closing_the_port_closes_its_connections(
         assert sock.fileno() == -1
 
 
+@pytest.mark.parametrize("end", ["close", "shutdown_write", "abort"])
+def test_a_closed_port_says_so(
+    port_factory: Callable[[], Port],
+    socket_pair: Callable[[], tuple[socket.socket, socket.socket]],
+    end: str,
+) -> None:
+    peer, sock = socket_pair()
+    with closing(peer):
+        port = port_factory()
+        connection = port.attach(sock)
+        getattr(connection, end)()
+        port.close()
+        for _ in range(2):
+            with pytest.raises(ValueError, match="closed"):
+                port.exchange()
+            connection.close()
+            connection.abort()
+
+
 def test_watched_files_may_be_closed_before_the_port(
     port_factory: Callable[[], Port], listening: Callable[[], Listening]
 ) -> None:
