@@ -80,6 +80,25 @@ void keep_fd(struct rng *rng, int fd)
 	}
 }
 
+/* A connection that was there when last heard of; 0 if there is none. */
+uint32_t pick_live_id(struct rng *rng, struct port *port)
+{
+	uint32_t first = rng_below(rng, IDS), id = 0;
+
+	for (uint32_t i = 0; i < IDS && !id; i++)
+		id = atomic_load(&port->id[(first + i) % IDS]);
+	return id;
+}
+
+void forget_id(struct port *port, uint32_t id)
+{
+	for (uint32_t i = 0; i < IDS; i++) {
+		uint32_t gone = id;
+
+		atomic_compare_exchange_strong(&port->id[i], &gone, 0);
+	}
+}
+
 uint32_t pick_id(struct rng *rng, struct port *port)
 {
 	return rng_one_in(rng, 16) ? rng_odd(rng) : atomic_load(&port->id[rng_below(rng, IDS)]);

@@ -61,6 +61,9 @@ struct pair *pick_pair(struct rng *rng, struct port *port);
 int pick_fd(struct rng *rng);
 void keep_fd(struct rng *rng, int fd);
 uint32_t pick_id(struct rng *rng, struct port *port);
+uint32_t pick_live_id(struct rng *rng, struct port *port);
+void forget_id(struct port *port, uint32_t id);
+void connect_port(struct rng *rng, struct port *port);
 void *pick_pointer(struct rng *rng, void *good, size_t size);
 
 void port_open(struct rng *rng, struct port *port);

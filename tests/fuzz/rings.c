@@ -2,6 +2,7 @@
 /* What a hostile thread does to rings, slots and buffers. */
 #include "hostile.h"
 
+#include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -19,8 +20,7 @@ static void good_slot(struct rng *rng, struct port *port, struct sm_slot *slot)
 
 	slot->len = len;
 	slot->flags = 0;
-	slot->ptr = SM_PTR(atomic_load(&port->id[rng_below(rng, IDS)]),
-			   rng_below(rng, 4096 - len + 1));
+	slot->ptr = SM_PTR(pick_live_id(rng, port), rng_below(rng, 4096 - len + 1));
 }
 
 /* Alter a slot; true if it is another one now. */
@@ -56,6 +56,13 @@ static bool mutate_slot(struct rng *rng, struct port *port, struct sm_slot *slot
 	return memcmp(&before, slot, sizeof(before));
 }
 
+/* What the kernel says is not there gets hardly any further slot. */
+static void learn(struct rng *rng, struct port *port, uint64_t ptr)
+{
+	if (SM_PTR_FLAGS(ptr) & SM_SLOT_REFUSED && SM_PTR_ERRNO(ptr) == ENOENT && rng_below(rng, 64))
+		forget_id(port, SM_PTR_ID(ptr));
+}
+
 /*
  * Fill slots from head on, @mutated of 16 of them mutated, and sync.  Indices that were written
  * over are written back after a refusal, mostly: a ring of nothing but bad indices sends nothing.
@@ -69,6 +76,8 @@ static void submit(struct rng *rng, struct port *port, uint32_t mutated)
 
 	if (!n)
 		return;
+	if (!pick_live_id(rng, port) && rng_one_in(rng, 4))
+		connect_port(rng, port);	/* or TCP would see hardly any slot */
 	head = ring->head % n;
 	room = (ring->tail - head + n) % n;
 	batch = 1 + rng_below(rng, rng_one_in(rng, 2) ? 8 : BATCH);
@@ -95,6 +104,7 @@ static void submit(struct rng *rng, struct port *port, uint32_t mutated)
 	for (uint32_t k = 0; k < batch; k++) {
 		struct sm_slot *slot = &ring->slot[(head + k) % n];
 
+		learn(rng, port, slot->ptr);
 		if (slot->buf_idx == wrote[k])
 			slot->buf_idx = before[k];
 	}

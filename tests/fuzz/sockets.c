@@ -49,9 +49,8 @@ static int dial(struct rng *rng, int protocol)
 	return fd;
 }
 
-static void attach_new(struct rng *rng, int fd)
+static void attach_new(struct rng *rng, struct port *port, int fd)
 {
-	struct port *port = pick_port(rng);
 	struct sm_attach attach = { .fd = fd, .ring = SM_RING_ANY };
 
 	if (ioctl(atomic_load(&port->fd), SMIOC_ATTACH, &attach)) {
@@ -62,14 +61,19 @@ static void attach_new(struct rng *rng, int fd)
 	}
 }
 
-static void make_connection(struct rng *rng)
+void connect_port(struct rng *rng, struct port *port)
 {
 	int fd = dial(rng, 0);
 	struct pollfd pfd = { .fd = fd, .events = POLLOUT };
 
 	if (rng_below(rng, 4) && poll(&pfd, 1, 10) == 1)
-		attach_new(rng, fd);
+		attach_new(rng, port, fd);
 	keep_fd(rng, fd);
+}
+
+static void make_connection(struct rng *rng)
+{
+	connect_port(rng, pick_port(rng));
 }
 
 static void accept_connection(struct rng *rng)
@@ -80,7 +84,7 @@ static void accept_connection(struct rng *rng)
 		return;
 	count(C_accepts);
 	if (rng_below(rng, 4))
-		attach_new(rng, fd);
+		attach_new(rng, pick_port(rng), fd);
 	keep_fd(rng, fd);
 }
 
