@@ -249,11 +249,9 @@ static bool take_back(struct fast_path *self)
 	if (!self->shown)
 		return true;
 	for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->shown); i++) {
-		PyObject *item = PyList_GET_ITEM(self->shown, i), *done;
+		struct segment *segment = (struct segment *)PyList_GET_ITEM(self->shown, i);
+		PyObject *done = PyObject_Vectorcall(view_release, &segment->view, 1, NULL);
 
-		if (!PyObject_TypeCheck(item, &segment_type))
-			continue;
-		done = PyObject_Vectorcall(view_release, &((struct segment *)item)->view, 1, NULL);
 		if (!done) {
 			PyErr_Clear();
 			return false;
@@ -333,12 +331,14 @@ static PyObject *usual_batch(struct fast_path *self, int count, PyObject *connec
 			Py_CLEAR(batch);
 	}
 	Py_XDECREF(whole);
-	if (!batch) {
+	/* A list of its own, because the caller may take segments out of the other. */
+	self->shown = batch ? PyList_GetSlice(batch, 0, count) : NULL;
+	if (!self->shown) {
+		Py_XDECREF(batch);
 		Py_DECREF(small);
 		return NULL;
 	}
 	self->small = small;
-	self->shown = Py_NewRef(batch);
 	return batch;
 }
 

@@ -447,7 +447,7 @@ class Ring(Port):
                 lent = LentSegment(self, connection, page, where, start >> 16)
                 append(lent)
                 self._lent.append(lent)
-        self._shown = segments
+        self._shown = segments.copy()  # because the caller may take segments out of its list
         return segments
 
     def _page(self, index: int) -> Any:
@@ -531,7 +531,7 @@ class Ring(Port):
         self._admit(segments)
         for id in list(self._unclaimed):
             self._claim(id, segments)
-        self._shown = segments
+        self._shown = segments.copy()
 
     def _admit(self, segments: list[Segment]) -> None:
         """Take the connections that other threads put on this ring."""
