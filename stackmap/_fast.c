@@ -121,7 +121,7 @@ static PyObject *segment_repr(PyObject *object)
 
 static PyMemberDef segment_members[] = {
 	{ "connection", T_OBJECT_EX, offsetof(struct segment, connection), READONLY, NULL },
-	{ "view", T_OBJECT_EX, offsetof(struct segment, view), 0, NULL },
+	{ "view", T_OBJECT_EX, offsetof(struct segment, view), READONLY, NULL },
 	{ "event", T_OBJECT_EX, offsetof(struct segment, event), READONLY, NULL },
 	{ "errno", T_INT, offsetof(struct segment, err), READONLY, NULL },
 	{ 0 }

@@ -4,12 +4,13 @@ from typing import final
 from ._port import Buffer, Connection, Event
 
 class Segment:
-    view: memoryview
     def __init__(
         self, connection: Connection, view: memoryview, event: Event, errno: int
     ) -> None: ...
     @property
     def connection(self) -> Connection: ...
+    @property
+    def view(self) -> memoryview: ...
     @property
     def event(self) -> Event: ...
     @property

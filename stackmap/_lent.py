@@ -48,15 +48,17 @@ class LentSegment(Segment):
         self._page = page
         self._range = range
         self._slot = slot  # where it is in the ring; -1: there no more
-        super().__init__(connection, self._lend(), _NO_EVENT, 0)
+        self._show(connection)
 
     @property
     def lent(self) -> bool:
         """The page is in the receive ring, and the application's."""
         return self._slot >= 0
 
-    def _lend(self) -> memoryview:
-        return memoryview(self._page)[self._range].toreadonly()
+    def _show(self, connection: Connection) -> None:
+        """Be a segment with a new view of the page."""
+        view = memoryview(self._page)[self._range].toreadonly()
+        super().__init__(connection, view, _NO_EVENT, 0)
 
     def take_back(self) -> None:
         """The exchange ends: release the view.
@@ -82,7 +84,7 @@ class LentSegment(Segment):
         if lib.smr_forward(self.ring._pair, self._slot, to._pair, id):
             self._gone()
             return True
-        self.view = self._lend()
+        self._show(self.connection)
         return False
 
     def keep(self, spare: int) -> LentKept:

@@ -40,9 +40,11 @@ def test_it_says_what_it_is() -> None:
 
 def test_it_does_not_change() -> None:
     found: Any = segment()
-    for name in ("connection", "event", "errno"):
+    for name in ("connection", "view", "event", "errno"):
         with pytest.raises(AttributeError):
             setattr(found, name, None)
+        with pytest.raises((AttributeError, TypeError)):
+            delattr(found, name)
 
 
 def test_its_view_is_a_view() -> None:
