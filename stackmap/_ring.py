@@ -173,6 +173,12 @@ class RingConnection(Connection):
             with contextlib.suppress(OSError):  # reset meanwhile: an event says so
                 self.sock.shutdown(socket.SHUT_WR)
 
+    def _end(self) -> None:
+        """Close at once; what is queued is dropped."""
+        self._closing = self._shutdown = True
+        self._drop_queue()
+        self._close_socket()
+
     def _close_socket(self) -> None:
         if not self._released:
             self._released = True
@@ -358,9 +364,7 @@ class Ring(Port):
         self._check(lib.smr_close_pair(self._pair), "close")
         self._closed = True
         for connection in self._connections.values():
-            connection._closing = connection._shutdown = True
-            connection._drop_queue()
-            connection._close_socket()
+            connection._end()
         self._connections.clear()
         self._after_send.clear()
         self._starved.clear()
@@ -467,9 +471,7 @@ class Ring(Port):
             connection._drop_queue()
         if flags & Event.CLOSED:
             del self._connections[connection.id]
-            connection._closing = connection._shutdown = True
-            connection._drop_queue()
-            connection._close_socket()
+            connection._end()
         elif connection._closing and not flags & Event.ERROR:
             return
         if flags:

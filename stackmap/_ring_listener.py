@@ -72,6 +72,14 @@ class RingListener(Listener):
                 del self._accepted[peer]
             return connection
 
+    def _end_accepted(self) -> None:
+        """Close the connections that no exchange has named, because none will."""
+        with self._lock:
+            for waiting in self._accepted.values():
+                for connection in waiting:
+                    connection._end()
+            self._accepted.clear()
+
 
 def _packed(family: int, host: str) -> bytes:
     """An address as struct sm_open has it: IPv4 in the first four of 16 bytes."""

@@ -132,6 +132,8 @@ class RingPort(Ring):
         for ring in self.rings[1:]:
             ring.close()
         super().close()
+        for listener in self._listeners.values():
+            listener._end_accepted()
         self._final_stats = self._stats()
         lib.smr_close(self._shared)
 

@@ -410,6 +410,21 @@ def test_closing_the_port_closes_its_listeners(
     assert sock.fileno() == -1
 
 
+def test_closing_the_port_closes_what_was_just_accepted(
+    port_factory: Callable[[], Port], listening: Callable[[], Listening]
+) -> None:
+    sock, connect = listening()
+    with port_factory() as port:
+        listener = port.attach_listener(sock)
+        peer = connect()
+        accepted = listener.accept()
+    with closing(peer):
+        assert accepted.sock.fileno() == -1
+        assert peer.recv(1) == b""
+        with pytest.raises(BrokenPipeError):
+            accepted.write(b"too late")
+
+
 # -- the end, in all its forms --
 
 
