@@ -136,7 +136,11 @@ class Session:
         raise LabError(f"the lab's process ended with {process.wait()} before the lab was up")
 
     def status(self) -> Message:
-        """Return the lab's state; ``{"up": False}`` if it is down."""
+        """Return the lab's state; ``{"up": False}`` if it is down.
+
+        Raises:
+            LabError: it is booting, or ends meanwhile.
+        """
         if not self.held():
             return {"up": False}
         return next(self._ask({"do": "status"}))
@@ -145,7 +149,7 @@ class Session:
         """Run a command in a guest: its output as it comes, at last its exit status.
 
         Raises:
-            LabError: the lab is down, or the command cannot be run.
+            LabError: the lab is down or ends meanwhile, or the command cannot be run.
         """
         return self._ask({"do": "exec", "guest": guest, "argv": argv, "cwd": str(Path.cwd())})
 
@@ -177,14 +181,18 @@ class Session:
                     else "is not up: use 'stackmap lab up'"
                 )
                 raise LabError(f"the lab {self.name!r} {state}") from None
-            sock.sendall(json.dumps(command).encode() + b"\n")
-            if command["do"] != "exec":
-                sock.shutdown(socket.SHUT_WR)
-            with sock.makefile("rb") as lines:
-                for line in lines:
-                    message = json.loads(line)
-                    if "error" in message:
-                        raise LabError(message["error"])
-                    yield message
-                    if "status" in message:
-                        return
+            # What is cut off, as JSON or by a reset, is the end of the lab too.
+            with contextlib.suppress(OSError, json.JSONDecodeError):
+                sock.sendall(json.dumps(command).encode() + b"\n")
+                if command["do"] != "exec":
+                    sock.shutdown(socket.SHUT_WR)
+                with sock.makefile("rb") as lines:
+                    for line in lines:
+                        message = json.loads(line)
+                        if "error" in message:
+                            raise LabError(message["error"])
+                        yield message
+                        if "status" in message:
+                            return
+        if command["do"] != "down":
+            raise LabError(f"the lab {self.name!r} has ended")

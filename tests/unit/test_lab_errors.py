@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,7 @@ from stackmap_testbed.lab import Lab
 from stackmap_testbed.session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -80,6 +82,41 @@ def test_what_a_dead_lab_left_is_removed() -> None:
     with session.claim():
         assert list(session.directory.iterdir()) == []
     assert not session.directory.exists()
+
+
+@contextmanager
+def lab_that_ends_after(session: Session, said: bytes) -> Iterator[None]:
+    """A lab that takes one command, says something, and is gone."""
+    with session.claim(), socket.socket(socket.AF_UNIX) as control:
+        control.bind(str(session.control))
+        control.listen()
+
+        def obey() -> None:
+            connection, _address = control.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(said)
+
+        thread = threading.Thread(target=obey)
+        thread.start()
+        yield
+        thread.join(10)
+
+
+@pytest.mark.parametrize("command", [["status"], ["exec", "server", "--", "true"]])
+@pytest.mark.parametrize("said", [b"", b'{"outp'])
+def test_a_lab_that_ends_while_it_is_asked(command: list[str], said: bytes) -> None:
+    with lab_that_ends_after(Session(), said):
+        refused = CliRunner().invoke(lab_command, command)
+    assert refused.exit_code == 1
+    assert refused.output == "Error: the lab 'lab' has ended\n"
+
+
+def test_a_lab_that_ends_while_a_command_runs() -> None:
+    with lab_that_ends_after(Session(), b'{"output": {"stdout": "half of "}}\n'):
+        refused = CliRunner().invoke(lab_command, ["exec", "server", "--", "true"])
+    assert refused.exit_code == 1
+    assert refused.output == "half of Error: the lab 'lab' has ended\n"
 
 
 @pytest.mark.parametrize("name", ["", "../x", "Capital", "a" * 33])
