@@ -285,7 +285,7 @@ class Ring(Port):
     def detach(self, connection: RingConnection) -> None:
         """Make the connection's socket an ordinary one again.
 
-        What was written is handed to TCP first.  What is in the receive ring still comes, up to
+        What was written, and a FIN if it was asked for, is handed to TCP first.  What is in the receive ring still comes, up to
         ``Event.CLOSED``; everything after it is read from ``connection.sock``, which the caller
         now owns.
 
@@ -293,9 +293,14 @@ class Ring(Port):
             OSError: ``ENOENT``, the connection is gone already; ``EAGAIN``, the library
                 (:attr:`Connection.pending`) or the ring still holds unsent data: exchange, and
                 try again.
-            ValueError: the port is closed.
+            ValueError: the port is closed, or the connection is on another ring.
         """
+        if connection.ring is not self:
+            raise ValueError(f"{connection!r} is on another ring")
         self._send_batch()
+        self._finish_sent()
+        if connection._released:
+            raise OSError(errno.ENOENT, "the connection is gone")
         if connection._waiting or self._pair.tx_synced != self._pair.tx_head:
             raise OSError(errno.EAGAIN, "the connection has unsent data")
         self._check(lib.smr_detach(self._shared, connection.id), "detach")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import threading
 import time
 
@@ -32,6 +34,37 @@ def test_detach_delivers_what_the_ring_holds() -> None:
         assert story == [b"in the ring ", Event.CLOSED]
         assert sock.recv(100) == b"in the socket"
         sock.close()
+        peer.close()
+
+
+def test_detach_sends_what_was_asked_for() -> None:
+    with RingPort(NIC) as port:
+        peer, sock = connect_pair()
+        connection = port.attach(sock)
+        connection.write(b"bye")
+        connection.shutdown_write()
+        port.detach(connection)
+        assert peer.recv(3, socket.MSG_WAITALL) == b"bye"
+        assert peer.recv(1) == b""
+        peer.sendall(b"to the socket")
+        assert sock.recv(100) == b"to the socket"
+        sock.close()
+        peer.close()
+
+
+def test_what_cannot_be_detached() -> None:
+    with RingPort(NIC, rings=2) as port:
+        peer, sock = connect_pair()
+        connection = port.attach(sock)
+        with pytest.raises(ValueError, match="another ring"):
+            port.rings[1].detach(connection)
+        connection.write(b"bye")
+        connection.close()
+        with pytest.raises(OSError, match="gone") as caught:
+            port.detach(connection)
+        assert caught.value.errno == errno.ENOENT
+        assert peer.recv(3, socket.MSG_WAITALL) == b"bye"
+        assert peer.recv(1) == b""
         peer.close()
 
 
