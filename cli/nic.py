@@ -10,6 +10,7 @@ import grp
 import pwd
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,7 +19,12 @@ from stackmap._errors import StackmapError
 from .module import load_module
 from .sentences import SentenceCommand
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _CAP_NET_ADMIN = 12
+#: The one after it means "nobody" to the kernel.
+_MAX_ID = 0xFFFFFFFE
 
 
 class UnknownNameError(StackmapError):
@@ -84,22 +90,29 @@ def unbind(nic: str) -> None:
     click.echo(f"{nic} is no longer bound.")
 
 
-def _uid(name: str | None) -> int | None:
-    if name is None or name.isdecimal():
-        return None if name is None else int(name)
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError:
-        raise UnknownNameError(f"there is no user {name} here") from None
+def _uid(user: str | None) -> int | None:
+    return _number("user", user, lambda name: pwd.getpwnam(name).pw_uid)
 
 
-def _gid(name: str | None) -> int | None:
-    if name is None or name.isdecimal():
-        return None if name is None else int(name)
+def _gid(group: str | None) -> int | None:
+    return _number("group", group, lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _number(what: str, name: str | None, look_up: Callable[[str], int]) -> int | None:
+    """The number of a user or a group, who may be named by it.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name is None:
+        return None
     try:
-        return grp.getgrnam(name).gr_gid
+        number = int(name) if name.isdecimal() else look_up(name)
     except KeyError:
-        raise UnknownNameError(f"there is no group {name} here") from None
+        raise UnknownNameError(f"there is no {what} {name} here") from None
+    if number > _MAX_ID:
+        raise UnknownNameError(f"no {what} has the number {number}: {_MAX_ID} is the largest")
+    return number
 
 
 def _require_net_admin(command: str) -> None:

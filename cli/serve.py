@@ -108,6 +108,8 @@ def _listen(address: tuple[str, int]) -> socket.socket:
             host or None, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
+    except UnicodeError as failure:
+        raise StackmapError(f"cannot listen on {host}:{number}: that is no host name") from failure
     except OSError as failure:
         raise StackmapError(f"cannot listen on {host}:{number}: {failure.strerror}") from failure
     try:

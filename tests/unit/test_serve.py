@@ -142,6 +142,12 @@ def test_a_port_in_use_is_one_sentence() -> None:
     assert result.output == f"Error: cannot listen on {address}: Address already in use\n"
 
 
+def test_what_is_no_host_name_is_one_sentence() -> None:
+    result = CliRunner().invoke(main, ["serve", "memcached", "--listen", "a..b:1"])
+    assert result.exit_code == 1
+    assert result.output == "Error: cannot listen on a..b:1: that is no host name\n"
+
+
 @pytest.mark.parametrize("address", ["80", "host:", "host:x", "host:99999"])
 def test_a_bad_address_is_a_usage_error(address: str) -> None:
     result = CliRunner().invoke(main, ["serve", "memcached", "--listen", address])
