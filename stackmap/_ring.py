@@ -212,8 +212,7 @@ class Ring(Port):
         self.index = index
         self._port = port
         self._shared: Any = port._shared
-        self._pair: Any = ffi.new("struct smr_pair *")
-        self._check(lib.smr_open_pair(self._pair, self._shared, index), "ring")
+        self._pair: Any = ffi.new("struct smr_pair *", {"fd": -1})
         tx_slots, rx_slots = port._tx_slots, port._rx_slots
         self._arrays = {
             "received": ffi.new("struct smr_segment[]", rx_slots),
@@ -246,9 +245,14 @@ class Ring(Port):
         self._closed = False
         self._epoll = select.epoll()
         self._watches = Watches(self._epoll)
-        self._epoll.register(self._pair.fd, select.EPOLLIN)
         self._pair.epoll = self._epoll.fileno()
         self._fast = FastPath(int(ffi.cast("uintptr_t", self._pair)), self._pair, _NO_EVENT)
+        self._check(lib.smr_open_pair(self._pair, self._shared, index), "ring")
+        try:
+            self._epoll.register(self._pair.fd, select.EPOLLIN)
+        except OSError:
+            lib.smr_close_pair(self._pair)
+            raise
 
     def fileno(self) -> int:
         """A descriptor that is readable when :meth:`exchange` would return something."""
@@ -285,9 +289,9 @@ class Ring(Port):
     def detach(self, connection: RingConnection) -> None:
         """Make the connection's socket an ordinary one again.
 
-        What was written, and a FIN if it was asked for, is handed to TCP first.  What is in the receive ring still comes, up to
-        ``Event.CLOSED``; everything after it is read from ``connection.sock``, which the caller
-        now owns.
+        What was written, and a FIN if it was asked for, is handed to TCP first.  What is in the
+        receive ring still comes, up to ``Event.CLOSED``; everything after it is read from
+        ``connection.sock``, which the caller now owns.
 
         Raises:
             OSError: ``ENOENT``, the connection is gone already; ``EAGAIN``, the library

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import socket
 import threading
 from typing import Any
@@ -11,6 +13,9 @@ from ._refusal import DEVICE, refusal
 from ._ring import Ring, RingConnection
 from ._ring_c import ffi, lib
 from ._ring_listener import RingListener
+
+#: Seconds (SM_MAX_SPIN_US in kmod/pair.c).
+_SPIN_MAX = 0.001
 
 
 class RingPort(Ring):
@@ -37,6 +42,7 @@ class RingPort(Ring):
 
     Raises:
         BackendUnavailableError: no module, no right, the NIC is not bound, or a limit was hit.
+        ValueError: ``spin`` is out of range.
     """
 
     def __init__(
@@ -51,6 +57,8 @@ class RingPort(Ring):
         extra_buffers: int = 0,
         spin: float = 0.0,
     ) -> None:
+        if not 0 <= spin <= _SPIN_MAX:  # the kernel would refuse each exchange
+            raise ValueError(f"spin must be 0 to {_SPIN_MAX} seconds, not {spin}")
         sizes = ffi.new(
             "struct smr_sizes *",
             {
@@ -74,13 +82,24 @@ class RingPort(Ring):
         # Buffers that are in no slot, and how many kept segments are out with one.
         self._extra: list[int] = []
         self._kept = 0
-        super().__init__(self, 0, spin)
-        index = self._shared.nifp.ni_bufs_head
-        while index:
-            self._extra.append(index)
-            index = ffi.cast("uint32_t *", lib.smr_buffer(self._pair, index))[0]
+        try:
+            with contextlib.ExitStack() as undo:
+                undo.callback(lib.smr_close, self._shared)
+                super().__init__(self, 0, spin)
+                opened: list[Ring] = [self]
+                undo.callback(super().close)
+                for index in range(1, rings):
+                    opened.append(Ring(self, index, spin))
+                    undo.callback(opened[index].close)
+                undo.pop_all()
+        except OSError as error:
+            raise refusal(error.errno or errno.EIO, nic, sizes) from error
         #: All pairs of rings; the first is the port itself.
-        self.rings: tuple[Ring, ...] = (self, *(Ring(self, i, spin) for i in range(1, rings)))
+        self.rings: tuple[Ring, ...] = tuple(opened)
+        buffer = self._shared.nifp.ni_bufs_head
+        while buffer:
+            self._extra.append(buffer)
+            buffer = ffi.cast("uint32_t *", lib.smr_buffer(self._pair, buffer))[0]
 
     def place(self, sock: socket.socket) -> RingConnection:
         """Attach a connection to the ring whose thread runs on the CPU that receives its packets.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import os
+import resource
 import socket
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from stackmap import Event, RingPort
+from stackmap import BackendUnavailableError, Event, RingPort
 from tests.guest.wire import NIC, connect_pair
 
 PATIENCE = 60.0
@@ -112,3 +116,41 @@ def test_a_closed_port_gives_no_socket_back() -> None:
         port.detach(connection)
     assert peer.recv(100) == b"handed over by close()"
     peer.close()
+
+
+@pytest.mark.parametrize("spin", [-0.001, 0.0011, float("nan")])
+def test_a_spin_that_no_exchange_would_take_is_refused(spin: float) -> None:
+    with pytest.raises(ValueError, match=r"0 to 0\.001 seconds"):
+        RingPort(NIC, spin=spin)
+
+
+def test_a_port_that_fails_to_open_leaves_nothing_open() -> None:
+    """Whichever descriptor it is for which there is no room."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(fd.name) for fd in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 20, limits[1]))
+    taken: list[int] = []
+
+    def take_all() -> int:
+        before = len(taken)
+        with suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        return len(taken) - before
+
+    try:
+        take_all()
+        for room in range(2 * 3):  # a file and an epoll of each ring
+            for _ in range(room):
+                os.close(taken.pop())
+            with pytest.raises(BackendUnavailableError, match="Too many open files"):
+                RingPort(NIC, rings=3)
+            assert take_all() == room
+        for _ in range(2 * 3):
+            os.close(taken.pop())
+        RingPort(NIC, rings=3).close()
+        assert take_all() == 2 * 3
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
