@@ -2,7 +2,7 @@
 /*
  * Buffers and their owners.  One buffer is one page, so a page is in exactly one state.
  *
- *	FREE -> USER		a spare goes into a transmit slot
+ *	FREE -> USER		a spare, which is off the free list, goes into a transmit slot
  *	FREE -> RX_FILL		a receive slot needs a buffer
  *	USER -> TX_PINNED	the application submits it
  *	USER -> RX_FILL		the application gives a receive slot back
@@ -10,7 +10,7 @@
  *	TX_PINNED -> USER	the submission was refused
  *	TX_PINNED -> FREE	its last byte was acknowledged (or the connection reset)
  *
- * Changes from or to FREE are made under pool->lock.  A change from USER is a compare-and-exchange,
+ * The free list is changed under pool->lock.  A change from USER is a compare-and-exchange,
  * because the application may name a buffer on two rings, which sync at the same time: one of them
  * gets it.  All other states belong to one party at a time, which alone changes them.
  */
@@ -99,7 +99,10 @@ void sm_pool_put(struct sm_pool *pool, const u32 *idx, u32 count)
 	spin_unlock_irqrestore(&pool->lock, irq);
 }
 
-/* Take a buffer that the application named.  @idx is a kernel copy of what it wrote. */
+/*
+ * Take a buffer that the application named; returns its index, or an errno.  @idx is a kernel copy of
+ * what was written, and only what is returned is safe to use under speculation.
+ */
 int sm_pool_claim(struct sm_pool *pool, u32 idx, enum sm_owner owner)
 {
 	if (idx < SM_FIRST_BUF || idx >= pool->nbufs)
@@ -107,7 +110,7 @@ int sm_pool_claim(struct sm_pool *pool, u32 idx, enum sm_owner owner)
 	idx = array_index_nospec(idx, pool->nbufs);
 	if (cmpxchg(&pool->buf[idx].owner, SM_USER, owner) != SM_USER)
 		return -EPERM;
-	return 0;
+	return idx;
 }
 
 /* Make a buffer the application's. */

@@ -15,6 +15,42 @@
 
 static void sm_data_ready(struct sock *sk);
 
+/* TCP's own callbacks, which it does not export: those of a socket that was just made. */
+static struct {
+	void (*data_ready)(struct sock *sk);
+	void (*write_space)(struct sock *sk);
+	void (*state_change)(struct sock *sk);
+	void (*error_report)(struct sock *sk);
+} sm_tcp __ro_after_init;
+
+int __init sm_conn_init(void)
+{
+	struct socket *sock;
+	int err;
+
+	err = sock_create_kern(&init_net, AF_INET, SOCK_STREAM, IPPROTO_TCP, &sock);
+	if (err)
+		return err;
+	sm_tcp.data_ready = sock->sk->sk_data_ready;
+	sm_tcp.write_space = sock->sk->sk_write_space;
+	sm_tcp.state_change = sock->sk->sk_state_change;
+	sm_tcp.error_report = sock->sk->sk_error_report;
+	sock_release(sock);
+	return 0;
+}
+
+/*
+ * Has nobody else put callbacks there?  sk_user_data does not tell: SMC's are inherited by what its
+ * listeners accept, and take sk_user_data for their own.
+ */
+bool sm_conn_is_tcps_own(const struct sock *sk)
+{
+	return !sk->sk_user_data && sk->sk_data_ready == sm_tcp.data_ready &&
+	       sk->sk_write_space == sm_tcp.write_space &&
+	       sk->sk_state_change == sm_tcp.state_change &&
+	       sk->sk_error_report == sm_tcp.error_report;
+}
+
 /*
  * The connection that a socket is, if it is attached.  Whose sk_user_data is can be told by the
  * callbacks, which are changed together with it.  Caller holds the socket lock.
@@ -65,6 +101,8 @@ void sm_conn_put(struct sm_conn *conn)
 	sm_state_close(conn);
 	if (conn->sk)
 		sock_put(conn->sk);
+	else
+		xa_release(&conn->port->conns, conn->id);	/* never taken */
 	sm_port_put(conn->port);
 	kfree_rcu(conn, rcu);
 }
@@ -106,6 +144,7 @@ static void sm_data_ready(struct sock *sk)
 	rcu_read_lock();
 	conn = sm_conn_of_rcu(sk);
 	if (conn) {
+		sm_rx_forget_urgent(sk);
 		if (sock_owned_by_user_nocheck(sk) || !sm_rx_drain(conn))
 			sm_conn_kick(conn);
 		sm_state_update(conn);
@@ -130,7 +169,7 @@ static void sm_write_space(struct sock *sk)
 				sm_conn_put(conn);
 		}
 		sm_tx_check_writable(conn);
-		conn->saved_write_space(sk);
+		sm_tcp.write_space(sk);
 		if (sk->sk_socket)
 			set_bit(SOCK_NOSPACE, &sk->sk_socket->flags);
 		sm_state_update(conn);
@@ -146,7 +185,7 @@ static void sm_state_change(struct sock *sk)
 	conn = sm_conn_of_rcu(sk);
 	if (conn) {
 		sm_conn_kick(conn);
-		conn->saved_state_change(sk);
+		sm_tcp.state_change(sk);
 		sm_state_update(conn);
 	}
 	rcu_read_unlock();
@@ -158,12 +197,17 @@ static void sm_error_report(struct sock *sk)
 	struct sm_conn *conn = sm_conn_of_unlocked(sk);
 	int err = READ_ONCE(sk->sk_err);
 
-	if (!conn)
+	if (!conn) {
+		sm_tcp.error_report(sk);	/* detached just now */
 		return;
-	if (err)
+	}
+	/* With IP_RECVERR the connection may go on after an error, and may have another one. */
+	if (err && err != READ_ONCE(conn->err)) {
 		WRITE_ONCE(conn->err, err);
+		clear_bit(SM_CONN_ERROR_SENT, &conn->bits);
+	}
 	sm_conn_kick(conn);
-	conn->saved_error_report(sk);
+	sm_tcp.error_report(sk);
 	sm_state_update(conn);
 	sm_conn_put(conn);
 }
@@ -211,10 +255,10 @@ void sm_conn_detach_locked(struct sm_conn *conn)
 	sm_tx_flush_rest(conn, true);
 
 	write_lock_bh(&sk->sk_callback_lock);
-	WRITE_ONCE(sk->sk_data_ready, conn->saved_data_ready);
-	sk->sk_write_space = conn->saved_write_space;
-	sk->sk_state_change = conn->saved_state_change;
-	sk->sk_error_report = conn->saved_error_report;
+	WRITE_ONCE(sk->sk_data_ready, sm_tcp.data_ready);
+	sk->sk_write_space = sm_tcp.write_space;
+	sk->sk_state_change = sm_tcp.state_change;
+	sk->sk_error_report = sm_tcp.error_report;
 	rcu_assign_sk_user_data(sk, NULL);
 	write_unlock_bh(&sk->sk_callback_lock);
 
@@ -312,11 +356,13 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 
 	if (sk->sk_state == TCP_LISTEN)
 		return -EINVAL;
-	if (sk->sk_state != TCP_ESTABLISHED && sk->sk_state != TCP_CLOSE_WAIT)
+	if (sk->sk_state != TCP_ESTABLISHED && sk->sk_state != TCP_CLOSE_WAIT &&
+	    !tcp_passive_fastopen(sk))
 		return -ENOTCONN;
 	if (sm_conn_of_locked(sk))
 		return -EALREADY;
-	if (tcp_sk(sk)->repair || READ_ONCE(sk->sk_user_data))
+	/* Nor one where a call waits to send: its bytes would come between those of slots. */
+	if (tcp_sk(sk)->repair || sk->sk_write_pending || !sm_conn_is_tcps_own(sk))
 		return -EBUSY;
 	err = sm_ops_replace(sock);
 	if (err)
@@ -324,13 +370,9 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 	sm_ops_reserve(sk);
 
 	write_lock_bh(&sk->sk_callback_lock);
-	if (sk->sk_user_data) {
+	if (!sm_conn_is_tcps_own(sk)) {
 		err = -EBUSY;		/* sockmap, KCM, or another kernel user */
 	} else {
-		conn->saved_data_ready = sk->sk_data_ready;
-		conn->saved_write_space = sk->sk_write_space;
-		conn->saved_state_change = sk->sk_state_change;
-		conn->saved_error_report = sk->sk_error_report;
 		rcu_assign_sk_user_data(sk, conn);
 		/* After sk_user_data; pairs with sm_conn_of_unlocked(). */
 		smp_store_release(&sk->sk_data_ready, sm_data_ready);
@@ -342,6 +384,8 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 	if (err)
 		return err;
 	set_bit(SOCK_NOSPACE, &sock->flags);	/* see sm_write_space() */
+	conn->err = READ_ONCE(sk->sk_err);	/* was reported before */
+	sm_rx_forget_urgent(sk);
 	conn->attached = true;
 	sm_count(conn->pair, SM_CONNECTIONS, 1);
 	sm_state_update(conn);
@@ -372,7 +416,10 @@ static struct sm_pair *sm_pair_for(struct sm_port *port, const struct sock *sk, 
 	return best;
 }
 
-/* A connection to be; the caller's reference is the only one.  Returns an ERR_PTR() on failure. */
+/*
+ * A connection to be, with all it needs memory for; the caller's reference is the only one.  Returns
+ * an ERR_PTR() on failure.
+ */
 struct sm_conn *sm_conn_alloc(struct sm_port *port)
 {
 	struct sm_conn *conn = kzalloc(sizeof(*conn), GFP_KERNEL_ACCOUNT);
@@ -383,14 +430,25 @@ struct sm_conn *sm_conn_alloc(struct sm_port *port)
 	refcount_set(&conn->refs, 1);
 	INIT_LIST_HEAD(&conn->pending);
 	INIT_WORK(&conn->flush_work, sm_flush_work);
+	init_llist_head(&conn->early);
+	INIT_DELAYED_WORK(&conn->early_work, sm_tx_early_work);
 	conn->port = port;
 	err = sm_state_open(conn);
-	if (err) {
-		kfree(conn);
-		return ERR_PTR(err);
-	}
+	if (err)
+		goto err_free;
+	/* Cyclic: an id comes again only after 4 billion others. */
+	err = xa_alloc_cyclic(&port->conns, &conn->id, NULL, XA_LIMIT(1, U32_MAX),
+			      &port->next_id, GFP_KERNEL_ACCOUNT);
+	if (err < 0)
+		goto err_record;
 	sm_port_get(port);
 	return conn;
+
+err_record:
+	sm_state_close(conn);
+err_free:
+	kfree(conn);
+	return ERR_PTR(err);
 }
 
 /*
@@ -406,13 +464,7 @@ int sm_conn_take(struct sm_conn *conn, struct socket *sock, u32 ring)
 	conn->sk = sock->sk;
 	conn->pair = sm_pair_for(port, sock->sk, ring);
 	sm_conn_get(conn);
-	/* Cyclic: an id comes again only after 4 billion others. */
-	err = xa_alloc_cyclic(&port->conns, &conn->id, conn, XA_LIMIT(1, U32_MAX),
-			      &port->next_id, GFP_KERNEL_ACCOUNT);
-	if (err < 0) {
-		sm_conn_put(conn);
-		return err;
-	}
+	xa_store(&port->conns, conn->id, conn, 0);	/* reserved: cannot fail */
 
 	lock_sock(sock->sk);
 	err = sm_conn_hook(conn, sock);

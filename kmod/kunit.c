@@ -157,11 +157,11 @@ static void only_the_applications_buffers_can_be_claimed(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, sm_pool_claim(pool, pool->nbufs, SM_TX_PINNED), -ERANGE);
 	KUNIT_EXPECT_EQ(test, sm_pool_claim(pool, U32_MAX, SM_TX_PINNED), -ERANGE);
 	KUNIT_EXPECT_EQ(test, sm_pool_claim(pool, pool->free[0], SM_TX_PINNED), -EPERM);
-	KUNIT_EXPECT_EQ(test, sm_pool_claim(pool, idx, SM_TX_PINNED), 0);
+	KUNIT_EXPECT_EQ(test, sm_pool_claim(pool, idx, SM_TX_PINNED), (int)idx);
 	KUNIT_EXPECT_EQ(test, sm_pool_claim(pool, idx, SM_TX_PINNED), -EPERM);
 	KUNIT_EXPECT_EQ(test, sm_pool_claim(pool, idx, SM_RX_FILL), -EPERM);
 	sm_pool_give(pool, idx);
-	KUNIT_EXPECT_EQ(test, sm_pool_claim(pool, idx, SM_RX_FILL), 0);
+	KUNIT_EXPECT_EQ(test, sm_pool_claim(pool, idx, SM_RX_FILL), (int)idx);
 }
 
 static void last_pin_frees(struct kunit *test)

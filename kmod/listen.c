@@ -55,6 +55,8 @@ static int sm_listener_hook(struct sm_listener *listener, struct socket *sock)
 
 	if (sk->sk_state != TCP_LISTEN)
 		return -EINVAL;
+	if (!sm_conn_is_tcps_own(sk))
+		return -EBUSY;
 	err = sm_ops_replace(sock);
 	if (err)
 		return err;
@@ -112,9 +114,14 @@ err_free:
 /* Caller holds port->mutex. */
 int sm_listener_detach(struct sm_port *port, u32 id)
 {
-	struct sm_listener *listener = xa_load(&port->listeners, id);
+	struct sm_listener *listener;
 
-	if (!listener || !refcount_inc_not_zero(&listener->refs))
+	rcu_read_lock();	/* its socket may be closed now, which does not ask for port->mutex */
+	listener = xa_load(&port->listeners, id);
+	if (listener && !refcount_inc_not_zero(&listener->refs))
+		listener = NULL;
+	rcu_read_unlock();
+	if (!listener)
 		return -ENOENT;
 	sm_listener_forget(listener);
 	sm_listener_put(listener);

@@ -24,6 +24,9 @@ static int __init sm_init(void)
 	BUILD_BUG_ON(sizeof(struct sm_state) != 128);
 	BUILD_BUG_ON(struct_size_t(struct sm_if, ring_ofs, 2 * (SM_MAX_PAIRS + 1)) > PAGE_SIZE);
 
+	err = sm_conn_init();
+	if (err)
+		return err;
 	sm_wq = alloc_workqueue("stackmap", WQ_UNBOUND, 0);
 	if (!sm_wq)
 		return -ENOMEM;

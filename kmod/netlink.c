@@ -95,7 +95,7 @@ static int sm_nl_put_port(struct sk_buff *skb, struct sm_port *port, struct user
 	if (nla_put_u32(skb, SM_A_PORT_MEM_ID, port->mem_id) ||
 	    nla_put_string(skb, SM_A_PORT_NAME, port->name) ||
 	    sm_nl_put_ifindex(skb, port->nic) ||
-	    nla_put_u32(skb, SM_A_PORT_PID, port->pid) ||
+	    nla_put_u32(skb, SM_A_PORT_PID, pid_vnr(port->pid)) ||
 	    nla_put_u32(skb, SM_A_PORT_UID, from_kuid_munged(user_ns, port->uid)) ||
 	    nla_put_u32(skb, SM_A_PORT_RINGS, port->npairs) ||
 	    nla_put_u32(skb, SM_A_PORT_TX_SLOTS, port->pair[0].tx.n) ||
@@ -301,7 +301,6 @@ static struct genl_family sm_genl_family __ro_after_init = {
 	.module		= THIS_MODULE,
 	.ops		= sm_genl_ops,
 	.n_ops		= ARRAY_SIZE(sm_genl_ops),
-	.resv_start_op	= SM_CMD_MAX + 1,
 };
 
 int __init sm_netlink_register(void)

@@ -29,7 +29,7 @@ void sm_pair_wake(struct sm_pair *pair)
 	}
 }
 
-/* There is room again: those that waited for it are served next.  Any context. */
+/* There is room again: those that waited for it are served before others.  Any context. */
 void sm_pair_unblock(struct sm_pair *pair)
 {
 	unsigned long irq;
@@ -37,7 +37,7 @@ void sm_pair_unblock(struct sm_pair *pair)
 	if (list_empty_careful(&pair->blocked))
 		return;
 	spin_lock_irqsave(&pair->pending_lock, irq);
-	list_splice_tail_init(&pair->blocked, &pair->pending);
+	list_splice_init(&pair->blocked, &pair->pending);
 	spin_unlock_irqrestore(&pair->pending_lock, irq);
 }
 
@@ -52,6 +52,12 @@ static void sm_pair_arm(struct sm_pair *pair)
 static bool sm_pair_readable(const struct sm_pair *pair)
 {
 	return READ_ONCE(pair->rx.ring->cur) != pair->rx.published;
+}
+
+/* Has the application transmit slots that it may fill?  Caller holds pair->mutex. */
+static bool sm_pair_writable(const struct sm_pair *pair)
+{
+	return READ_ONCE(pair->tx.ring->cur) != sm_prev(pair->tx.done, pair->tx.n);
 }
 
 /* Can a transmit ring that stopped for lack of buffers go on? */
@@ -202,16 +208,17 @@ __poll_t sm_pair_poll(struct sm_pair *pair, struct file *file, poll_table *wait)
 		goto out;
 	}
 	sm_rx_publish(pair);
-	if (!sm_pair_readable(pair)) {
+	/* Who waits for one of the two only is not told which: both must be there to go unarmed. */
+	if (!sm_pair_readable(pair) || !sm_pair_writable(pair)) {
 		sm_pair_arm(pair);
 		if (sm_rx_ready(pair))
 			sm_rx_publish(pair);
-		if (sm_rx_ready(pair))
+		if (sm_rx_ready(pair) || sm_pair_unstalled(pair))
 			sm_pair_wake(pair);	/* look again, rather than go on here */
 	}
 	if (sm_pair_readable(pair))
 		events |= EPOLLIN | EPOLLRDNORM;
-	if (READ_ONCE(pair->tx.ring->cur) != sm_prev(pair->tx.done, pair->tx.n))
+	if (sm_pair_writable(pair))
 		events |= EPOLLOUT | EPOLLWRNORM;
 out:
 	mutex_unlock(&pair->mutex);

@@ -47,6 +47,7 @@ static void sm_port_free_work(struct work_struct *work)
 	struct sm_port *port = container_of(work, struct sm_port, free_work);
 
 	sm_port_unalloc(port);
+	put_pid(port->pid);
 	if (port->nic)
 		sm_nic_put(port->nic);
 	xa_destroy(&port->conns);
@@ -215,6 +216,8 @@ static int sm_port_number(struct sm_port *port)
 	if (err >= 0)
 		port->mem_id = mem_id;
 	mutex_unlock(&sm_ports_lock);
+	if (err == -EBUSY)
+		return -ENOSPC;		/* all are somebody's */
 	return err < 0 ? err : 0;
 }
 
@@ -272,7 +275,8 @@ static int sm_port_prepare(struct sm_port *port, const char *name, struct sm_req
 
 	if (port->registered)
 		return -EBUSY;
-	if (strncmp(name, "tcp:", 4) || req->nr_mode > 1 || req->nr_ringid || req->nr_flags)
+	if (strncmp(name, "tcp:", 4) || req->nr_mode > 1 || req->nr_ringid || req->nr_flags ||
+	    req->nr_mem_id)
 		return -EINVAL;
 	err = sm_port_check_size(req, limits);
 	if (err)
@@ -294,10 +298,13 @@ static int sm_port_prepare(struct sm_port *port, const char *name, struct sm_req
 	strscpy(port->name, name, sizeof(port->name));
 	port->net_cookie = net->net_cookie;
 	port->uid = current_uid();
-	port->pid = task_tgid_nr(current);
 	err = sm_port_number(port);
-	if (err)
+	if (err) {
+		limits->limit = err == -ENOSPC ? SM_LIMIT_PORTS : SM_LIMIT_MEMORY;
 		goto err_alloc;
+	}
+
+	port->pid = get_pid(task_tgid(current));
 
 	req->nr_offset = 0;
 	req->nr_memsize = port->rings_size + (u64)port->pool.nbufs * SM_BUF_SIZE;
@@ -321,6 +328,8 @@ static void sm_port_undo(struct sm_port *port)
 	xa_erase(&sm_ports, port->mem_id);
 	mutex_unlock(&sm_ports_lock);
 	port->mem_id = 0;
+	put_pid(port->pid);
+	port->pid = NULL;
 	sm_port_unalloc(port);
 	sm_nic_put(port->nic);
 	port->nic = NULL;
@@ -348,6 +357,8 @@ static int sm_options_read(u64 at, struct sm_opt_limits *limits,
 				return -EFAULT;
 			return -EOPNOTSUPP;
 		}
+		if (opt.nro_size && opt.nro_size != sizeof(*limits))
+			return -EINVAL;
 		*where = u64_to_user_ptr(at);
 		if (copy_from_user(limits, *where, sizeof(*limits)))
 			return -EFAULT;
@@ -370,12 +381,11 @@ static long sm_port_ctrl(struct sm_port *port, void __user *arg)
 	if (copy_from_user(&hdr, arg, sizeof(hdr)))
 		return -EFAULT;
 	if (hdr.nr_version < SM_API || hdr.nr_reserved || hdr.nr_reqtype != SM_REQ_REGISTER ||
-	    !hdr.nr_body)
+	    !hdr.nr_body || strnlen(hdr.nr_name, sizeof(hdr.nr_name)) == sizeof(hdr.nr_name))
 		return -EINVAL;
 	body = u64_to_user_ptr(hdr.nr_body);
 	if (copy_from_user(&req, body, sizeof(req)))
 		return -EFAULT;
-	hdr.nr_name[sizeof(hdr.nr_name) - 1] = 0;
 	err = sm_options_read(hdr.nr_options, &limits, &where);
 	if (err)
 		return err;
@@ -435,7 +445,11 @@ static int sm_port_attach(struct sm_port *port, struct sm_attach *req)
 	sock = sockfd_lookup(req->fd, &err);
 	if (!sock)
 		return err;
-	err = sm_check_socket(port, sock);
+	/* The file of another kind of socket that has fallen back to TCP (SMC) is not this one's own. */
+	if (!sock->file || file_inode(sock->file) != SOCK_INODE(sock))
+		err = -EOPNOTSUPP;
+	else
+		err = sm_check_socket(port, sock);
 	if (!err && req->flags & SM_ATTACH_LISTENER)
 		err = sm_listener_attach(port, sock, req);
 	else if (!err)

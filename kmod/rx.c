@@ -112,22 +112,31 @@ static int sm_rx_actor(read_descriptor_t *desc, struct sk_buff *skb, unsigned in
 }
 
 /*
+ * Urgent data comes in line.  tcp_read_sock() would stop before it for ever, and TCP would drop it
+ * for the next urgent byte.  The socket is locked.
+ */
+void sm_rx_forget_urgent(struct sock *sk)
+{
+	struct tcp_sock *tp = tcp_sk(sk);
+
+	if (unlikely(tp->urg_data))
+		WRITE_ONCE(tp->urg_data, 0);
+}
+
+/*
  * Move what TCP has for a connection into the ring; false if something is left that has to be moved
  * in user context.  The caller holds the socket, by its spinlock in softirq or by lock_sock().
  */
 bool sm_rx_drain(struct sm_conn *conn)
 {
 	read_descriptor_t desc = { .arg.data = conn, .count = 1 };
-	struct tcp_sock *tp = tcp_sk(conn->sk);
 	int n;
 
 	if (test_bit(SM_CONN_PAUSED, &conn->bits))
 		return true;
 	if (test_bit(SM_CONN_OPEN_DUE, &conn->bits))
 		return false;		/* that event comes first */
-	/* Urgent data comes in line; tcp_read_sock() would stop before it for ever. */
-	if (unlikely(tp->urg_data))
-		WRITE_ONCE(tp->urg_data, 0);
+	sm_rx_forget_urgent(conn->sk);
 	n = tcp_read_sock(conn->sk, &desc, sm_rx_actor);
 	if (n > 0) {
 		trace_sm_receive(conn, n);
@@ -187,18 +196,15 @@ static void sm_rx_take_back_some(struct sm_pair *pair, u32 head)
 
 	spin_lock_bh(&rx->lock);
 	for (i = rx->head, n = 0; i != head && n < SM_RX_CHUNK; i = sm_next(i, rx->n), n++) {
-		u32 idx = READ_ONCE(rx->ring->slot[i].buf_idx);
-		u32 ours = rx->slot[i].buf;
+		int idx = sm_pool_claim(&pair->port->pool, READ_ONCE(rx->ring->slot[i].buf_idx),
+					SM_RX_FILL);
 
-		if (likely(!sm_pool_claim(&pair->port->pool, idx, SM_RX_FILL))) {
-			rx->slot[i].buf = idx;
-			continue;
+		if (unlikely(idx < 0)) {
+			sm_count(pair, SM_BAD_SLOT, 1);
+			/* The buffer we gave, if it is still the application's; else one when needed. */
+			idx = sm_pool_claim(&pair->port->pool, rx->slot[i].buf, SM_RX_FILL);
 		}
-		sm_count(pair, SM_BAD_SLOT, 1);
-		/* The buffer we gave, if it is still the application's; else one when needed. */
-		if (sm_pool_claim(&pair->port->pool, ours, SM_RX_FILL))
-			ours = 0;
-		rx->slot[i].buf = ours;
+		rx->slot[i].buf = max(idx, 0);
 	}
 	rx->head = i;
 	spin_unlock_bh(&rx->lock);
@@ -211,7 +217,7 @@ int sm_rx_take_back(struct sm_pair *pair)
 {
 	struct sm_rxring *rx = &pair->rx;
 	struct sm_ring *ring = rx->ring;
-	/* Pairs with the application's release store: its last reads of the buffers are done. */
+	/* (B), pairs with the application's release store (A): it has done with the buffers. */
 	u32 head = smp_load_acquire(&ring->head);
 	u32 cur = READ_ONCE(ring->cur);
 
@@ -265,7 +271,7 @@ void sm_rx_publish(struct sm_pair *pair)
 		n = sm_rx_publish_some(pair);
 		total += n;
 	} while (n == SM_RX_CHUNK);
-	/* Pairs with the application's acquire load: slots and buffers before tail. */
+	/* (C), pairs with the application's acquire load (D): slots and buffers before tail. */
 	smp_store_release(&pair->rx.ring->tail, pair->rx.published);
 	if (total)
 		sm_count(pair, SM_RX_SLOTS, total);

@@ -92,8 +92,10 @@ static int sm_ops_shutdown(struct socket *sock, int how)
 
 	lock_sock(sk);
 	conn = sm_conn_of_locked(sk);
-	if (conn && how != SHUT_RD)
+	if (conn && (how == SHUT_WR || how == SHUT_RDWR)) {
 		sm_tx_flush_rest(conn, true);
+		conn->shut = true;	/* or a sync could leave a rest before TCP has its FIN */
+	}
 	release_sock(sk);
 	err = sm_base(sock)->shutdown(sock, how);
 	sm_conn_look(sk);
@@ -105,15 +107,32 @@ static int sm_ops_connect(struct socket *sock, struct sockaddr *addr, int len, i
 	return sm_attached(sock) ? -EBUSY : sm_base(sock)->connect(sock, addr, len, flags);
 }
 
+/* An accepted socket that is nobody's yet, and is not attached, is as TCP makes them. */
+static void sm_ops_give_back(const struct socket *sock, struct socket *newsock)
+{
+	const struct proto_ops *base = sm_base(sock);
+
+	if (newsock->ops != sock->ops)
+		return;
+	__module_get(base->owner);
+	WRITE_ONCE(newsock->ops, base);
+	module_put(THIS_MODULE);
+}
+
 /* What comes from a listener that is attached to a port is attached too. */
 static int sm_ops_accept(struct socket *sock, struct socket *newsock, SM_ACCEPT_PARAMS)
 {
-	struct sm_listener *listener = sm_listener_of(sock->sk);
+	struct sm_listener *listener = NULL;
 	struct sm_conn *conn;
 	int err;
 
-	if (!listener)
+	/* Without a file it is for the kernel itself. */
+	if (newsock->file)
+		listener = sm_listener_of(sock->sk);
+	if (!listener) {
+		sm_ops_give_back(sock, newsock);
 		return sm_pass_accept(sm_base(sock), sock, newsock);
+	}
 	/* All that may fail for lack of something goes first: the connection is not lost then. */
 	conn = sm_conn_alloc(listener->port);
 	if (IS_ERR(conn)) {

@@ -16,12 +16,15 @@
  * Locks, outermost first:
  *
  *	port->mutex		register, attach, detach and close
+ *	RTNL			the binding, and who may use it (only to register)
+ *	sm_ports_lock		a mutex: the table of ports
  *	pair->mutex		user context: one sync or poll at a time
  *	lock_sock(conn->sk)	conn->attached, conn->rest, conn->refused_in, the socket
+ *	sm_family_ops_mutex	the tables of system calls that attached sockets have
  *	pair->rx.lock		the receive ring's kernel side (taken from softirq)
  *	pair->pending_lock	pair->pending (any context)
+ *	conn->state_lock	the connection's record (any context)
  *	pool->lock		free list, pins (any context)
- *	sm_ports_lock		the table of ports
  */
 #ifndef _SM_STACKMAP_H
 #define _SM_STACKMAP_H
@@ -29,6 +32,7 @@
 #include <linux/fs.h>
 #include <linux/idr.h>
 #include <linux/kref.h>
+#include <linux/llist.h>
 #include <linux/mutex.h>
 #include <linux/refcount.h>
 #include <linux/skbuff.h>
@@ -144,7 +148,8 @@ struct sm_txring {
 	u32 *spare;		/* buffers for slots of the sync under way */
 	u32 nspare;
 	bool stalled;		/* no spare was left; wake the application when one is */
-	bool gather;		/* the sync under way has several slots to send */
+	bool refused;		/* the sync under way has refused a slot for now */
+	bool gather;		/* it has several slots to send */
 	bool holding;		/* so it holds the NIC's packets back */
 	struct sm_group *group;	/* scratch of the sync under way */
 };
@@ -221,8 +226,8 @@ struct sm_port {
 	struct sm_nic *nic;
 	u64 net_cookie;			/* the namespace the port belongs to */
 	kuid_t uid;			/* who registered it, */
-	pid_t pid;			/* and from which process; for people */
-	char name[16];
+	struct pid *pid;		/* and from which process; for people */
+	char name[4 + IFNAMSIZ];	/* "tcp:" and the NIC's */
 
 	void *rings;			/* vmalloc: sm_if, transmit rings, receive rings */
 	size_t rings_size;		/* whole pages */
@@ -314,23 +319,22 @@ struct sm_conn {
 
 	/* guarded by the socket lock */
 	bool attached;
-	u8 err;				/* how it failed; sk_err is gone once read */
+	bool shut;			/* shutdown() was called: nothing more may be sent */
+	u8 err;				/* how it failed last; sk_err is gone once read */
 	u32 refused_in;			/* sync in which a slot was refused */
 	u32 rest_buf;			/* accepted, but TCP took only part of it */
 	u16 rest_off;
 	u16 rest_len;			/* 0: no rest */
 
 	struct work_struct flush_work;	/* sends the rest when TCP has space */
-
-	/* what attach replaced */
-	void (*saved_data_ready)(struct sock *sk);
-	void (*saved_write_space)(struct sock *sk);
-	void (*saved_state_change)(struct sock *sk);
-	void (*saved_error_report)(struct sock *sk);
+	struct llist_head early;	/* batches that TCP let go of before their ACK */
+	struct delayed_work early_work;	/* looks whether it has come */
 
 	struct rcu_head rcu;
 };
 
+int sm_conn_init(void);
+bool sm_conn_is_tcps_own(const struct sock *sk);
 struct sm_conn *sm_conn_alloc(struct sm_port *port);
 struct sm_conn *sm_conn_of_locked(struct sock *sk);
 int sm_conn_take(struct sm_conn *conn, struct socket *sock, u32 ring);
@@ -383,6 +387,7 @@ int sm_tx_init(struct sm_pair *pair, u32 slots);
 void sm_tx_destroy(struct sm_pair *pair);
 int sm_tx_sync(struct sm_pair *pair);
 void sm_tx_flush_rest(struct sm_conn *conn, bool closing);
+void sm_tx_early_work(struct work_struct *work);
 void sm_tx_check_writable(struct sm_conn *conn);
 
 /* rx.c */
@@ -391,6 +396,7 @@ int sm_rx_init(struct sm_pair *pair, u32 slots);
 void sm_rx_destroy(struct sm_pair *pair);
 int sm_rx_take_back(struct sm_pair *pair);
 void sm_rx_publish(struct sm_pair *pair);
+void sm_rx_forget_urgent(struct sock *sk);
 bool sm_rx_full(struct sm_pair *pair);
 bool sm_rx_drain(struct sm_conn *conn);
 bool sm_rx_event(struct sm_pair *pair, u32 id, u8 flags, u8 err);

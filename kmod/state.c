@@ -129,8 +129,12 @@ void sm_state_pins(struct sm_conn *conn)
 
 	spin_lock_irqsave(&conn->state_lock, irq);
 	if (conn->recorded) {
+		WRITE_ONCE(rec->seq, rec->seq + 1);
+		smp_wmb();	/* pairs with the reader's barrier after its first look at seq */
 		WRITE_ONCE(rec->bytes_pinned, atomic_read(&conn->pinned_bytes));
 		WRITE_ONCE(rec->bufs_pinned, atomic_read(&conn->pinned));
+		smp_wmb();	/* pairs with the reader's barrier before its second look */
+		WRITE_ONCE(rec->seq, rec->seq + 1);
 	}
 	spin_unlock_irqrestore(&conn->state_lock, irq);
 }

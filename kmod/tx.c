@@ -5,7 +5,8 @@
  * Consecutive slots of one connection become one send.  TCP's skbs reference the pages and carry
  * one ubuf_info for the whole send, whose count reaches zero when the last skb that holds it is
  * freed: when the peer acknowledged it, or when the connection was reset.  That, and nothing
- * else, makes the buffers free.
+ * else, makes the buffers free: where TCP lets go earlier, because it has copied the payload or has
+ * moved it into a packet that probes the path's MTU, they wait for their ACK all the same.
  */
 #include <linux/bvec.h>
 #include <linux/slab.h>
@@ -15,10 +16,14 @@
 #include "stackmap.h"
 #include "trace.h"
 
+#define SM_EARLY_JIFFIES	(HZ / 10)
+
 /* Buffers of one send.  Freed by whoever drops the last reference of ubuf, in any context. */
 struct sm_batch {
 	struct ubuf_info ubuf;
 	struct sm_conn *conn;
+	struct llist_node early;	/* in conn->early */
+	int disconnects;	/* sk_disconnects: end_seq is of this life of the socket */
 	u32 end_seq;		/* the sequence number after its last byte */
 	u32 bytes;
 	u32 n;
@@ -64,23 +69,37 @@ static void sm_tx_wake_others(struct sm_port *port)
 	smp_mb();	/* free before the look; pairs with sm_rx_refill() and sm_tx_sync() */
 	for (i = 0; i < port->npairs; i++) {
 		struct sm_pair *pair = &port->pair[i];
-		bool starved = READ_ONCE(pair->rx.starved);
+		/* The exchange is a barrier: not starved, before the look at who is blocked. */
+		bool starved = READ_ONCE(pair->rx.starved) && xchg(&pair->rx.starved, false);
 
-		if (starved) {
-			WRITE_ONCE(pair->rx.starved, false);
+		if (starved)
 			sm_pair_unblock(pair);
-		}
 		if (starved || READ_ONCE(pair->tx.stalled))
 			sm_pair_wake(pair);
 	}
 }
 
-/* The last skb that held these buffers is gone. */
-static void sm_batch_complete(struct sm_batch *batch)
+/* Has the peer acknowledged the batch's last byte? */
+static bool sm_batch_acked(const struct sm_batch *batch)
+{
+	return !before(READ_ONCE(tcp_sk(batch->conn->sk)->snd_una), batch->end_seq);
+}
+
+/* May TCP still send any of it, from wherever it has it? */
+static bool sm_batch_alive(const struct sm_batch *batch)
+{
+	const struct sock *sk = batch->conn->sk;
+
+	return batch->bytes && !sm_batch_acked(batch) && inet_sk_state_load(sk) != TCP_CLOSE &&
+	       READ_ONCE(sk->sk_disconnects) == batch->disconnects;
+}
+
+/* Nobody holds these buffers any more. */
+static void sm_batch_release(struct sm_batch *batch)
 {
 	struct sm_conn *conn = batch->conn;
 	struct sm_port *port = conn->port;
-	bool acked = !before(READ_ONCE(tcp_sk(conn->sk)->snd_una), batch->end_seq);
+	bool acked = sm_batch_acked(batch);
 
 	trace_sm_release(conn, batch->n, acked);
 	sm_count(conn->pair, acked ? SM_RELEASED_ACK : SM_RELEASED_RESET,
@@ -97,6 +116,36 @@ static void sm_batch_complete(struct sm_batch *batch)
 	sm_tx_wake_others(port);
 	sm_conn_put(conn);
 	kfree(batch);
+}
+
+/* Look again later, until the batch's time has come.  Any context. */
+static void sm_batch_keep(struct sm_batch *batch)
+{
+	struct sm_conn *conn = batch->conn;
+
+	sm_conn_get(conn);	/* the work's; the batch's own may be gone once it is on the list */
+	llist_add(&batch->early, &conn->early);
+	if (!queue_delayed_work(sm_free_wq, &conn->early_work, SM_EARLY_JIFFIES))
+		sm_conn_put(conn);
+}
+
+/* The last skb that held these buffers is gone. */
+static void sm_batch_complete(struct sm_batch *batch)
+{
+	if (unlikely(sm_batch_alive(batch)))
+		sm_batch_keep(batch);
+	else
+		sm_batch_release(batch);
+}
+
+void sm_tx_early_work(struct work_struct *work)
+{
+	struct sm_conn *conn = container_of(to_delayed_work(work), struct sm_conn, early_work);
+	struct sm_batch *batch, *next;
+
+	llist_for_each_entry_safe(batch, next, llist_del_all(&conn->early), early)
+		sm_batch_complete(batch);
+	sm_conn_put(conn);
 }
 
 static void sm_ubuf_complete(struct sk_buff *skb, struct ubuf_info *ubuf, bool success)
@@ -118,10 +167,31 @@ static struct sm_batch *sm_batch_alloc(struct sm_conn *conn, u32 n, gfp_t gfp)
 	batch->ubuf.flags = SKBFL_ZEROCOPY_FRAG | SKBFL_DONT_ORPHAN;
 	sm_conn_get(conn);
 	batch->conn = conn;
+	batch->disconnects = READ_ONCE(conn->sk->sk_disconnects);
 	batch->end_seq = 0;
 	batch->bytes = 0;
 	batch->n = 0;
 	return batch;
+}
+
+/* May the connection's stream go on?  Caller holds the socket lock. */
+static bool sm_tx_open(const struct sock *sk)
+{
+	return ((1 << sk->sk_state) & (TCPF_ESTABLISHED | TCPF_CLOSE_WAIT) ||
+		tcp_passive_fastopen(sk)) && !(sk->sk_shutdown & SEND_SHUTDOWN);
+}
+
+/*
+ * An error that has not ended the connection (IP_RECVERR: an ICMP message said something) waits for
+ * the next call of TCP, whatever it is.  The application learns of it by an event, and what it
+ * sends must not fail for it: a hole would be left where that was.
+ */
+static void sm_tx_take_error(struct sm_conn *conn)
+{
+	struct sock *sk = conn->sk;
+
+	if (unlikely(READ_ONCE(sk->sk_err)) && sm_tx_open(sk))
+		sock_error(sk);
 }
 
 /*
@@ -137,6 +207,7 @@ static int sm_tx_send(struct sm_conn *conn, struct sm_batch *batch, struct bio_v
 	};
 	int sent;
 
+	sm_tx_take_error(conn);
 	/* Or TCP would take what it sends now for all that a full send buffer allowed. */
 	clear_bit(SOCK_NOSPACE, &conn->sk->sk_socket->flags);
 	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, vec, n, bytes);
@@ -160,6 +231,7 @@ static int sm_tx_send(struct sm_conn *conn, struct sm_batch *batch, struct bio_v
 static void sm_tx_block(struct sm_conn *conn)
 {
 	conn->refused_in = conn->pair->sync_seq;
+	conn->pair->tx.refused = true;
 	set_bit(SM_CONN_BLOCKED, &conn->bits);
 	smp_mb__after_atomic();		/* pairs with sm_batch_complete() */
 	sm_tx_check_writable(conn);
@@ -196,8 +268,9 @@ static int sm_tx_force(struct sm_conn *conn, struct sm_batch *batch, struct bio_
  * Send what is left of a slot of which TCP took only part.  Caller holds the socket lock.
  *
  * With @closing the connection is about to be closed, shut down or given back, so this is the
- * last chance: TCP's limits are lifted for these few bytes.  If there is no memory even so, the
- * connection is reset: the peer must not take a hole for the end, nor what comes after it.
+ * last chance: TCP's limits are lifted for these few bytes.  If there is no memory even so, or if
+ * TCP has its FIN already, the connection is reset: the peer must not take a hole for the end, nor
+ * what comes after it.
  */
 void sm_tx_flush_rest(struct sm_conn *conn, bool closing)
 {
@@ -223,12 +296,13 @@ void sm_tx_flush_rest(struct sm_conn *conn, bool closing)
 	if (sent > 0) {
 		conn->rest_off += sent;
 		WRITE_ONCE(conn->rest_len, conn->rest_len - sent);
-	} else if (sent != -EAGAIN) {
-		WRITE_ONCE(conn->rest_len, 0);	/* the connection is dead */
 	}
-	if (closing && conn->rest_len) {
+	if (conn->rest_len && (closing || !sm_tx_open(sk))) {
 		WRITE_ONCE(conn->rest_len, 0);
-		tcp_disconnect(sk, 0);
+		if (sk->sk_state != TCP_CLOSE) {
+			sk->sk_disconnects++;	/* for calls that sleep on the socket */
+			tcp_disconnect(sk, 0);
+		}
 	}
 	if (!conn->rest_len) {
 		u32 buf = conn->rest_buf;
@@ -288,21 +362,20 @@ static void sm_group_add(struct sm_pair *pair, struct sm_group *g, u32 i,
 			 const struct sm_slot *slot)
 {
 	struct sm_pool *pool = &pair->port->pool;
-	int err;
+	int idx;
 
 	if (!sm_slot_sound(slot)) {
 		sm_slot_refuse(pair, i, EINVAL);
 		return;
 	}
-	err = sm_pool_claim(pool, slot->buf_idx, SM_TX_PINNED);
-	if (err) {
-		sm_slot_refuse(pair, i, -err);
+	idx = sm_pool_claim(pool, slot->buf_idx, SM_TX_PINNED);
+	if (idx < 0) {
+		sm_slot_refuse(pair, i, -idx);
 		return;
 	}
 	g->slot[g->n] = i;
-	bvec_set_page(&g->vec[g->n], pool->buf[slot->buf_idx].page, slot->len,
-		      SM_PTR_OFFSET(slot->ptr));
-	g->batch->buf[g->n] = slot->buf_idx;
+	bvec_set_page(&g->vec[g->n], pool->buf[idx].page, slot->len, SM_PTR_OFFSET(slot->ptr));
+	g->batch->buf[g->n] = idx;
 	g->bytes += slot->len;
 	g->n++;
 }
@@ -340,8 +413,8 @@ static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 	bool block;
 	int sent;
 
-	if (!conn->attached) {
-		sm_group_refuse(pair, g, 0, ENOENT);
+	if (!conn->attached || conn->shut) {
+		sm_group_refuse(pair, g, 0, conn->attached ? EPIPE : ENOENT);
 		return;
 	}
 	sm_tx_flush_rest(conn, false);
@@ -381,7 +454,8 @@ static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 		sent -= len;
 	}
 	if (i < g->n) {
-		int err = sent < 0 && !i ? -sent : EAGAIN;
+		/* While the stream may go on, what follows must not overtake what was refused. */
+		int err = sent < 0 && !i && !sm_tx_open(conn->sk) ? -sent : EAGAIN;
 
 		batch->n = i;
 		atomic_sub(g->n - i, &conn->pinned);
@@ -418,6 +492,40 @@ static u32 sm_tx_spares(struct sm_pair *pair, u32 left)
 	return tx->nspare;
 }
 
+/* The connection that slot @i is for, with a reference; NULL if this pair has no such one. */
+static struct sm_conn *sm_tx_conn(struct sm_pair *pair, const struct sm_slot *slot)
+{
+	struct sm_conn *conn = sm_conn_lookup(pair->port, SM_PTR_ID(slot->ptr));
+
+	if (conn && conn->pair != pair) {
+		sm_conn_put(conn);		/* another ring's */
+		return NULL;
+	}
+	return conn;
+}
+
+/* Refuse slot @i for now, for want of a buffer or memory.  Caller holds pair->mutex. */
+static u32 sm_tx_refuse(struct sm_pair *pair, u32 i)
+{
+	struct sm_txring *tx = &pair->tx;
+	struct sm_conn *conn;
+	struct sm_slot slot;
+
+	sm_slot_read(tx->ring, i, &slot);
+	conn = sm_tx_conn(pair, &slot);
+	if (conn) {
+		lock_sock(conn->sk);
+		sm_slot_refuse(pair, i, conn->attached ? EAGAIN : ENOENT);
+		if (conn->attached)
+			sm_tx_block(conn);
+		release_sock(conn->sk);
+		sm_conn_put(conn);
+	} else {
+		sm_slot_refuse(pair, i, ENOENT);
+	}
+	return sm_next(i, tx->n);
+}
+
 /*
  * Process slots of one connection from @i on, at most up to @head.  Returns the next slot to
  * process; @i itself when no buffer or no memory was there.  Caller holds pair->mutex.
@@ -434,11 +542,7 @@ static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 		return i;
 	sm_slot_read(tx->ring, i, &slot);
 	id = SM_PTR_ID(slot.ptr);
-	g->conn = sm_conn_lookup(pair->port, id);
-	if (g->conn && g->conn->pair != pair) {
-		sm_conn_put(g->conn);		/* another ring's */
-		g->conn = NULL;
-	}
+	g->conn = sm_tx_conn(pair, &slot);
 	if (!g->conn) {
 		sm_slot_refuse(pair, i, ENOENT);
 		return sm_next(i, tx->n);
@@ -510,7 +614,7 @@ int sm_tx_sync(struct sm_pair *pair)
 {
 	struct sm_txring *tx = &pair->tx;
 	struct sm_ring *ring = tx->ring;
-	/* Pairs with the application's release store: slots and payload before head. */
+	/* (B), pairs with the application's release store (A): slots and payload before head. */
 	u32 head = smp_load_acquire(&ring->head);
 	u32 cur = READ_ONCE(ring->cur);
 	u32 tail = sm_prev(tx->done, tx->n);
@@ -529,11 +633,15 @@ int sm_tx_sync(struct sm_pair *pair)
 
 	if (!++pair->sync_seq)
 		pair->sync_seq = 1;	/* 0 means: never refused */
+	tx->refused = false;
 	WRITE_ONCE(tx->stalled, false);
 	/* One slot makes one send: nothing to gather. */
 	tx->gather = sm_next(tx->done, tx->n) != head;
 	while (tx->done != head) {
 		next = sm_tx_group(pair, tx->done, head);
+		/* What was refused must not be overtaken: a sync that refuses does not stop. */
+		if (next == tx->done && tx->refused)
+			next = sm_tx_refuse(pair, next);
 		if (next == tx->done) {
 			sm_count(pair, SM_STALL, 1);
 			WRITE_ONCE(tx->stalled, true);
@@ -556,7 +664,7 @@ int sm_tx_sync(struct sm_pair *pair)
 		tx->nspare = 0;
 		sm_tx_wake_others(pair->port);
 	}
-	/* Pairs with the application's acquire load of tail: slots are replaced or refused. */
+	/* (C), pairs with the application's acquire load (D): slots are replaced or refused. */
 	smp_store_release(&ring->tail, sm_prev(tx->done, tx->n));
 	return 0;
 }

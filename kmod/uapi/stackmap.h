@@ -41,6 +41,7 @@
  *
  *	EAGAIN	the connection can take no more now.  All later slots of the connection in the
  *		same sync are refused too, so order is kept.  An SM_SLOT_WRITABLE event follows.
+ *		Once a slot was refused so, all for which no buffer is left are.
  *	EINVAL	len is 0, offset + len exceeds the buffer, or a reserved bit is set
  *	ERANGE	buf_idx is not the index of a buffer
  *	EPERM	the buffer is not the application's: it is pinned, on its way to the receive
@@ -53,6 +54,21 @@
  * no payload, but for SM_SLOT_OPEN.  A slot given back with a bad buf_idx is counted (bad_slots)
  * and its place gets another buffer.
  *
+ * After SM_SLOT_ERROR comes SM_SLOT_CLOSED, if the error ended the connection.  It does not always:
+ * with IP_RECVERR or IPV6_RECVERR, ICMP messages are errors too, and the connection goes on.
+ *
+ * Who writes and reads what, in which order:
+ *
+ *	application			kernel
+ *	writes slots and buffers	reads head			(B)
+ *	writes head		(A)	reads slots and buffers
+ *					writes slots and buffers
+ *	reads tail		(D)	writes tail			(C)
+ *	reads slots and buffers
+ *
+ * A is a store with release semantics, and B an acquire load: the kernel sees the slots of the head
+ * that it sees.  C and D are the same for what the kernel gives back.
+ *
  * head or cur out of range: SMIOC_SYNC fails with EINVAL, poll() returns POLLERR, bad_rings
  * counts it, and the kernel resets the ring's head and cur to where they were.
  *
@@ -61,8 +77,10 @@
  * options work.  TCP_ULP (kTLS) and IPV6_ADDRFORM fail with EBUSY also after detaching, and a
  * sockmap does not take the socket any more; getsockopt(TCP_ULP) says "stackmap".
  *
- * Urgent data (MSG_OOB) comes in line.  A recv() that is asleep when the socket is attached stays
- * so, and may take bytes when something else wakes it: finish such calls first.
+ * Urgent data (MSG_OOB) comes in line, also a byte that was read with MSG_OOB before.  A recv() that
+ * is asleep when the socket is attached stays so, and may take bytes when something else wakes it; a
+ * send() that begins just then may still send: finish such calls first.  SO_RCVLOWAT holds data back
+ * as it does for recv().
  *
  * TCP state
  *
@@ -95,7 +113,7 @@ struct sm_slot {
 #define SM_PTR_EVENT(flags, err) ((__u64)(flags) << 48 | (__u64)(err) << 56)
 
 #define SM_SLOT_EOF		0x01	/* the peer sent FIN */
-#define SM_SLOT_ERROR		0x02	/* the connection failed, see errno */
+#define SM_SLOT_ERROR		0x02	/* the connection has an error, see errno */
 #define SM_SLOT_WRITABLE	0x04	/* worth trying again after EAGAIN */
 #define SM_SLOT_CLOSED		0x08	/* nothing more comes with this id */
 #define SM_SLOT_REFUSED		0x10	/* transmit: not accepted, see errno */
@@ -139,7 +157,7 @@ struct sm_req_header {
 	__u16 nr_version;
 	__u16 nr_reqtype;
 	__u32 nr_reserved;	/* must be 0 */
-	char nr_name[64];
+	char nr_name[64];	/* ends with a 0 */
 	__u64 nr_options;	/* 0, or the address of the first option */
 	__u64 nr_body;
 };
@@ -148,7 +166,7 @@ struct sm_req_option {
 	__u64 nro_next;		/* 0, or the address of the next option */
 	__u32 nro_reqtype;
 	__u32 nro_status;	/* out: errno of this option */
-	__u64 nro_size;
+	__u64 nro_size;		/* 0, or the size of the option with its payload */
 };
 
 /* How large a port may grow.  With it, REGISTER says which limit it failed at. */
@@ -169,6 +187,7 @@ enum sm_limit {
 	SM_LIMIT_BUFFERS,	/* ENOSPC: 1048576 in all */
 	SM_LIMIT_CONNECTIONS,	/* ENOSPC: 1048576 */
 	SM_LIMIT_MEMORY,	/* ENOMEM: the machine's, or the caller's memory cgroup's */
+	SM_LIMIT_PORTS,		/* ENOSPC: 65534 on the machine */
 };
 
 #define SM_REQ_REGISTER		1
@@ -182,7 +201,7 @@ struct sm_req_register {
 	__u16 nr_rx_rings;
 	__u16 nr_host_tx_rings;
 	__u16 nr_host_rx_rings;
-	__u16 nr_mem_id;	/* out: identifies the mapping */
+	__u16 nr_mem_id;	/* in: 0; out: identifies the mapping */
 	__u16 nr_ringid;	/* must be 0 */
 	__u32 nr_mode;		/* 0 or 1 (all NIC rings) */
 	__u32 nr_extra_bufs;	/* in: buffers wanted beyond those in slots */
@@ -199,7 +218,8 @@ struct sm_req_register {
  *	EOPNOTSUPP		not TCP over IPv4 or IPv6 (MPTCP is another protocol)
  *	EINVAL			listening, unknown flags, or no such ring
  *	ENOTCONN		not established
- *	EBUSY			taken by kTLS, sockmap or KCM, or in TCP_REPAIR mode
+ *	EBUSY			taken by kTLS, sockmap, KCM or SMC, or in TCP_REPAIR mode, or a call
+ *				waits to send on it
  *	EALREADY		attached already, to this port or another
  *	EXDEV			of another network namespace
  *	ENOSPC			the port has all the connections it was registered for

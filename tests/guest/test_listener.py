@@ -7,15 +7,36 @@ import socket
 import struct
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.guest.raw import ATTACH_LISTENER, EOF, OPEN, RING_ANY, RawPair, RawPort, Received
-from tests.guest.wire import ADDRESS, connect_pair, in_peer_namespace
+from tests.guest.raw import (
+    ATTACH_LISTENER,
+    EOF,
+    OPEN,
+    RING_ANY,
+    SYNC_RX,
+    RawPair,
+    RawPort,
+    Received,
+)
+from tests.guest.wire import (
+    ADDRESS,
+    NIC,
+    PEER_NAMESPACE,
+    connect_pair,
+    in_peer_namespace,
+    peer_namespace,
+    sh,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+TCP_SYN_RECV, TCP_ULP = 3, 31
+FAST_OPEN = Path("/proc/sys/net/ipv4/tcp_fastopen")
 
 Listening = tuple[socket.socket, "Callable[[], socket.socket]"]
 
@@ -206,3 +227,77 @@ def test_a_connection_that_is_reset_before_it_was_accepted(
     assert number == name[1]
     for s in (peer, sock, listener):
         s.close()
+
+
+@pytest.fixture
+def fast_open() -> Iterator[None]:
+    """Data comes with the first packet, without a cookie; answers to it come late."""
+    change = f"tc -n {PEER_NAMESPACE} qdisc"
+    sh("modprobe sch_netem")
+    before = FAST_OPEN.read_text()
+    FAST_OPEN.write_text(str(0x202))
+    with peer_namespace():
+        FAST_OPEN.write_text(str(0x5))
+    sh(f"{change} replace dev {NIC} root netem delay 300ms")
+    yield
+    sh(f"{change} del dev {NIC} root")
+    FAST_OPEN.write_text(before)
+
+
+@pytest.mark.usefixtures("fast_open")
+def test_a_connection_whose_handshake_is_not_over(port: RawPort) -> None:
+    """TCP Fast Open (RFC 7413): accept() returns it with its first bytes, and it can answer."""
+    with socket.create_server((ADDRESS, 0)) as listener, in_peer_namespace() as peer:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 5)
+        port.attach_to(0, listener, ATTACH_LISTENER)
+        peer.settimeout(60.0)
+        peer.sendto(b"with the first packet", socket.MSG_FASTOPEN, listener.getsockname())
+        sock, _name = listener.accept()
+        with sock:
+            state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+            assert state == TCP_SYN_RECV, "the handshake was over already"
+            slots = hear(port, lambda slots: any(data and not e for _i, data, e, _x in slots))
+            assert [data for _i, data, event, _x in slots if not event] == [
+                b"with the first packet"
+            ]
+            port.send(slots[0][0], b"an answer")
+            assert peer.recv(100) == b"an answer"
+
+
+def test_what_a_detached_listener_accepts_is_as_tcp_makes_it(port: RawPort) -> None:
+    """It may even become something that an attached socket may not."""
+    sh("modprobe -q tls")
+    with socket.create_server((ADDRESS, 0)) as listener:
+        port.detach(port.attach_to(0, listener, ATTACH_LISTENER).id)
+        with in_peer_namespace() as peer:
+            peer.connect(listener.getsockname())
+            sock, _name = listener.accept()
+            with sock:
+                sock.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
+                assert sock.getsockopt(socket.IPPROTO_TCP, TCP_ULP, 16).rstrip(b"\0") == b"tls"
+
+
+def test_connections_that_wait_for_room_open_in_order() -> None:
+    """A connection that found the ring full is not overtaken by one that was accepted later."""
+    with RawPort(4, 4) as port, socket.create_server((ADDRESS, 0)) as listener:
+        port.attach_to(0, listener, ATTACH_LISTENER)
+        accepted = []
+        names = []
+        slots: list[Received] = []
+        for _ in range(4):
+            for _ in range(3):
+                peer = in_peer_namespace()
+                peer.connect(listener.getsockname())
+                sock, name = listener.accept()
+                accepted += [peer, sock]
+                names.append(name[1])
+            port.sync(SYNC_RX)  # now some wait for room
+            deadline = time.monotonic() + 60
+            while port.rx.tail == port.rx.head:
+                assert time.monotonic() < deadline
+                port.sync(SYNC_RX)
+            slots += port.receive(0)
+        slots += hear(port, lambda more: len(opened(slots + more)) == len(names))
+        assert [number for _id, _of, _family, number, _address in opened(slots)] == names
+        for sock in accepted:
+            sock.close()

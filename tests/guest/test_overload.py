@@ -1,0 +1,210 @@
+"""Too few buffers: order is kept, who waits is woken, and nothing is taken back too early."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.guest.children import Child
+from tests.guest.pattern import pattern
+from tests.guest.raw import REFUSED, SYNC_RX, SYNC_TX, RawPort
+from tests.guest.wire import NIC, PEER_NAMESPACE, connect_pair, peer_loses, sh
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SPARE = 4
+PATIENCE = 60.0
+
+
+class Crowd:
+    """A port with few buffers, and connections that want them."""
+
+    def __init__(self, connections: int) -> None:
+        self.port = RawPort(16, 16, spare=SPARE)
+        pairs = [connect_pair() for _ in range(connections)]
+        self.peers = [peer for peer, _sock in pairs]
+        self.socks = [sock for _peer, sock in pairs]
+        self.ids = [self.port.attach(sock) for sock in self.socks]
+
+    def submit(self, slots: list[tuple[int, bytes]]) -> list[int]:
+        """Send (connection, payload) in one sync; returns each slot's errno, 0: accepted."""
+        port = self.port
+        first = port.tx.head
+        for k, (number, data) in enumerate(slots):
+            port.put((first + k) % port.tx.n, self.ids[number], data)
+        port.tx.set_head((first + len(slots)) % port.tx.n)
+        port.sync(SYNC_TX)
+        slot = [port.tx.slot((first + k) % port.tx.n) for k in range(len(slots))]
+        return [s.err if s.events & REFUSED else 0 for s in slot]
+
+    def fill(self) -> None:
+        """Pin every spare buffer: what is sent is not acknowledged."""
+        deadline = time.monotonic() + PATIENCE
+        while self.port.stats()["bufs_free"]:
+            assert time.monotonic() < deadline, self.port.stats()
+            self.submit([(number, b"x") for number in range(len(self.ids))])
+
+    def stall(self) -> None:
+        """Submit a slot for which there is no buffer."""
+        self.fill()
+        stalls = self.port.stats()["stalls"]
+        self.submit([(0, b"y")])
+        assert self.port.stats()["stalls"] > stalls
+
+    def await_acks(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while self.port.stats()["pinned"]:
+            assert time.monotonic() < deadline, self.port.stats()
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        self.port.close()
+        for sock in self.peers + self.socks:
+            sock.close()
+
+
+@pytest.fixture
+def crowd() -> Iterator[Crowd]:
+    crowd = Crowd(3)
+    yield crowd
+    crowd.close()
+
+
+def test_nothing_overtakes_a_refused_slot_where_buffers_run_out(crowd: Crowd) -> None:
+    """The ring must not stop between two slots of a connection of which the first was refused."""
+    first, second, third = 0, 1, 2
+    with peer_loses(100):
+        slots = [(first, b"0"), (first, b"1"), (first, b"2"), (second, b"a"), (third, b"b")]
+        codes = crowd.submit([*slots, (first, b"3"), (second, b"c")])
+        assert codes[:2] == [0, 0], codes
+        assert codes[2] == errno.EAGAIN, codes
+        assert crowd.port.stats()["bufs_free"] == 0
+        assert codes[5] == errno.EAGAIN, codes
+    crowd.await_acks()
+    assert crowd.port.tx.tail == (crowd.port.tx.head - 1) % crowd.port.tx.n, "the ring stopped"
+    pending = {
+        first: [b"2", b"3"],
+        second: [d for d, code in ((b"a", codes[3]), (b"c", codes[6])) if code],
+        third: [b"b"] if codes[4] else [],
+    }
+    for number, chunks in pending.items():
+        for chunk in chunks:
+            assert crowd.submit([(number, chunk)]) == [0]
+            crowd.await_acks()
+    for number, expected in ((first, b"0123"), (second, b"ac"), (third, b"b")):
+        assert crowd.peers[number].recv(len(expected), socket.MSG_WAITALL) == expected
+
+
+def wait_by_poll(port: RawPort) -> None:
+    wanted = select.poll()
+    wanted.register(port.fd, select.POLLOUT)
+    # Whatever wakes it: poll() itself sends what waits.
+    while port.tx.tail != (port.tx.head - 1) % port.tx.n:
+        assert wanted.poll(PATIENCE * 1000), "nobody was woken"
+
+
+def wait_by_epoll(port: RawPort) -> None:
+    with select.epoll() as wanted:
+        wanted.register(port.fd, select.EPOLLOUT)
+        while port.tx.tail != (port.tx.head - 1) % port.tx.n:
+            assert wanted.poll(PATIENCE), "nobody was woken"
+
+
+@pytest.mark.parametrize("wait", [wait_by_poll, wait_by_epoll])
+@pytest.mark.parametrize("unread", [False, True])
+def test_who_waits_for_a_ring_that_stopped_is_woken(
+    wait: Callable[[RawPort], None], unread: bool
+) -> None:
+    """Also while there is something to read, which is not what it waits for."""
+
+    def work(tell: Callable[[], object]) -> None:
+        with ExitStack() as stack:
+            crowd = Crowd(SPARE)
+            stack.callback(crowd.close)
+            port = crowd.port
+            if unread:
+                crowd.peers[0].sendall(b"to be read")
+                deadline = time.monotonic() + PATIENCE
+                while port.rx.tail == port.rx.head:
+                    assert time.monotonic() < deadline
+                    port.sync(SYNC_RX)
+            sh("modprobe sch_netem")
+            with peer_loses(100):
+                crowd.stall()
+                # Nothing is left to fill: the ring is all the kernel's.
+                while port.tx.head != port.tx.tail:
+                    port.put(port.tx.head, crowd.ids[1], b"z")
+                    port.tx.set_head((port.tx.head + 1) % port.tx.n)
+                port.sync(SYNC_TX)
+            tell()
+            wait(port)
+
+    with Child(work) as child:
+        child.await_word()
+        assert child.await_end() == 0
+
+
+def counter(name: str) -> int:
+    """One of TCP's counters in this network namespace (`nstat`)."""
+    names, values = (
+        line.split() for line in Path("/proc/net/netstat").read_text().splitlines()[:2]
+    )
+    return int(values[names.index(name)])
+
+
+@pytest.fixture
+def probing() -> Iterator[None]:
+    """TCP looks for the path's MTU by itself (RFC 4821), and the path is long."""
+    change = f"tc -n {PEER_NAMESPACE} qdisc"
+    sh(f"""
+        modprobe sch_netem
+        sysctl -qw net.ipv4.tcp_mtu_probing=2 net.ipv4.tcp_base_mss=512
+        {change} replace dev {NIC} root netem delay 200ms
+    """)
+    yield
+    sh(f"""
+        {change} del dev {NIC} root
+        sysctl -qw net.ipv4.tcp_mtu_probing=0 net.ipv4.tcp_base_mss=1024
+    """)
+
+
+@pytest.mark.usefixtures("probing")
+def test_buffers_wait_for_their_ack_when_tcp_probes_the_mtu() -> None:
+    """A probe takes payload over from other packets, and TCP lets go of those before its ACK."""
+    probes = counter("TCPMTUPSuccess") + counter("TCPMTUPFail")
+    peer, sock = connect_pair()
+    size, total = 400, 240_000
+    stream = pattern(3, 0, total)
+    with peer, sock, RawPort(256, 16, spare=1024) as port:
+        id = port.attach(sock)
+        sent = 0
+        got = bytearray()
+        peer.setblocking(False)
+        deadline = time.monotonic() + PATIENCE
+        while len(got) < total:
+            assert time.monotonic() < deadline, (len(got), sent, port.stats())
+            slot = port.tx.head
+            if sent < total and slot != port.tx.tail:
+                # Alone in its sync, and in its packet: a probe swallows several of those whole.
+                port.put(slot, id, stream[sent : sent + size])
+                port.tx.set_head((slot + 1) % port.tx.n)
+                port.sync_all()
+                sent += size * (not port.tx.slot(slot).events & REFUSED)
+            port.receive()
+            with suppress(BlockingIOError):
+                got += peer.recv(1 << 20)
+        assert bytes(got) == stream
+        assert counter("TCPMTUPSuccess") + counter("TCPMTUPFail") > probes, "TCP never probed"
+        deadline = time.monotonic() + PATIENCE
+        while port.stats()["pinned"]:
+            assert time.monotonic() < deadline, port.stats()
+            time.sleep(0.01)
+        assert port.stats()["released_reset"] == 0
