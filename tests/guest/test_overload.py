@@ -167,7 +167,7 @@ def probing() -> Iterator[None]:
     sh(f"""
         modprobe sch_netem
         sysctl -qw net.ipv4.tcp_mtu_probing=2 net.ipv4.tcp_base_mss=512
-        {change} replace dev {NIC} root netem delay 200ms
+        {change} replace dev {NIC} root netem delay 50ms
     """)
     yield
     sh(f"""
@@ -181,7 +181,7 @@ def test_buffers_wait_for_their_ack_when_tcp_probes_the_mtu() -> None:
     """A probe takes payload over from other packets, and TCP lets go of those before its ACK."""
     probes = counter("TCPMTUPSuccess") + counter("TCPMTUPFail")
     peer, sock = connect_pair()
-    size, total = 400, 240_000
+    size, total = 400, 400_000
     stream = pattern(3, 0, total)
     with peer, sock, RawPort(256, 16, spare=1024) as port:
         id = port.attach(sock)
@@ -191,13 +191,17 @@ def test_buffers_wait_for_their_ack_when_tcp_probes_the_mtu() -> None:
         deadline = time.monotonic() + PATIENCE
         while len(got) < total:
             assert time.monotonic() < deadline, (len(got), sent, port.stats())
-            slot = port.tx.head
-            if sent < total and slot != port.tx.tail:
+            refused = False
+            while sent < total and not refused:
                 # Alone in its sync, and in its packet: a probe swallows several of those whole.
+                slot = port.tx.head
                 port.put(slot, id, stream[sent : sent + size])
                 port.tx.set_head((slot + 1) % port.tx.n)
                 port.sync_all()
-                sent += size * (not port.tx.slot(slot).events & REFUSED)
+                refused = bool(port.tx.slot(slot).events & REFUSED)
+                sent += size * (not refused)
+            # TCP probes when much waits and little is under way.
+            time.sleep(0.05)
             port.receive()
             with suppress(BlockingIOError):
                 got += peer.recv(1 << 20)
