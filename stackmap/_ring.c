@@ -151,15 +151,23 @@ int smr_open_pair(struct smr_pair *pair, const struct smr_port *port, uint32_t i
 	return pair->fd < 0 ? -errno : 0;
 }
 
-/* Before smr_close().  Refused while a thread is in smr_exchange(), which needs the memory. */
-int smr_close_pair(struct smr_pair *pair)
+/* Keep others out of the pair until smr_leave().  Refused while a thread is in smr_exchange(). */
+int smr_enter(struct smr_pair *pair)
 {
-	if (__atomic_exchange_n(&pair->busy, 1, __ATOMIC_ACQUIRE))
-		return -EBUSY;
+	return __atomic_exchange_n(&pair->busy, 1, __ATOMIC_ACQUIRE) ? -EBUSY : 0;
+}
+
+void smr_leave(struct smr_pair *pair)
+{
+	__atomic_store_n(&pair->busy, 0, __ATOMIC_RELEASE);
+}
+
+/* Before smr_close(), and between smr_enter() and the end: smr_exchange() needs the memory. */
+void smr_close_pair(struct smr_pair *pair)
+{
 	if (pair->fd >= 0 && pair->fd != pair->port->fd)
 		close(pair->fd);
 	pair->fd = -1;
-	return 0;
 }
 
 int smr_attach(const struct smr_port *port, int fd, int listener, struct smr_attached *attached)
@@ -497,12 +505,12 @@ int smr_exchange(struct smr_pair *pair, double timeout)
 {
 	int n;
 
-	if (__atomic_exchange_n(&pair->busy, 1, __ATOMIC_ACQUIRE))
+	if (smr_enter(pair))
 		return -EBUSY;
 	pair->found[2] = 0;
 	submit(pair);
 	give_back(pair);
 	n = pair->watching ? exchange_watching(pair, timeout) : exchange_alone(pair, timeout);
-	__atomic_store_n(&pair->busy, 0, __ATOMIC_RELEASE);
+	smr_leave(pair);
 	return n;
 }

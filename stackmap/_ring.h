@@ -47,7 +47,7 @@ struct smr_pair {
 	int fd;
 	int epoll;			/* waits for fd and for the watched files */
 	int watching;			/* there are such files */
-	int busy;			/* a thread is in smr_exchange() */
+	int busy;			/* a thread is in smr_exchange(), or closes it */
 	struct sm_ring *tx;
 	struct sm_ring *rx;
 	uint32_t tx_head;		/* next transmit slot to fill */
@@ -78,7 +78,9 @@ struct smr_stats {
 int smr_open(struct smr_port *port, const char *device, const char *name, struct smr_sizes *sizes);
 void smr_close(struct smr_port *port);
 int smr_open_pair(struct smr_pair *pair, const struct smr_port *port, uint32_t index);
-int smr_close_pair(struct smr_pair *pair);
+int smr_enter(struct smr_pair *pair);
+void smr_leave(struct smr_pair *pair);
+void smr_close_pair(struct smr_pair *pair);
 int smr_attach(const struct smr_port *port, int fd, int listener, struct smr_attached *attached);
 int smr_detach(const struct smr_port *port, uint32_t id);
 int smr_pause(const struct smr_port *port, uint32_t id, int paused);

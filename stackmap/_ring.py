@@ -364,13 +364,18 @@ class Ring(Port):
         """
         if self._closed:
             return
-        self._take_back()
-        if shown := self._fast.release():
-            self._complain(shown)
+        self._check(lib.smr_enter(self._pair), "close")
+        try:
+            self._take_back()
+            if shown := self._fast.release():
+                self._complain(shown)
+        except BufferError:
+            lib.smr_leave(self._pair)
+            raise
         with contextlib.suppress(OSError):
             self._settle([])
             self._send_batch()
-        self._check(lib.smr_close_pair(self._pair), "close")
+        lib.smr_close_pair(self._pair)
         self._closed = True
         for connection in self._connections.values():
             connection._end()

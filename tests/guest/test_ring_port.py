@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from stackmap import BackendUnavailableError, Event, RingPort
+from stackmap import BackendUnavailableError, Event, RingPort, Segment
 from tests.guest.wire import NIC, connect_pair
 
 PATIENCE = 60.0
@@ -116,6 +116,35 @@ def test_a_closed_port_gives_no_socket_back() -> None:
         port.detach(connection)
     assert peer.recv(100) == b"handed over by close()"
     peer.close()
+
+
+def test_a_ring_that_another_thread_waits_on_is_left_alone() -> None:
+    with RingPort(NIC) as port:
+        peer, sock = connect_pair()
+        connection = port.attach(sock)
+        heard: list[Segment] = []
+        thread = threading.Thread(target=lambda: heard.extend(port.exchange(PATIENCE)))
+        thread.start()
+        time.sleep(0.5)
+        connection.write(b"for the next exchange")
+        with pytest.raises(OSError, match="close") as caught:
+            port.close()
+        assert caught.value.errno == errno.EBUSY
+        peer.setblocking(False)
+        time.sleep(0.2)
+        with pytest.raises(BlockingIOError):
+            peer.recv(100)
+        peer.send(b"wake up")
+        thread.join(PATIENCE)
+        assert [bytes(segment.view) for segment in heard] == [b"wake up"]
+        kept = heard.pop().view[:4]
+        with pytest.raises(BufferError):
+            port.close()
+        kept.release()
+        port.exchange()
+        peer.settimeout(PATIENCE)
+        assert peer.recv(100) == b"for the next exchange"
+        peer.close()
 
 
 @pytest.mark.parametrize("spin", [-0.001, 0.0011, float("nan")])
