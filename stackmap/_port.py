@@ -245,25 +245,31 @@ class Connection(abc.ABC):
         self._waiting_bytes += len(data)
 
     def _drop_queue(self) -> None:
-        self._waiting.clear()
+        self._waiting = collections.deque()  # another, so that _flush() notices
         self._waiting_bytes = 0
 
     def _flush(self) -> bool:
-        """Send from the queue; True when it is empty (then what was put off is done too)."""
-        while self._waiting:
-            data = self._waiting.popleft()
-            behind = len(self._waiting)
+        """Send from the queue; True when all of it is sent.
+
+        What was put off until it is empty is done too.
+        """
+        waiting = self._waiting
+        while waiting:
+            data = waiting.popleft()
+            behind = len(waiting)
             taken = self._send(data)
+            if self._waiting is not waiting:
+                break  # it failed, and the queue was dropped
             self._waiting_bytes -= taken
             if taken < len(data):
                 # What the backend gave back meanwhile was sent before this, and goes first.
-                self._waiting.insert(len(self._waiting) - behind, data[taken:])
+                waiting.insert(len(waiting) - behind, data[taken:])
                 return False
         if self._closing:
             self._release()
         elif self._shutdown:
             self._send_fin()
-        return True
+        return self._waiting is waiting
 
 
 class Listener(abc.ABC):
