@@ -45,8 +45,17 @@ class WaitingCall(threading.Thread):
 
     def await_lock(self) -> None:
         """Wait until it sleeps as who waits for a socket's lock does, or has returned."""
+        self._await("D")
+
+    def await_sleep(self) -> None:
+        """Wait until it sleeps in the kernel and stays there, or has returned."""
+        for _ in range(10):
+            self._await("S")
+            time.sleep(0.01)
+
+    def _await(self, state: str) -> None:
         deadline = time.monotonic() + PATIENCE
-        while self._state() != "D" and self.is_alive():
+        while self._state() != state and self.is_alive():
             assert time.monotonic() < deadline, "the call neither waits nor returns"
             time.sleep(0.01)
 

@@ -22,6 +22,7 @@ from tests.guest.bpf import (
     put_into_sockmap,
     remove_from_sockmap,
 )
+from tests.guest.held import WaitingCall
 from tests.guest.raw import RawPort
 from tests.guest.wire import (
     ADDRESS,
@@ -182,6 +183,21 @@ def test_in_repair_mode(port: RawPort) -> None:
         assert code(port.attach, sock) == errno.EBUSY
         sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 0)
         check_ordinary(peer, sock)
+        check_attachable(port, peer, sock)
+
+
+def test_while_a_call_waits_to_send(port: RawPort) -> None:
+    """Its bytes would come between those of slots."""
+    peer, sock = connect_pair()
+    with peer, sock:
+        total = 8 << 20
+        sending = WaitingCall(lambda: sock.sendall(bytes(total)))
+        sending.await_sleep()
+        assert code(port.attach, sock) == errno.EBUSY
+        left = total
+        while left:
+            left -= len(peer.recv(1 << 20))
+        assert sending.result() == 0
         check_attachable(port, peer, sock)
 
 
