@@ -10,11 +10,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import math
 import os
 import select
 import socket
 import struct
 import sys
+import time
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ._fast import FastPath, Segment
@@ -36,6 +38,8 @@ _SMALL: int = lib.SMR_SMALL
 _SEGMENT = struct.Struct("=IIIHBB")
 #: Seconds between two tries while the kernel is short of buffers.
 _SHORTAGE = 0.01
+#: Seconds for which a connection that has ended waits for accept() to return it in another thread.
+_ABANDONED_AFTER = 10.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _NO_EVENT = Event.NONE
 _EVENTS = [Event(flags) for flags in range(64)]
@@ -188,14 +192,22 @@ class RingConnection(Connection):
 class _Unclaimed:
     """A connection that the ring knows before accept() has returned it, and what came for it."""
 
-    __slots__ = ("held", "listener", "peer", "record", "slots")
+    __slots__ = ("abandoned", "held", "listener", "peer", "record", "slots")
 
     def __init__(self, listener: int, record: int, peer: tuple[bytes, bytes]) -> None:
         self.listener = listener
         self.record = record
         self.peer = peer
         self.held = False
+        #: When nobody can be expected to claim it any more.
+        self.abandoned = math.inf
         self.slots: list[tuple[int, int, bytes]] = []
+
+    def hear(self, flags: int, code: int, data: bytes) -> None:
+        """Keep what came for it."""
+        self.slots.append((flags, code, data))
+        if flags & Event.CLOSED:
+            self.abandoned = time.monotonic() + _ABANDONED_AFTER
 
 
 class Ring(Port):
@@ -535,7 +547,7 @@ class Ring(Port):
             self._claim(id, segments)
             return None
         if id in self._unclaimed:
-            self._unclaimed[id].slots.append((flags, code, data))
+            self._unclaimed[id].hear(flags, code, data)
             return None
         with self._port._placing:  # when we have it, no other thread is about to place it
             self._admit(segments)
@@ -559,6 +571,9 @@ class Ring(Port):
         unclaimed = self._unclaimed[id]
         found = self._port._accepted_by(unclaimed.listener, unclaimed.peer)
         if found is None:
+            if time.monotonic() > unclaimed.abandoned:
+                del self._unclaimed[id]
+                return
             # Hold it back, and what came for it, until another thread has it from accept().
             if not unclaimed.held:
                 unclaimed.held = True

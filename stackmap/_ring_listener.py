@@ -28,9 +28,10 @@ class RingListener(Listener):
     in its queue.
     """
 
-    def __init__(self, sock: socket.socket, ring: Ring, *, placed: bool) -> None:
+    def __init__(self, sock: socket.socket, ring: Ring, id: int, *, placed: bool) -> None:
         super().__init__(sock)
         self._ring = ring
+        self._id = id
         self._placed = placed
         # Connections take TCP_NODELAY after the listener, but for those that are there already.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -55,11 +56,15 @@ class RingListener(Listener):
         peer = (address[1].to_bytes(2, "big"), _packed(sock.family, address[0]))
         with self._lock:
             self._accepted.setdefault(peer, collections.deque()).append(connection)
+            # Another thread may have closed the listener meanwhile.
+            self._ring._port._listeners[self._id] = self
         return connection
 
     def close(self) -> None:
         """Stop listening.  Connections that were accepted live on.  Idempotent."""
         self.sock.close()
+        with self._lock:
+            self._leave()
 
     def _claim(self, peer: tuple[bytes, bytes]) -> RingConnection | None:
         """The oldest connection accepted from this peer that has not been claimed."""
@@ -70,7 +75,13 @@ class RingListener(Listener):
             connection = waiting.popleft()
             if not waiting:
                 del self._accepted[peer]
+                self._leave()
             return connection
+
+    def _leave(self) -> None:
+        """Have the port forget the listener if it is closed and all that it accepted is named."""
+        if self.sock.fileno() < 0 and not self._accepted:
+            self._ring._port._listeners.pop(self._id, None)
 
     def _end_accepted(self) -> None:
         """Close the connections that no exchange has named, because none will."""

@@ -146,7 +146,7 @@ class RingPort(Ring):
             return
         if self._kept:
             raise BufferError(f"{self._kept} kept segments have not been released")
-        for listener in self._listeners.values():
+        for listener in [*self._listeners.values()]:
             listener.close()
         for ring in self.rings[1:]:
             ring.close()
@@ -168,7 +168,7 @@ class RingPort(Ring):
         wanted = lib.SM_RING_ANY if ring is None else ring.index
         attached = ffi.new("struct smr_attached *", {"ring": wanted})
         self._check(lib.smr_attach(self._shared, sock.fileno(), True, attached), "attach")
-        listener = RingListener(sock, ring or self, placed=ring is None)
+        listener = RingListener(sock, ring or self, attached.id, placed=ring is None)
         self._listeners[attached.id] = listener
         return listener
 

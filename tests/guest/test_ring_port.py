@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from stackmap import BackendUnavailableError, Event, RingPort, Segment
-from tests.guest.wire import NIC, connect_pair
+from stackmap import BackendUnavailableError, Event, RingPort, Segment, _ring
+from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace
 
 PATIENCE = 60.0
 
@@ -116,6 +116,47 @@ def test_a_closed_port_gives_no_socket_back() -> None:
         port.detach(connection)
     assert peer.recv(100) == b"handed over by close()"
     peer.close()
+
+
+def test_a_connection_that_nobody_claims_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if accept() had been interrupted: nobody has the connection, and its socket is closed."""
+    monkeypatch.setattr(_ring, "_ABANDONED_AFTER", 0.2)
+    with RingPort(NIC) as port, socket.create_server((ADDRESS, 0)) as sock:
+        port.attach_listener(sock)
+        peer = in_peer_namespace()
+        peer.connect(sock.getsockname())
+        bypassed, _name = sock.accept()
+        peer.sendall(b"to nobody")
+        start = time.monotonic()
+        while not port._unclaimed:
+            assert time.monotonic() < start + PATIENCE
+            assert port.exchange(0.1) == []
+        bypassed.close()
+        while port._unclaimed:
+            assert time.monotonic() < start + PATIENCE
+            assert port.exchange(0.1) == []
+        start = time.monotonic()
+        assert port.exchange(0.5) == []
+        assert time.monotonic() - start > 0.4, "it still polls"
+        peer.close()
+
+
+def test_a_listener_is_forgotten_once_its_connections_are_named() -> None:
+    with RingPort(NIC) as port:
+        port.attach_listener(socket.create_server((ADDRESS, 0))).close()
+        assert not port._listeners
+        with port.attach_listener(socket.create_server((ADDRESS, 0))) as listener:
+            peer = in_peer_namespace()
+            peer.connect(listener.sock.getsockname())
+            connection = listener.accept()
+        listener.close()
+        deadline = time.monotonic() + PATIENCE
+        while not connection.id:
+            assert port._listeners
+            assert time.monotonic() < deadline
+            port.exchange(0.1)
+        assert not port._listeners
+        peer.close()
 
 
 def test_a_ring_that_another_thread_waits_on_is_left_alone() -> None:
