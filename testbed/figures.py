@@ -96,12 +96,8 @@ class Verdict:
     sentences: tuple[str, ...]
 
 
-def judge(measured: Record, kept: Record) -> Verdict:
-    """Compare what was measured with what was kept.
-
-    What can be said about the measured figures alone (they repeat, rings cost less than epoll)
-    must hold anywhere; the kept figure is only asked where it was measured.
-    """
+def faults(measured: Record) -> list[str]:
+    """What is wrong with figures whatever was kept: they do not repeat, or epoll costs no more."""
     failures = []
     if measured["spread"] >= MAX_SPREAD:
         failures.append(
@@ -113,6 +109,16 @@ def judge(measured: Record, kept: Record) -> Verdict:
             f"a request costs {measured['ring']} instructions on rings and "
             f"{measured['epoll']} on epoll: rings must cost less"
         )
+    return failures
+
+
+def judge(measured: Record, kept: Record) -> Verdict:
+    """Compare what was measured with what was kept.
+
+    What can be said about the measured figures alone must hold anywhere; the kept figure is only
+    asked where it was measured.
+    """
+    failures = faults(measured)
     differing = _differences(measured["environment"], kept["environment"])
     if differing:
         note = (

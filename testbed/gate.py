@@ -19,7 +19,7 @@ from statistics import fmean
 
 from .counting import AT_CLIENT, SERVER_ADDRESS, SERVER_NIC, Counter, counting_guest
 from .errors import LabError
-from .figures import KEPT, Record, environment, judge, read_kept, record
+from .figures import KEPT, Record, Verdict, environment, faults, judge, read_kept, record
 from .guest import Guest
 from .kernels import find_kernel, module_for
 
@@ -149,9 +149,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = json.dumps(measured, indent=2) + "\n"
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text)
-        if args.update:
-            KEPT.write_text(text)
-        verdict = judge(measured, read_kept(KEPT))
+        if args.update and (failures := faults(measured)):
+            verdict = Verdict(False, (*failures, f"not kept in {KEPT.name}"))
+        else:
+            if args.update:
+                KEPT.write_text(text)
+            verdict = judge(measured, read_kept(KEPT))
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

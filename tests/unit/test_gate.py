@@ -162,6 +162,42 @@ def test_an_update_is_written_and_compared_with_itself(
     assert "passed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("measured", "why"),
+    [
+        (figure(60000), "rings must cost less"),
+        (record([50000.0, 51100.0], [60000.0], HERE), "find out what is not repeatable"),
+    ],
+)
+def test_what_is_wrong_anywhere_is_not_kept(
+    measured: Record,
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept, out = tmp_path / "kept.json", tmp_path / "bench-gate.json"
+    kept.write_text(json.dumps(figure(50000)))
+    monkeypatch.setattr(gate, "KEPT", kept)
+    monkeypatch.setattr(gate, "run", lambda _kernel, _module: measured)
+    assert gate.main(["--out", str(out), "--update"]) == 1
+    said = capsys.readouterr().out
+    assert why in said
+    assert "not kept" in said
+    assert json.loads(kept.read_text()) == figure(50000)
+    assert json.loads(out.read_text()) == measured
+
+
+def test_an_update_needs_no_figures_from_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.json"
+    monkeypatch.setattr(gate, "KEPT", kept)
+    monkeypatch.setattr(gate, "run", lambda _kernel, _module: figure(50000))
+    assert gate.main(["--out", str(tmp_path / "out.json"), "--update"]) == 0
+    assert json.loads(kept.read_text()) == figure(50000)
+
+
 def test_a_machine_without_what_is_needed_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
