@@ -311,9 +311,11 @@ class Guest:
             if kind == "dead":
                 concerned = list(self._processes.values())
             else:
-                concerned = [self._processes[message["process"]]]
+                # None: starting it took too long, and who asked for it has given up.
+                found = self._processes.get(message["process"])
+                concerned = [found] if found else []
                 if kind == "closed":
-                    del self._processes[message["process"]]
+                    self._processes.pop(message["process"], None)
         for process in concerned:
             process.handle(message)
 

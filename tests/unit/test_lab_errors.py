@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from stackmap_cli.lab import lab as lab_command
 from stackmap_testbed.channel import Channel
 from stackmap_testbed.errors import GuestDiedError, LabError, MissingToolError
+from stackmap_testbed.guest import Guest
 from stackmap_testbed.lab import Lab
 from stackmap_testbed.session import Session
 
@@ -123,6 +124,15 @@ def test_a_lab_that_ends_while_a_command_runs() -> None:
 def test_a_name_that_cannot_be_a_directory(name: str) -> None:
     with pytest.raises(LabError, match="cannot be named"):
         Session(name)
+
+
+def test_what_a_command_says_that_was_given_up_is_ignored() -> None:
+    """It was started after all, too late for who asked."""
+    guest: Any = Guest.__new__(Guest)
+    guest._processes, guest._processes_lock = {}, threading.Lock()
+    for event in ("output", "exit", "closed"):
+        guest._handle({"event": event, "process": 7})
+    assert guest._processes == {}
 
 
 def test_every_waiting_request_fails_at_once_when_the_guest_dies() -> None:
