@@ -117,7 +117,8 @@ class Connection(abc.ABC):
     Attributes:
         sock: the connection's socket.  Use it for control (``getpeername``, ``setsockopt``),
             never for payload.
-        id: the backend's number for the connection, unique among live ones.
+        id: the backend's number for the connection, unique among live ones; 0 while an accepted
+            one waits for the exchange that names it (on rings).
         app: free for the application, for instance its protocol state.
     """
 
