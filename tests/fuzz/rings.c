@@ -134,6 +134,13 @@ static void submit_bad(struct rng *rng)
 		submit(rng, port, 16);
 }
 
+/* Ring after ring of mutated slots: most are refused, which takes little. */
+static void storm(struct rng *rng)
+{
+	for (uint32_t k = 1 + rng_below(rng, 100); k && !stopping(); k--)
+		submit_bad(rng);
+}
+
 /* Give receive slots back: as they are, with other indices, or with those of transmit slots. */
 static void give_back(struct rng *rng)
 {
@@ -315,6 +322,7 @@ const struct action ring_actions[] = {
 	{ "submit_good", 6, submit_good },
 	{ "submit_some_bad", 4, submit_some_bad },
 	{ "submit_bad", 6, submit_bad },
+	{ "storm", 4, storm },
 	{ "give_back", 6, give_back },
 	{ "forward", 2, forward },
 	{ "scribble_slots", 2, scribble_slots },
