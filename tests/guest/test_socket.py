@@ -1,0 +1,166 @@
+"""What the socket of an attached connection shows: nothing of what the ring took stays with it."""
+
+from __future__ import annotations
+
+import fcntl
+import select
+import socket
+import struct
+import subprocess
+import threading
+from typing import TYPE_CHECKING
+
+from tests.guest.pattern import pattern
+from tests.guest.raw import SYNC_POLL, SYNC_RX, RawPort
+from tests.guest.rest import SIOCOUTQ
+from tests.guest.site import eventually
+from tests.guest.wire import connect_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.guest.attached import Attached
+
+FIONREAD = 0x541B
+LONG, CHUNK = 4_000_000, 100_000
+SO_MEMINFO = 55
+RMEM_ALLOC = 0  # in what SO_MEMINFO tells
+
+
+def queued(sock: socket.socket, request: int = FIONREAD) -> int:
+    """What the socket says that it has to be read, or not acknowledged yet."""
+    count: int = struct.unpack("<i", fcntl.ioctl(sock, request, bytes(4)))[0]
+    return count
+
+
+def memory(sock: socket.socket) -> int:
+    """What is charged to the socket for what it has received."""
+    info = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 64)
+    allocated: int = struct.unpack_from("<I", info, 4 * RMEM_ALLOC)[0]
+    return allocated
+
+
+def readable(sock: socket.socket) -> bool:
+    poller = select.poll()
+    poller.register(sock, select.POLLIN | select.POLLRDHUP)
+    return bool(poller.poll(0))
+
+
+def ss(sock: socket.socket) -> tuple[int, int]:
+    """Recv-Q and Send-Q."""
+    here, there = (address[1] for address in (sock.getsockname(), sock.getpeername()))
+    command = ["ss", "-Htn", f"sport = :{here} and dport = :{there}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    (line,) = done.stdout.splitlines()
+    received, sent = map(int, line.split()[1:3])
+    return received, sent
+
+
+def test_what_the_ring_took_is_in_no_queue_of_the_socket(
+    two: Attached, socket_pair: Callable[[], tuple[socket.socket, socket.socket]]
+) -> None:
+    """Neither while a stream flows nor after it, however much that was."""
+    peer, sock = socket_pair()
+    port = two.port
+    id = port.attach(sock)
+
+    def send() -> None:
+        for position in range(0, LONG, CHUNK):
+            peer.sendall(pattern(3, position, CHUNK))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    got = most = 0
+    while got < LONG:
+        for source, data, events, _err in port.receive():
+            assert (source, events) == (id, 0)
+            assert data == pattern(3, got, len(data))
+            got += len(data)
+        most = max(most, queued(sock))
+    sender.join()
+    assert most <= sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    assert queued(sock) == memory(sock) == 0
+    assert ss(sock) == (0, 0)
+    assert not readable(sock)
+
+    port.send(id, b"and back")
+    assert peer.recv(100) == b"and back"
+    eventually(lambda: queued(sock, SIOCOUTQ) == 0, lambda: queued(sock, SIOCOUTQ))
+    assert ss(sock) == (0, 0)
+    assert queued(peer, SIOCOUTQ) == 0
+    for end in (peer, sock):
+        end.close()
+
+
+def test_small_messages_leave_nothing(two: Attached) -> None:
+    """Many times more of them than a receive buffer would hold."""
+    port, sock = two.port, two.sock
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    for number in range(2000):
+        word = b"%064d" % number
+        two.peer.sendall(word)
+        got = b""
+        while got != word:
+            got += b"".join(data for _id, data, _events, _err in port.receive())
+        assert queued(sock) == 0
+        assert not readable(sock)
+    assert memory(sock) == 0
+    assert ss(sock) == (0, 0)
+
+
+def test_what_waits_in_tcp_is_shown_until_the_ring_takes_it(two: Attached) -> None:
+    """A paused connection: its bytes are in TCP, and the socket says how many."""
+    port, sock = two.port, two.sock
+    port.pause(two.id)
+    two.peer.sendall(bytes(5000))
+    eventually(lambda: queued(sock) == 5000, lambda: queued(sock))
+    assert ss(sock)[0] == 5000
+    assert readable(sock)
+    assert memory(sock) > 0
+    assert port.receive() == []
+    port.pause(two.id, 0)
+    got = 0
+    while got < 5000:
+        got += sum(len(data) for _id, data, _events, _err in port.receive())
+    assert queued(sock) == memory(sock) == 0
+    assert ss(sock) == (0, 0)
+    assert not readable(sock)
+
+
+def test_what_a_full_ring_leaves_is_shown_until_it_is_taken() -> None:
+    peer, sock = connect_pair()
+    stream = pattern(4, 0, 40_000)
+    with RawPort(4, 4) as port:
+        id = port.attach(sock)
+        peer.sendall(stream)
+        eventually(lambda: queued(sock) == len(stream) - 3 * 4096, lambda: queued(sock))
+        assert ss(sock)[0] == len(stream) - 3 * 4096
+        got = b""
+        while len(got) < len(stream):
+            # What comes is moved on by the sync after the one that told of it.
+            got += b"".join(data for source, data, _e, _x in port.receive() if source == id)
+            port.sync(SYNC_RX | SYNC_POLL)
+        assert got == stream
+        assert queued(sock) == memory(sock) == 0
+        assert ss(sock) == (0, 0)
+        assert not readable(sock)
+    peer.close()
+    sock.close()
+
+
+def test_nobody_who_waits_for_the_socket_is_woken_by_what_the_ring_takes(two: Attached) -> None:
+    """A level-triggered watch of the socket does not spin: it tells of the end only."""
+    port, sock = two.port, two.sock
+    with select.epoll() as epoll:
+        epoll.register(sock, select.EPOLLIN | select.EPOLLRDHUP)
+        for _ in range(50):
+            two.peer.sendall(b"for the ring")
+            got = b""
+            while got != b"for the ring":
+                got += b"".join(data for _id, data, _events, _err in port.receive())
+            assert epoll.poll(0) == []
+        assert epoll.poll(0.2) == []
+        two.peer.shutdown(socket.SHUT_WR)
+        ((fd, events),) = epoll.poll(60)
+        assert fd == sock.fileno()
+        assert events & select.EPOLLRDHUP
