@@ -95,13 +95,17 @@ static void sm_qdisc_timeout(struct timer_list *timer)
 static unsigned int sm_first_napi_id(struct net_device *dev)
 {
 	struct napi_struct *napi;
+	unsigned int id = 0;
 
-	/* The list is changed under RTNL, which the caller holds. */
-	ASSERT_RTNL();
-	list_for_each_entry(napi, &dev->napi_list, dev_list)
-		if (napi->napi_id >= MIN_NAPI_ID)
-			return napi->napi_id;
-	return 0;
+	rcu_read_lock();	/* drivers may change the list without RTNL */
+	list_for_each_entry_rcu(napi, &dev->napi_list, dev_list) {
+		id = READ_ONCE(napi->napi_id);
+		if (id >= MIN_NAPI_ID)
+			break;
+		id = 0;
+	}
+	rcu_read_unlock();
+	return id;
 }
 
 static const struct nla_policy sm_qdisc_policy[SM_TCA_MAX + 1] = {

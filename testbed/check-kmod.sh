@@ -61,7 +61,7 @@ coccicheck() {
 
 # All that depends on the kernel's version is in one place.
 versions() {
-	if git grep -n 'LINUX_VERSION_CODE' -- kmod ':!kmod/compat.h' >&2; then
+	if git grep -nE 'LINUX_VERSION_CODE|KERNEL_VERSION\(' -- kmod ':!kmod/compat.h' >&2; then
 		complain "the kernel's version is asked for outside kmod/compat.h"
 	fi
 }
