@@ -51,7 +51,7 @@ _SLOT_OPEN = Event.OPEN.value
 class RingConnection(Connection):
     """One TCP connection whose payload travels in ring slots."""
 
-    __slots__ = ("_announced", "_fast", "_paused", "_record", "_released", "ring")
+    __slots__ = ("_announced", "_failed", "_fast", "_paused", "_record", "_released", "ring")
 
     def __init__(
         self, ring: Ring, sock: socket.socket, id: int, record: int, *, announced: bool = False
@@ -65,6 +65,8 @@ class RingConnection(Connection):
         self._record = record
         self._paused = False
         self._released = False
+        # It ended by itself, which the application may not have seen yet.
+        self._failed = False
 
     def __repr__(self) -> str:
         return f"<RingConnection {self.id}{', closed' if self._released else ''}>"
@@ -102,6 +104,8 @@ class RingConnection(Connection):
             if taken is None:
                 return
             data = memoryview(data).cast("B")[taken:]
+        elif self._failed:
+            return  # lost, as what was written just before
         super().write(data)
 
     def forward(self, segment: Segment | Kept) -> None:
@@ -176,6 +180,11 @@ class RingConnection(Connection):
         else:
             with contextlib.suppress(OSError):  # reset meanwhile: an event says so
                 self.sock.shutdown(socket.SHUT_WR)
+
+    def _fail(self) -> None:
+        """It has ended, and if the application did not ask for that, writing is no error."""
+        self._failed = self._failed or not self._shutdown
+        self._end()
 
     def _end(self) -> None:
         """Close at once; what is queued is dropped."""
@@ -493,13 +502,14 @@ class Ring(Port):
             if connection._waiting:
                 self._resume(connection, segments)
             flags &= ~Event.WRITABLE
-        if flags & Event.ERROR:
-            connection._drop_queue()
         if flags & Event.CLOSED:
             del self._connections[connection.id]
-            connection._end()
-        elif connection._closing and not flags & Event.ERROR:
+            connection._fail()
+        elif connection._closing and (connection._released or not flags & Event.ERROR):
             return
+        elif flags & Event.ERROR and not connection._released:
+            # TCP may go on after it (IP_RECVERR); this connection does not, as on sockets.
+            connection._fail()
         if flags:
             segments.append(Segment(connection, memoryview(b""), _EVENTS[flags], code))
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from stackmap import BackendUnavailableError, Event, RingPort, Segment, _ring
+from stackmap import BackendUnavailableError, Event, Port, RingPort, Segment, SocketPort, _ring
+from tests.guest.test_soft_errors import HOST, heard
 from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace
 
 PATIENCE = 60.0
@@ -116,6 +117,30 @@ def test_a_closed_port_gives_no_socket_back() -> None:
         port.detach(connection)
     assert peer.recv(100) == b"handed over by close()"
     peer.close()
+
+
+@pytest.mark.parametrize("backend", ["rings", "sockets"])
+def test_an_error_ends_the_connection_whatever_it_is(backend: str) -> None:
+    """With IP_RECVERR, TCP goes on after some errors; a port does not, on either backend."""
+    peer, sock = connect_pair()
+    opened: Port = RingPort(NIC) if backend == "rings" else SocketPort()
+    with opened as port, heard(sock) as wire:
+        connection = port.attach(sock)
+        connection.write(b"hello")
+        port.exchange()
+        assert peer.recv(100) == b"hello"
+        wire.complain(HOST)
+        story: list[tuple[Event, int]] = []
+        deadline = time.monotonic() + PATIENCE
+        while not story or Event.CLOSED not in story[-1][0]:
+            assert time.monotonic() < deadline, story
+            story += [(segment.event, segment.errno) for segment in port.exchange(0.1)]
+        assert story == [(Event.ERROR, errno.EHOSTUNREACH), (Event.CLOSED, 0)]
+        assert sock.fileno() == -1
+        connection.write(b"into the void")
+        assert connection.pending == 0
+        assert peer.recv(1) == b""
+        peer.close()
 
 
 def test_a_connection_that_nobody_claims_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

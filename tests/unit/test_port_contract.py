@@ -466,6 +466,26 @@ def test_writing_to_a_reset_connection_is_no_error(link: Link) -> None:
     assert link.connection.pending == 0
 
 
+def test_answering_what_came_before_a_reset_is_no_error(link: Link) -> None:
+    """The application answers before it sees that the connection has failed."""
+    link.peer.sendall(PATTERN[:3000])
+    reset(link.peer)
+    time.sleep(0.05)
+    deadline = time.monotonic() + PATIENCE
+    while Event.CLOSED not in link.events():
+        assert time.monotonic() < deadline, link.summary()
+        for segment in link.port.exchange(0.05):
+            link.take(segment)
+            if not segment.event:
+                link.connection.write(b"answer")
+                link.connection.writelines([b"more", b"of it"])
+                link.connection.forward(segment)
+    link.connection.write(b"after the end")
+    link.connection.shutdown_write()
+    assert link.events() == [Event.ERROR, Event.CLOSED]
+    assert link.connection.pending == 0
+
+
 def test_reset_while_data_is_queued(link: Link) -> None:
     link.fill()
     reset(link.peer)
