@@ -55,14 +55,30 @@ def test_a_gain_is_worth_keeping() -> None:
 
 
 @pytest.mark.parametrize("name", ["kernel", "qemu", "gcc"])
-def test_figures_from_elsewhere_are_not_compared(name: str) -> None:
-    verdict = judge(figure(55000, here={**HERE, name: "another"}), figure(50000))
+def test_elsewhere_what_epoll_costs_there_counts(name: str) -> None:
+    there = {**HERE, name: "another"}
+    verdict = judge(figure(55000, 66000, there), figure(50000))
     assert verdict.passed
     assert f"{name} {HERE[name]} instead of another" in verdict.sentences[0]
+    assert "make bench-gate UPDATE=1" in verdict.sentences[0]
+
+
+@pytest.mark.parametrize(("ring", "passes"), [(56600, True), (56700, False), (40000, True)])
+def test_elsewhere_three_percent_more_of_epoll_fails(ring: int, passes: bool) -> None:
+    verdict = judge(figure(ring, 66000, {**HERE, "gcc": "another"}), figure(50000))
+    assert verdict.passed is passes
+    assert any("of what epoll does" in sentence for sentence in verdict.sentences)
+
+
+def test_a_failure_elsewhere_says_by_how_much() -> None:
+    verdict = judge(figure(55000, here={**HERE, "gcc": "another"}), figure(50000))
+    assert "91.7% of what epoll does" in verdict.sentences[0]
+    assert "83.3% kept" in verdict.sentences[0]
+    assert "+10.0%" in verdict.sentences[0]
 
 
 def test_what_only_one_side_knows_is_a_difference() -> None:
-    verdict = judge(figure(55000, here={**HERE, "cffi": "2.1.1"}), figure(50000))
+    verdict = judge(figure(50000, here={**HERE, "cffi": "2.1.1"}), figure(50000))
     assert verdict.passed
     assert "cffi None instead of 2.1.1" in verdict.sentences[0]
 
@@ -82,7 +98,9 @@ def test_rounds_that_differ_decide_nothing(elsewhere: dict[str, str]) -> None:
     assert "find out what is not repeatable" in verdict.sentences[0]
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"ring": "many", "environment": {}}', "[]"])
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"ring": 1, "epoll": "many", "environment": {}}', "[]"]
+)
 def test_a_broken_kept_figure_is_an_error(text: str, tmp_path: Path) -> None:
     path = tmp_path / "kept.json"
     path.write_text(text)
