@@ -183,7 +183,8 @@ class Connection(abc.ABC):
 
         Never blocks and never drops: what cannot be taken now is queued (see :attr:`pending`)
         and sent by later exchanges; ``Event.WRITABLE`` says when the queue is empty again.  The
-        data is copied before this returns, so the caller may reuse its buffer.
+        data is copied before this returns, so the caller may reuse its buffer.  What is written to
+        a connection that has failed is lost, which its events say.
 
         Raises:
             BrokenPipeError: after :meth:`shutdown_write` or :meth:`close`.
