@@ -31,6 +31,7 @@ _LIMITS = {
     lib.SM_LIMIT_CONNECTIONS: "a port has at most 1048576 connections, not {connections}",
     lib.SM_LIMIT_MEMORY: "there is not enough memory for the port's {buffers} buffers"
     " ({mib} MiB){cgroup}: ask for fewer slots, spare buffers or extra buffers",
+    lib.SM_LIMIT_PORTS: "65534 ports are open on this machine, and it can have no more",
 }
 
 
