@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import struct
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from stackmap import BackendUnavailableError, RingPort
+from tests.guest.children import Child
 from tests.guest.memory import memory_cgroup
 from tests.guest.raw import (
     ATTACH_LISTENER,
     CLOSED,
+    STATE_SIZE,
     RawPort,
     address_of,
     limits_option,
@@ -28,7 +32,11 @@ from tests.guest.raw import (
 from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+#: How many connections are attached to see what they cost, and what each costs at least: its
+#: addresses, links and callbacks alone.
+ATTACHED, CONNECTION_SIZE = 2000, 200
 
 NONE, RINGS, SLOTS, BUFFERS, CONNECTIONS, MEMORY = range(6)
 MILLION = 1 << 20
@@ -253,6 +261,47 @@ port.close()
     )
     region = (1024 + 1024 + 10_000) * 4096
     assert 0.99 * region < int(printed) < 1.2 * region
+
+
+def charged(cgroup: Path) -> dict[str, int]:
+    """Bytes that a memory cgroup is charged for: all, and by what the kernel uses them for."""
+    lines = (cgroup / "memory.stat").read_text().splitlines()
+    found = {name: int(value) for name, value in (line.split() for line in lines)}
+    return found | {"all": int((cgroup / "memory.current").read_text())}
+
+
+def test_records_rings_and_connections_are_charged(cgroup: Path) -> None:
+    """The sockets were there before, and nobody of this cgroup made them."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4 * ATTACHED, 4 * ATTACHED))
+    with ExitStack() as stack:
+        socks = []
+        listener = stack.enter_context(socket.create_server((ADDRESS, 0), backlog=128))
+        for _ in range(ATTACHED):
+            peer = stack.enter_context(in_peer_namespace())
+            peer.connect(listener.getsockname())
+            socks.append(stack.enter_context(listener.accept()[0]))
+
+        def work(tell: Callable[[], object]) -> None:
+            (cgroup / "cgroup.procs").write_text("0")
+            before = charged(cgroup)
+            with RawPort(1024, 1024, rings=4, spare=16, connections=200_000) as port:
+                opened = charged(cgroup)
+                records = port.connections * STATE_SIZE
+                rings = 4 * 2 * (256 + 1024 * 16)
+                buffers = (4 * 2 * 1024 + 16) * 4096
+                assert opened["vmalloc"] - before["vmalloc"] > 0.99 * (records + rings)
+                assert opened["all"] - before["all"] > 0.99 * (records + rings + buffers)
+                for sock in socks:
+                    port.attach(sock)
+                attached = charged(cgroup)
+                used = attached["slab_unreclaimable"] - opened["slab_unreclaimable"]
+                assert used > ATTACHED * CONNECTION_SIZE
+                assert attached["all"] - opened["all"] > ATTACHED * CONNECTION_SIZE
+            tell()
+
+        with Child(work) as child:
+            child.await_word()
+            assert child.await_end() == 0
 
 
 def test_memory_comes_back_when_the_port_closes(cgroup: Path) -> None:

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pyroute2 import IPRoute
+from pyroute2 import IPRoute, netns
 from pyroute2.netlink import NLA_F_NESTED, nla
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import TC_H_ROOT
 from pyroute2.netlink.rtnl.tcmsg import plugins
 
 from stackmap import BackendUnavailableError, RingPort
+from stackmap._netlink import Inspector
 from stackmap_cli.link import KIND, Grants, NicError, bound_nics, read_nic, set_qdisc
 from tests.guest.peer import inside
 from tests.guest.raw import RawPort
@@ -316,6 +317,56 @@ def test_a_nic_of_another_namespace_is_not_there() -> None:
     with inside(PEER_NAMESPACE), pytest.raises(OSError) as refused:
         RawPort()
     assert refused.value.errno == errno.ENXIO
+
+
+# -- looking --
+
+
+def look_as(uid: int, namespace: str = "") -> dict[str, list[tuple[int, ...]]]:
+    """What netlink shows to that user, in a network namespace."""
+
+    def work() -> dict[str, list[tuple[int, ...]]]:
+        if namespace:
+            netns.setns(namespace)
+        if uid:
+            become(uid)
+        with Inspector() as inspector:
+            return {
+                "ports": [(port.mem_id, port.uid) for port in inspector.ports()],
+                "rings": [(ring.mem_id, ring.index) for ring in inspector.rings()],
+                "connections": [(c.mem_id, c.id, c.inode) for c in inspector.connections()],
+            }
+
+    seen: dict[str, list[tuple[int, ...]]] = in_child(work)
+    return seen
+
+
+def test_everybody_may_look_at_their_own_namespace() -> None:
+    """An ordinary user is shown what root is, and neither is shown another namespace's."""
+    peer, sock = connect_pair()
+    with inside(PEER_NAMESPACE):
+        sh(f"tc qdisc replace dev {NIC} root stackmap")
+    try:
+        with inside(PEER_NAMESPACE):
+            there = RawPort()
+        with there, RawPort(rings=2) as here, closing(peer), closing(sock):
+            ids = here.attach(sock), there.attach(peer)
+            mine = {
+                "ports": [(here.mem_id, 0)],
+                "rings": [(here.mem_id, 0), (here.mem_id, 1)],
+                "connections": [(here.mem_id, ids[0], os.fstat(sock.fileno()).st_ino)],
+            }
+            theirs = {
+                "ports": [(there.mem_id, 0)],
+                "rings": [(there.mem_id, 0)],
+                "connections": [(there.mem_id, ids[1], os.fstat(peer.fileno()).st_ino)],
+            }
+            for uid in (0, USER):
+                assert look_as(uid) == mine
+                assert look_as(uid, PEER_NAMESPACE) == theirs
+    finally:
+        with inside(PEER_NAMESPACE):
+            sh(f"tc qdisc del dev {NIC} root")
 
 
 # -- what an open port leaks --
