@@ -100,8 +100,8 @@ void sm_pool_put(struct sm_pool *pool, const u32 *idx, u32 count)
 }
 
 /*
- * Take a buffer that the application named; returns its index, or an errno.  @idx is a kernel copy of
- * what was written, and only what is returned is safe to use under speculation.
+ * Take a buffer that the application named; returns its index, or an errno.  @idx is a kernel copy
+ * of what was written, and only what is returned is safe to use under speculation.
  */
 int sm_pool_claim(struct sm_pool *pool, u32 idx, enum sm_owner owner)
 {

@@ -417,8 +417,8 @@ static struct sm_pair *sm_pair_for(struct sm_port *port, const struct sock *sk, 
 }
 
 /*
- * A connection to be, with all it needs memory for; the caller's reference is the only one.  Returns
- * an ERR_PTR() on failure.
+ * A connection to be, with all it needs memory for; the caller's reference is the only one.
+ * Returns an ERR_PTR() on failure.
  */
 struct sm_conn *sm_conn_alloc(struct sm_port *port)
 {

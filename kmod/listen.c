@@ -116,7 +116,7 @@ int sm_listener_detach(struct sm_port *port, u32 id)
 {
 	struct sm_listener *listener;
 
-	rcu_read_lock();	/* its socket may be closed now, which does not ask for port->mutex */
+	rcu_read_lock();	/* its socket may be closed now, without port->mutex */
 	listener = xa_load(&port->listeners, id);
 	if (listener && !refcount_inc_not_zero(&listener->refs))
 		listener = NULL;

@@ -445,7 +445,7 @@ static int sm_port_attach(struct sm_port *port, struct sm_attach *req)
 	sock = sockfd_lookup(req->fd, &err);
 	if (!sock)
 		return err;
-	/* The file of another kind of socket that has fallen back to TCP (SMC) is not this one's own. */
+	/* The file may be another socket's, which has fallen back to this one (SMC). */
 	if (!sock->file || file_inode(sock->file) != SOCK_INODE(sock))
 		err = -EOPNOTSUPP;
 	else

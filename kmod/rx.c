@@ -201,7 +201,7 @@ static void sm_rx_take_back_some(struct sm_pair *pair, u32 head)
 
 		if (unlikely(idx < 0)) {
 			sm_count(pair, SM_BAD_SLOT, 1);
-			/* The buffer we gave, if it is still the application's; else one when needed. */
+			/* What we gave, if it is the application's still; else one when needed. */
 			idx = sm_pool_claim(&pair->port->pool, rx->slot[i].buf, SM_RX_FILL);
 		}
 		rx->slot[i].buf = max(idx, 0);

@@ -77,10 +77,10 @@
  * options work.  TCP_ULP (kTLS) and IPV6_ADDRFORM fail with EBUSY also after detaching, and a
  * sockmap does not take the socket any more; getsockopt(TCP_ULP) says "stackmap".
  *
- * Urgent data (MSG_OOB) comes in line, also a byte that was read with MSG_OOB before.  A recv() that
- * is asleep when the socket is attached stays so, and may take bytes when something else wakes it; a
- * send() that begins just then may still send: finish such calls first.  SO_RCVLOWAT holds data back
- * as it does for recv().
+ * Urgent data (MSG_OOB) comes in line, also a byte that was read with MSG_OOB before.  A recv()
+ * that is asleep when the socket is attached stays so, and may take bytes when something else
+ * wakes it; a send() that begins just then may still send: finish such calls first.  SO_RCVLOWAT
+ * holds data back as it does for recv().
  *
  * TCP state
  *
