@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import errno
 import gc
+import itertools
 import socket
 import struct
 import time
@@ -242,6 +243,7 @@ def test_echo_of_a_large_stream(link: Link) -> None:
 def test_forwarding_sends_what_was_received(make_link: Callable[[], Link]) -> None:
     there, back = make_link(), make_link()
     there.peer.setblocking(False)
+    sizes = itertools.cycle((1, 300, 512, 513, 4096, 50_000))
     sent = 0
     answer = bytearray()
     back.peer.setblocking(False)
@@ -249,8 +251,8 @@ def test_forwarding_sends_what_was_received(make_link: Callable[[], Link]) -> No
     while len(answer) < len(PATTERN):
         assert time.monotonic() < deadline
         with suppress(BlockingIOError):
-            size = (1, 300, 512, 513, 4096, 50_000)[sent % 6]
-            sent += there.peer.send(PATTERN[sent : sent + size]) if sent < len(PATTERN) else 0
+            if sent < len(PATTERN):
+                sent += there.peer.send(PATTERN[sent : sent + next(sizes)])
         for segment in there.port.exchange(0.001):
             if not segment.event:
                 back.connection.forward(segment)
