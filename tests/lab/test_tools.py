@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PORT = 7600
 TO_SERVER, TO_CLIENT = 200_000, 300_000
 PROGRAMS = ("ss", "tcpdump", "ethtool")
+#: What is kept under way while one looks, and how often one looks.
+UNDER_WAY, LOOKS = 8_000_000, 5
 
 pytestmark = [
     pytest.mark.usefixtures("rings"),
@@ -44,6 +46,67 @@ def details(lab: Lab) -> dict[str, int]:
     """What ``ss`` shows of TCP's state of the one connection."""
     told = lab.server.run(f"ss -Htin state established sport = :{PORT}").stdout
     return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)\b", told)}
+
+
+#: Looks again and again, so that many looks fall into a stream, however fast that is.
+LOOKING = f"""
+while :; do
+    ss -Htin state established sport = :{PORT}
+    ethtool -S eth0 | grep kicks
+    echo looked
+done
+"""
+
+
+def looks(told: str) -> list[tuple[int, int, int, int]]:
+    """Of each look: bytes received, bytes acknowledged, kicks, and the longer of the queues."""
+    found = []
+    for look in told.split("looked\n")[:-1]:
+        of = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)\b", look)}
+        queues = re.match(r"\s*(\d+)\s+(\d+)", look)
+        assert queues, look
+        kicked = sum(map(int, re.findall(r"kicks: (\d+)$", look, re.MULTILINE)))
+        deepest = max(map(int, queues.groups()))
+        found.append((of.get("bytes_received", 0), of.get("bytes_acked", 0), kicked, deepest))
+    return found
+
+
+def test_they_show_a_stream_while_it_flows(lab: Lab) -> None:
+    """From one look to another all counters grow, and no queue without bound."""
+    with pair(lab, PORT) as hosts:
+        peer = hosts.connect()
+        looking = lab.server.popen(LOOKING)
+        sent = answered = 0
+        deadline = time.monotonic() + 2 * PATIENCE
+        found: list[tuple[int, int, int, int]] = []
+        try:
+            while not all(len({look[n] for look in found}) >= LOOKS for n in range(3)):
+                assert time.monotonic() < deadline, found
+                unsent = hosts.client.state(peer=peer)["unsent"]
+                hosts.client.send(peer=peer, size=UNDER_WAY - unsent)
+                sent += UNDER_WAY - unsent
+                # The program that scribbles over buffers may have less than a ring of them waiting.
+                if hosts.server.state(peer=peer)["pending"] < TO_CLIENT:
+                    hosts.server.write(peer=peer, size=TO_CLIENT)
+                    answered += TO_CLIENT
+                found = looks(looking.output())
+        finally:
+            looking.kill(group=True)
+            looking.wait(PATIENCE)
+        for n, most in ((0, sent), (1, answered + 1), (2, None)):
+            shown = [look[n] for look in found]
+            assert shown == sorted(shown)
+            assert most is None or shown[-1] <= most
+        # More than the system's limits on a socket's buffers, and much less than was sent.
+        assert max(look[3] for look in found) < UNDER_WAY
+
+        hosts.server.wait_for("state", lambda s: s["received"] == sent, 2 * PATIENCE, peer=peer)
+        hosts.client.wait_for("state", lambda s: s["received"] == answered, 2 * PATIENCE, peer=peer)
+        hosts.server.wait_for("stats", lambda s: s["slots_pinned"] == 0)
+        told = lab.server.run(f"ss -Htin state established sport = :{PORT}").stdout
+        assert told.split()[:2] == ["0", "0"]
+        assert details(lab)["bytes_received"] == sent
+        hosts.check(peer)
 
 
 def test_they_show_what_the_rings_carry(lab: Lab, tmp_path: Path) -> None:
