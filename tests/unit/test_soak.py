@@ -9,7 +9,11 @@ import pytest
 from tests.soak import growth, shortfalls
 
 MILLION = 1_000_000
-APPLICATION: dict[str, object] = {"MemAvailable": 1_000_000, "SUnreclaim": 40_000, "VmallocUsed": 10_000}
+APPLICATION: dict[str, object] = {
+    "MemAvailable": 1_000_000,
+    "SUnreclaim": 40_000,
+    "VmallocUsed": 10_000,
+}
 TOTAL = {"messages": MILLION, "killed": 1, "retransmitted": {"app": 10, "peer": 20}}
 
 
