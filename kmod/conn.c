@@ -164,11 +164,14 @@ static void sm_write_space(struct sock *sk)
 	conn = sm_conn_of_rcu(sk);
 	if (conn) {
 		if (READ_ONCE(conn->rest_len) && sk_stream_is_writeable(sk)) {
+			/* With nothing under way TCP lacks memory, and calls us for each try. */
 			sm_conn_get(conn);
-			if (!queue_work(sm_wq, &conn->flush_work))
+			if (!queue_delayed_work(sm_wq, &conn->flush_work,
+						tcp_rtx_and_write_queues_empty(sk)))
 				sm_conn_put(conn);
 		}
 		sm_tx_check_writable(conn);
+		sm_tx_no_probes(sk);	/* a timeout may have enabled them */
 		sm_tcp.write_space(sk);
 		if (sk->sk_socket)
 			set_bit(SOCK_NOSPACE, &sk->sk_socket->flags);
@@ -231,7 +234,7 @@ void sm_conn_sent(const struct sk_buff *skb)
 
 static void sm_flush_work(struct work_struct *work)
 {
-	struct sm_conn *conn = container_of(work, struct sm_conn, flush_work);
+	struct sm_conn *conn = container_of(to_delayed_work(work), struct sm_conn, flush_work);
 
 	lock_sock(conn->sk);
 	if (conn->attached) {
@@ -384,6 +387,12 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 	if (err)
 		return err;
 	set_bit(SOCK_NOSPACE, &sock->flags);	/* see sm_write_space() */
+	if (inet_csk(sk)->icsk_mtup.enabled) {
+		/* What it would have probed for is believed, as where TCP does not probe. */
+		inet_csk(sk)->icsk_mtup.search_low = inet_csk(sk)->icsk_mtup.search_high;
+		inet_csk(sk)->icsk_pmtu_cookie = 0;	/* TCP computes its mss anew */
+		sm_tx_no_probes(sk);
+	}
 	conn->err = READ_ONCE(sk->sk_err);	/* was reported before */
 	sm_rx_forget_urgent(sk);
 	conn->attached = true;
@@ -429,7 +438,7 @@ struct sm_conn *sm_conn_alloc(struct sm_port *port)
 		return ERR_PTR(-ENOMEM);
 	refcount_set(&conn->refs, 1);
 	INIT_LIST_HEAD(&conn->pending);
-	INIT_WORK(&conn->flush_work, sm_flush_work);
+	INIT_DELAYED_WORK(&conn->flush_work, sm_flush_work);
 	init_llist_head(&conn->early);
 	INIT_DELAYED_WORK(&conn->early_work, sm_tx_early_work);
 	conn->port = port;

@@ -208,8 +208,12 @@ __poll_t sm_pair_poll(struct sm_pair *pair, struct file *file, poll_table *wait)
 		goto out;
 	}
 	sm_rx_publish(pair);
-	/* Who waits for one of the two only is not told which: both must be there to go unarmed. */
-	if (!sm_pair_readable(pair) || !sm_pair_writable(pair)) {
+	/*
+	 * Who waits for one of the two only is not told which: both must be there to go unarmed.
+	 * Who is told of edges does not ask again before the next one.
+	 */
+	if (!sm_pair_readable(pair) || !sm_pair_writable(pair) ||
+	    poll_requested_events(wait) & EPOLLET) {
 		sm_pair_arm(pair);
 		if (sm_rx_ready(pair))
 			sm_rx_publish(pair);

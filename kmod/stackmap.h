@@ -326,7 +326,7 @@ struct sm_conn {
 	u16 rest_off;
 	u16 rest_len;			/* 0: no rest */
 
-	struct work_struct flush_work;	/* sends the rest when TCP has space */
+	struct delayed_work flush_work;	/* sends the rest when TCP has space */
 	struct llist_head early;	/* batches that TCP let go of before their ACK */
 	struct delayed_work early_work;	/* looks whether it has come */
 
@@ -388,6 +388,7 @@ void sm_tx_destroy(struct sm_pair *pair);
 int sm_tx_sync(struct sm_pair *pair);
 void sm_tx_flush_rest(struct sm_conn *conn, bool closing);
 void sm_tx_early_work(struct work_struct *work);
+void sm_tx_no_probes(struct sock *sk);
 void sm_tx_check_writable(struct sm_conn *conn);
 
 /* rx.c */

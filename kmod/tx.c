@@ -5,8 +5,8 @@
  * Consecutive slots of one connection become one send.  TCP's skbs reference the pages and carry
  * one ubuf_info for the whole send, whose count reaches zero when the last skb that holds it is
  * freed: when the peer acknowledged it, or when the connection was reset.  That, and nothing
- * else, makes the buffers free: where TCP lets go earlier, because it has copied the payload or has
- * moved it into a packet that probes the path's MTU, they wait for their ACK all the same.
+ * else, makes the buffers free: where TCP lets go earlier, because it has copied the payload, they
+ * wait for their ACK all the same.
  */
 #include <linux/bvec.h>
 #include <linux/slab.h>
@@ -195,6 +195,21 @@ static void sm_tx_take_error(struct sm_conn *conn)
 }
 
 /*
+ * Leave TCP no larger MTU to probe the path for.  Since 6.5 a probe takes pages over from the
+ * packets that it replaces, but not their ubuf_info: a peer on this machine would get the pages
+ * themselves.  A black hole may still make segments smaller.  The socket is locked.
+ */
+void sm_tx_no_probes(struct sock *sk)
+{
+	struct inet_connection_sock *icsk = inet_csk(sk);
+
+	if (likely(!icsk->icsk_mtup.enabled))
+		return;
+	icsk->icsk_mtup.search_high = icsk->icsk_mtup.search_low - 1;
+	icsk->icsk_mtup.probe_timestamp = tcp_jiffies32;	/* nor look again from now */
+}
+
+/*
  * Give @vec to TCP under @batch, which must hold its buffers already.  Returns what
  * tcp_sendmsg() returns.  Caller holds the socket lock.
  */
@@ -208,6 +223,7 @@ static int sm_tx_send(struct sm_conn *conn, struct sm_batch *batch, struct bio_v
 	int sent;
 
 	sm_tx_take_error(conn);
+	sm_tx_no_probes(conn->sk);
 	/* Or TCP would take what it sends now for all that a full send buffer allowed. */
 	clear_bit(SOCK_NOSPACE, &conn->sk->sk_socket->flags);
 	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, vec, n, bytes);

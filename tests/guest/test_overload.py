@@ -24,6 +24,14 @@ SPARE = 4
 PATIENCE = 60.0
 
 
+def await_acks(port: RawPort) -> None:
+    """Wait until no buffer is pinned any more."""
+    deadline = time.monotonic() + PATIENCE
+    while port.stats()["pinned"]:
+        assert time.monotonic() < deadline, port.stats()
+        time.sleep(0.01)
+
+
 class Crowd:
     """A port with few buffers, and connections that want them."""
 
@@ -59,12 +67,6 @@ class Crowd:
         self.submit([(0, b"y")])
         assert self.port.stats()["stalls"] > stalls
 
-    def await_acks(self) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while self.port.stats()["pinned"]:
-            assert time.monotonic() < deadline, self.port.stats()
-            time.sleep(0.01)
-
     def close(self) -> None:
         self.port.close()
         for sock in self.peers + self.socks:
@@ -88,7 +90,7 @@ def test_nothing_overtakes_a_refused_slot_where_buffers_run_out(crowd: Crowd) ->
         assert codes[2] == errno.EAGAIN, codes
         assert crowd.port.stats()["bufs_free"] == 0
         assert codes[5] == errno.EAGAIN, codes
-    crowd.await_acks()
+    await_acks(crowd.port)
     assert crowd.port.tx.tail == (crowd.port.tx.head - 1) % crowd.port.tx.n, "the ring stopped"
     pending = {
         first: [b"2", b"3"],
@@ -98,7 +100,7 @@ def test_nothing_overtakes_a_refused_slot_where_buffers_run_out(crowd: Crowd) ->
     for number, chunks in pending.items():
         for chunk in chunks:
             assert crowd.submit([(number, chunk)]) == [0]
-            crowd.await_acks()
+            await_acks(crowd.port)
     for number, expected in ((first, b"0123"), (second, b"ac"), (third, b"b")):
         assert crowd.peers[number].recv(len(expected), socket.MSG_WAITALL) == expected
 
@@ -176,39 +178,83 @@ def probing() -> Iterator[None]:
     """)
 
 
-@pytest.mark.usefixtures("probing")
-def test_buffers_wait_for_their_ack_when_tcp_probes_the_mtu() -> None:
-    """A probe takes payload over from other packets, and TCP lets go of those before its ACK."""
-    probes = counter("TCPMTUPSuccess") + counter("TCPMTUPFail")
+SIZE, TOTAL = 400, 400_000
+
+
+def probes_of(exchange: Callable[[socket.socket, socket.socket, bytes], bytes]) -> int:
+    """Send a stream in small pieces, in bursts; returns how often TCP probed meanwhile."""
+    before = counter("TCPMTUPSuccess") + counter("TCPMTUPFail")
+    stream = pattern(3, 0, TOTAL)
     peer, sock = connect_pair()
-    size, total = 400, 400_000
-    stream = pattern(3, 0, total)
-    with peer, sock, RawPort(256, 16, spare=1024) as port:
-        id = port.attach(sock)
-        sent = 0
-        got = bytearray()
+    with peer, sock:
         peer.setblocking(False)
-        deadline = time.monotonic() + PATIENCE
-        while len(got) < total:
+        assert exchange(peer, sock, stream) == stream
+    return counter("TCPMTUPSuccess") + counter("TCPMTUPFail") - before
+
+
+def by_socket(peer: socket.socket, sock: socket.socket, stream: bytes) -> bytes:
+    got = bytearray()
+    sent = 0
+    sock.setblocking(False)
+    deadline = time.monotonic() + PATIENCE
+    while len(got) < TOTAL:
+        assert time.monotonic() < deadline, (len(got), sent)
+        with suppress(BlockingIOError):
+            while sent < TOTAL:
+                sent += sock.send(stream[sent : sent + SIZE])
+        time.sleep(0.05)  # TCP probes when much waits and little is under way
+        with suppress(BlockingIOError):
+            got += peer.recv(1 << 20)
+    return bytes(got)
+
+
+def by_ring(peer: socket.socket, sock: socket.socket, stream: bytes) -> bytes:
+    got = bytearray()
+    sent = 0
+    deadline = time.monotonic() + PATIENCE
+    with RawPort(256, 16, spare=1024) as port:
+        id = port.attach(sock)
+        while len(got) < TOTAL:
             assert time.monotonic() < deadline, (len(got), sent, port.stats())
             refused = False
-            while sent < total and not refused:
-                # Alone in its sync, and in its packet: a probe swallows several of those whole.
+            while sent < TOTAL and not refused:
+                # Alone in its sync, and in its packet: a probe would swallow several of those.
                 slot = port.tx.head
-                port.put(slot, id, stream[sent : sent + size])
+                port.put(slot, id, stream[sent : sent + SIZE])
                 port.tx.set_head((slot + 1) % port.tx.n)
                 port.sync_all()
                 refused = bool(port.tx.slot(slot).events & REFUSED)
-                sent += size * (not refused)
-            # TCP probes when much waits and little is under way.
+                sent += SIZE * (not refused)
             time.sleep(0.05)
             port.receive()
             with suppress(BlockingIOError):
                 got += peer.recv(1 << 20)
-        assert bytes(got) == stream
-        assert counter("TCPMTUPSuccess") + counter("TCPMTUPFail") > probes, "TCP never probed"
-        deadline = time.monotonic() + PATIENCE
-        while port.stats()["pinned"]:
-            assert time.monotonic() < deadline, port.stats()
-            time.sleep(0.01)
+        await_acks(port)
         assert port.stats()["released_reset"] == 0
+    return bytes(got)
+
+
+@pytest.mark.usefixtures("probing")
+def test_tcp_does_not_probe_the_mtu_with_pages_of_the_application() -> None:
+    """A probe has them without a word of whose they are, and goes to a local peer as it is."""
+    assert probes_of(by_socket) > 0, "TCP does not probe here, whoever sends"
+    assert probes_of(by_ring) == 0
+
+
+def test_buffers_wait_for_their_ack_where_tcp_copies() -> None:
+    """The NIC cannot gather, so TCP lets go of the pages at once; the rule is the same."""
+    sh(f"ethtool -K {NIC} sg off")
+    try:
+        peer, sock = connect_pair()
+        with peer, sock, RawPort(16, 16) as port:
+            id = port.attach(sock)
+            with peer_loses(100):
+                port.send(id, b"copied")
+                assert peer.recv(100) == b"copied"
+                time.sleep(0.5)
+                assert port.stats()["pinned"] == 1
+                assert port.stats()["released_ack"] == port.stats()["released_reset"] == 0
+            await_acks(port)
+            assert port.stats()["released_ack"] == 1
+    finally:
+        sh(f"ethtool -K {NIC} sg on")

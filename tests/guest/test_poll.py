@@ -80,6 +80,19 @@ def test_what_was_not_taken_is_told_again(polled: Polled, kind: str) -> None:
             assert told(0) == []
 
 
+def test_edge_triggered_tells_of_what_is_new_once(polled: Polled) -> None:
+    with select.epoll() as epoll:
+        epoll.register(polled.fd, select.EPOLLIN | select.EPOLLET)
+        for number in range(5):
+            word = b"word %d" % number
+            polled.peer.sendall(word)
+            assert epoll.poll(PATIENCE) == [(polled.fd, select.EPOLLIN)], word
+            assert epoll.poll(A_WHILE) == []
+            assert polled.receive() == word
+            polled.pair.sync(SYNC_RX)
+            assert epoll.poll(0) == []
+
+
 def test_edge_triggered_tells_of_what_was_there_before(polled: Polled) -> None:
     polled.peer.sendall(b"early")
     assert poller(polled.fd, select.POLLIN).poll(PATIENCE * 1000)
@@ -144,7 +157,7 @@ def fill_up(polled: Polled, ids: list[int]) -> int:
 
 
 @pytest.mark.parametrize("unread", [False, True])
-@pytest.mark.parametrize("kind", ["poll", "epoll"])
+@pytest.mark.parametrize("kind", ["poll", "epoll", "epoll, edge triggered"])
 def test_writable_while_there_is_room(polled: Polled, kind: str, unread: bool) -> None:
     """A ring that stopped for want of buffers is full; the ACK that brings some makes room.
 
@@ -158,7 +171,8 @@ def test_writable_while_there_is_room(polled: Polled, kind: str, unread: bool) -
         assert poller(polled.fd, select.POLLIN).poll(PATIENCE * 1000)
     took: list[float] = []
     with select.epoll() as epoll:
-        epoll.register(polled.fd, select.EPOLLOUT)
+        edge = select.EPOLLET if "edge" in kind else 0
+        epoll.register(polled.fd, select.EPOLLOUT | edge)
         waits = poller(polled.fd, select.POLLOUT)
 
         def told(seconds: float) -> list[tuple[int, int]]:
