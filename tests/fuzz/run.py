@@ -1,7 +1,7 @@
 """Runs the fuzzer inside a debug kernel, and says whether anything was wrong.
 
-``make fuzz MINUTES=60 KERNEL=uml SEED=1 SLOTS=10000000``.  Besides what the fuzzer itself finds, the
-run fails for anything in the kernel's log, for a module that cannot be unloaded afterwards, for
+``make fuzz MINUTES=60 KERNEL=uml SEED=1 SLOTS=10000000``.  Besides what the fuzzer itself finds,
+the run fails for anything in the kernel's log, for a module that cannot be unloaded afterwards, for
 leaks, and for having tried too little.
 """
 
