@@ -2,14 +2,8 @@
  * The hot loops of ports on rings.
  *
  * Ring positions follow netmap: [head, tail) is ours.  Everything the kernel must see is stored
- * before head is released, everything it shows is read after tail was acquired:
- *
- *	application				kernel
- *	write slots, payload
- *	store-release head	(A) --------->	load-acquire head
- *						read slots; write slots, buffers
- *	load-acquire tail	<---------- (B)	store-release tail
- *	read slots, payload
+ * before head is released (A), everything it shows is read after tail was acquired (D): the letters
+ * are those of kmod/uapi/stackmap.h.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -234,7 +228,7 @@ char *smr_buffer(const struct smr_pair *pair, uint32_t buf)
 size_t smr_write(struct smr_pair *pair, uint32_t id, const char *data, size_t len)
 {
 	struct sm_ring *ring = pair->tx;
-	uint32_t tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);	/* (B) */
+	uint32_t tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);	/* (D) */
 	uint32_t size = ring->nr_buf_size;
 	size_t left = len, n;
 
@@ -274,7 +268,7 @@ uint32_t smr_send_buffer(struct smr_pair *pair, uint32_t id, uint32_t buf, uint3
 	struct sm_slot *slot = &pair->tx->slot[pair->tx_head];
 	uint32_t spare = slot->buf_idx;
 
-	if (pair->tx_head == __atomic_load_n(&pair->tx->tail, __ATOMIC_ACQUIRE))	/* (B) */
+	if (pair->tx_head == __atomic_load_n(&pair->tx->tail, __ATOMIC_ACQUIRE))	/* (D) */
 		return 0;
 	*slot = (struct sm_slot){
 		.buf_idx = buf,
@@ -330,7 +324,7 @@ static int collect_refused(struct smr_pair *pair)
 {
 	const struct sm_ring *ring = pair->tx;
 	/* tail is one before the first slot that was not processed */
-	uint32_t done = next(ring, __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE));	/* (B) */
+	uint32_t done = next(ring, __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE));	/* (D) */
 	int n = 0;
 
 	while (pair->tx_synced != done && pair->tx_synced != pair->tx_head) {
@@ -348,7 +342,7 @@ static int collect_refused(struct smr_pair *pair)
 static int collect_received(struct smr_pair *pair)
 {
 	struct sm_ring *ring = pair->rx;
-	uint32_t tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);		/* (B) */
+	uint32_t tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);		/* (D) */
 	uint32_t start = SMR_STAGING_START;
 	int n = 0;
 
