@@ -30,6 +30,9 @@ int sm_pool_init(struct sm_pool *pool, u32 count)
 {
 	u32 i;
 
+	/* An estimate, but what cannot be had is not worth pushing everybody else out for. */
+	if (si_mem_available() < count)
+		return -ENOMEM;
 	spin_lock_init(&pool->lock);
 	pool->nfree = 0;	/* an earlier, failed attempt may have left something */
 	pool->npinned = 0;

@@ -91,6 +91,20 @@ def test_what_is_too_much_is_refused_with_the_limit(
         assert port.tx.n == 1024
 
 
+def pages_allocated() -> int:
+    """How many pages the kernel has handed out since it booted."""
+    lines = Path("/proc/vmstat").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("pgalloc_"))
+
+
+def test_what_the_machine_does_not_have_is_refused_before_it_is_taken() -> None:
+    """Nobody else is pushed out of memory for a port that cannot be."""
+    body, option = register_body(), limits_option(spare=MILLION - 4096)
+    before = pages_allocated()
+    assert refusal(body, option) == (errno.ENOMEM, MEMORY)
+    assert pages_allocated() - before < 50_000
+
+
 def test_options_that_are_unknown_or_repeated() -> None:
     fd = os.open("/dev/stackmap", os.O_RDWR)
     second = limits_option()
