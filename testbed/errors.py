@@ -25,10 +25,16 @@ class GuestCommandError(LabError):
     """A command in a guest failed and the caller had asked for success."""
 
 
+#: As long as what a kernel says of one bug, with its registers and call trace.
+_REPORT_LINES = 60
+
+
 class KernelLogError(LabError):
     """A guest's kernel reported a bug, a warning, a stall or a leak."""
 
-    def __init__(self, guest: str, lines: list[str]) -> None:
-        """Keep the offending lines, and quote them in the message."""
-        super().__init__(f"the kernel log of {guest} reports: " + " | ".join(lines))
+    def __init__(self, guest: str, lines: list[str], log: list[str]) -> None:
+        """Keep the offending lines; the message has them, and the log from the first one on."""
+        first = log.index(lines[0])
+        report = "\n".join(log[first : first + _REPORT_LINES])
+        super().__init__(f"the kernel log of {guest} reports: " + " | ".join(lines) + "\n" + report)
         self.lines = lines

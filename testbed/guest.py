@@ -253,9 +253,10 @@ class Guest:
         records = self._records(self._log_position)
         if records:
             self._log_position = records[-1][0]
-        offending = offending_lines([line for _, line in records])
+        log = [line for _, line in records]
+        offending = offending_lines(log)
         if offending:
-            raise KernelLogError(self.name, offending)
+            raise KernelLogError(self.name, offending, log)
 
     def mark_kernel_log(self, text: str) -> None:
         """Write a line into the guest's kernel log, to say what comes after it."""
