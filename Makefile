@@ -80,8 +80,8 @@ test-lifetimes: setup
 	@for variant in uml smp; do $(DEBUG_KERNEL) $$variant || exit 1; done
 	$(PYTHON) -m tests.debug.uml --timeout 14400 \
 		env STACKMAP_REQUIRE=guest STACKMAP_ROUNDS=$(ROUNDS) \
-		$(abspath $(PYTHON)) -B -m pytest -q -p no:cacheprovider -o faulthandler_timeout=0 \
-		tests/guest/test_lifetimes.py
+		$(abspath $(PYTHON)) -B -m pytest -q -p no:cacheprovider -p no:hypothesispytest \
+		-o faulthandler_timeout=0 tests/guest/test_lifetimes.py
 	kernel=$$($(DEBUG_KERNEL) smp) && \
 	testbed/setup.sh module-for $$kernel $(CURDIR)/build/kmod/$$(ls $$kernel/lib/modules) && \
 	STACKMAP_REQUIRE=vm STACKMAP_ROUNDS=$(ROUNDS) $(PYTEST) -o faulthandler_timeout=0 \

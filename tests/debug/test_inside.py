@@ -5,13 +5,13 @@ After each file the module is unloaded, and nothing of it may be left.
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.debug.kernels import ROOT
 from tests.debug.uml import Options, run_in_uml
+from tests.inside import check_report, pytest_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,15 +24,11 @@ INSIDE = ROOT / "tests" / "debug" / "inside"
 
 def run_tests(uml: DebugKernel, file: Path, options: Options, patience: int) -> None:
     """Run a file of tests in a guest; ``patience`` is one test's, in the guest's seconds."""
-    command = [
-        sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider",
-        "--timeout", str(patience), "-o", f"faulthandler_timeout={patience}",
-        "-x", "--tb=short", str(file),
-    ]  # fmt: skip
+    limits = ("--timeout", str(patience), "-o", f"faulthandler_timeout={patience}")
+    command = pytest_command(file, *limits)
     report = run_in_uml(uml, command, options)
     report.check()
-    assert " passed" in report.output, report.output
-    assert " skipped" not in report.output, report.output
+    check_report(report.output)
 
 
 @pytest.mark.timeout(1500)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.debug.kernels import ROOT
 from tests.debug.races import complaints
+from tests.inside import pass_inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,16 +43,7 @@ def complaints_since(guest: Guest, mark: str) -> list[str]:
 @pytest.mark.parametrize("file", [str(path.relative_to(GUEST)) for path in FILES])
 def test_guest_suite(server: Guest, file: str) -> None:
     server.mark_kernel_log(file)
-    result = server.run(
-        [
-            sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider",
-            "--timeout", "900", "-x", "--tb=short", str(GUEST / file),
-        ],
-        timeout=1700,
-        check=False,
-    )  # fmt: skip
-    report = result.stdout[-8000:] + result.stderr[-2000:]
-    assert complaints_since(server, file) == []
-    assert result.returncode == 0, report
-    assert " passed" in result.stdout, report
-    assert " skipped" not in result.stdout, report
+    try:
+        pass_inside(server, GUEST / file, timeout=1700, patience=900)
+    finally:
+        assert complaints_since(server, file) == []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.inside import pass_inside
 
 if TYPE_CHECKING:
     from stackmap_testbed.guest import Guest
@@ -23,16 +24,4 @@ FILE_SECONDS = 2300 * (1 + int(ROUNDS))
 @pytest.mark.timeout(FILE_SECONDS + 100)
 @pytest.mark.parametrize("file", sorted(path.name for path in INSIDE.glob("test_*.py")))
 def test_inside(server: Guest, file: str) -> None:
-    result = server.run(
-        [
-            sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider",
-            "--timeout", str(TEST_SECONDS), "-x", "--tb=short", str(INSIDE / file),
-        ],
-        timeout=FILE_SECONDS,
-        env={"STACKMAP_ROUNDS": ROUNDS},
-        check=False,
-    )  # fmt: skip
-    report = result.stdout[-8000:] + result.stderr[-2000:]
-    assert result.returncode == 0, report
-    assert " passed" in result.stdout, report
-    assert " skipped" not in result.stdout, report
+    pass_inside(server, INSIDE / file, FILE_SECONDS, TEST_SECONDS, ROUNDS)
