@@ -151,6 +151,8 @@ static int sm_sync_check(const struct sm_sync *req)
 {
 	if (req->flags & ~(SM_SYNC_TX | SM_SYNC_RX | SM_SYNC_POLL | SM_SYNC_WAIT) ||
 	    req->spin_us > SM_MAX_SPIN_US ||
+	    (req->spin_us && !(req->flags & SM_SYNC_POLL)) ||
+	    (req->deadline_ns && !(req->flags & SM_SYNC_WAIT)) ||
 	    (req->flags & SM_SYNC_WAIT && !(req->flags & SM_SYNC_RX)))
 		return -EINVAL;
 	return 0;

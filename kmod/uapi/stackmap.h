@@ -282,13 +282,14 @@ struct sm_ring_req {
 
 /*
  * SMIOC_SYNC: any of the steps below, in this order, in one call.
- *	EINVAL			a ring was bad and has been reset, or unknown flags
+ *	EINVAL			a ring was bad and has been reset; or unknown flags, or what needs a
+ *				flag that is not set
  *	EINTR			a signal ended the wait; what came before it is done
  */
 struct sm_sync {
 	__u32 flags;		/* SM_SYNC_* */
-	__u32 spin_us;		/* with POLL: keep polling this long while nothing arrives */
-	__s64 deadline_ns;	/* with WAIT: CLOCK_MONOTONIC; negative: none */
+	__u32 spin_us;		/* with POLL: keep polling this long while nothing arrives; or 0 */
+	__s64 deadline_ns;	/* with WAIT: CLOCK_MONOTONIC, negative: none; or 0 */
 };
 
 #define SM_SYNC_TX		1	/* send what is between the last head and head */

@@ -61,7 +61,8 @@ static void fill_sync(struct rng *rng, struct port *port, union argument *arg)
 {
 	(void)port;
 	random_sync(rng, &arg->sync);
-	arg->sync.spin_us = rng_below(rng, 1001);
+	if (rng_one_in(rng, 4))
+		arg->sync.spin_us = rng_below(rng, 1002);	/* more than is allowed, or not polled for */
 }
 
 static void fill_ring(struct rng *rng, struct port *port, union argument *arg)

@@ -20,8 +20,10 @@ from tests.guest.raw import (
     REFUSED,
     REGISTER_SIZE,
     SMIOC_SYNC,
+    SYNC_POLL,
     SYNC_RX,
     SYNC_TX,
+    SYNC_WAIT,
     WRITABLE,
     RawPort,
     Ring,
@@ -309,10 +311,22 @@ def test_before_register_there_is_nothing() -> None:
     os.close(fd)
 
 
-def test_unknown_sync_flags(port: RawPort) -> None:
-    for flags, spin in ((8, 0), (2**31, 0), (SYNC_RX, 1001)):
-        with pytest.raises(OSError, match="Invalid argument"):
-            port.sync(flags, spin)
+@pytest.mark.parametrize(
+    ("flags", "spin_us", "deadline"),
+    [
+        (SYNC_WAIT, 0, 0.0),
+        (2**31, 0, 0.0),
+        (SYNC_POLL, 1001, 0.0),
+        # what only a step that is not asked for would look at
+        (SYNC_RX, 1, 0.0),
+        (SYNC_RX | SYNC_POLL, 0, -1.0),
+    ],
+)
+def test_a_sync_that_makes_no_sense(
+    port: RawPort, flags: int, spin_us: int, deadline: float
+) -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
+        port.sync(flags, spin_us, deadline)
 
 
 def test_detach_gives_the_socket_back(two: Attached) -> None:
