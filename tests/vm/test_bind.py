@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from stackmap_testbed.lab import Lab
     from stackmap_testbed.process import Completed
 
-# A command takes seconds in an emulated guest, and some tests run five.
-pytestmark = pytest.mark.timeout(600)
+#: A command takes seconds in an emulated guest, a minute on a kernel full of checks, and some tests
+#: run five.
+COMMAND_SECONDS = 300.0
+pytestmark = pytest.mark.timeout(6 * COMMAND_SECONDS)
 
 BUILT = Path(__file__).resolve().parents[2] / "build" / "kmod"
 
@@ -30,7 +32,7 @@ class Stackmap:
 
     def __call__(self, *arguments: str) -> Completed:
         command = [sys.executable, "-m", "stackmap_cli.main", *arguments]
-        return self._guest.run(command, check=False, cwd="/tmp")
+        return self._guest.run(command, timeout=COMMAND_SECONDS, check=False, cwd="/tmp")
 
     def bind(self, *arguments: str) -> Completed:
         return self("bind", "eth0", "--module", str(self._module), *arguments)
