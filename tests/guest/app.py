@@ -37,6 +37,7 @@ class Status:
     received: list[int]
     wrong: int
     events: dict[str, int]
+    errors: dict[str, int]
 
     def __repr__(self) -> str:
         """In brief: of many connections, sums."""

@@ -12,6 +12,7 @@ import os
 import resource
 import sys
 import time
+from pathlib import Path
 
 from tests.guest.app import Nursery
 from tests.guest.lifetimes import Round, close_sockets_first
@@ -19,6 +20,9 @@ from tests.guest.memory import in_use, settle
 from tests.guest.peer import Peer
 from tests.guest.site import KernelLog, Site, eventually, references
 from tests.guest.victim import MAX_FILES
+
+#: Packets that may wait at the end of a veth pair.
+BACKLOG = Path("/proc/sys/net/core/netdev_max_backlog")
 
 
 def tell(moment: str, **more: object) -> None:
@@ -48,6 +52,9 @@ def main() -> None:
     """Do it several times, each in a process of its own, and look at what is left."""
     count, times = int(sys.argv[1]), int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
+    # All speak at once.  What a full queue of the wire drops comes back with TCP's timers, again
+    # and again too many at a time, and the unluckiest take minutes.
+    BACKLOG.write_text(f"{10 * count}\n")
     for _ in range(times):
         settle()
         tell("before")

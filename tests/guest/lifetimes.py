@@ -97,7 +97,11 @@ class Round:
             )
             if (there, back) != (sent, written)
         ]
-        return f"{len(missing)} of {len(peer.lines)} connections wait: {missing[:5]}; {status}"
+        ends = collections.Counter(end for end in peer.ends if end)
+        return (
+            f"{len(missing)} of {len(peer.lines)} connections wait: {missing[:5]}; {status}; "
+            f"at the peer ended: {dict(ends)}"
+        )
 
     def check_app_is_content(self) -> None:
         """It has seen no wrong byte and no event but WRITABLE."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import fcntl
 import json
 import mmap
@@ -70,6 +71,7 @@ class Victim:
         self.lines: list[Line] = []
         self.wrong = 0
         self.events: collections.Counter[str] = collections.Counter()
+        self.errors: collections.Counter[str] = collections.Counter()
         self.port: RingPort
         self.nic: str
         self.listener: socket.socket
@@ -119,6 +121,8 @@ class Victim:
                 self.events[Event(segment.event).name or "?"] += 1
                 if segment.event & (Event.ERROR | Event.CLOSED):
                     line.flooding = False
+                if segment.errno:
+                    self.errors[errno.errorcode[segment.errno]] += 1
                 continue
             size = len(segment.view)
             if bytes(segment.view) != pattern(2 * line.number + 1, line.received, size):
@@ -216,6 +220,7 @@ class Victim:
             "received": [line.received for line in self.lines],
             "wrong": self.wrong,
             "events": self.events,
+            "errors": self.errors,
         }
 
     def do_unread(self) -> list[int]:
