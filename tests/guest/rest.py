@@ -17,12 +17,17 @@ BYTES_ACKED_AT = 120  # in struct tcp_info
 SLOTS_AT_ONCE = 40
 
 
+def unacknowledged(sock: socket.socket) -> int:
+    """How many bytes TCP has that the peer has not acknowledged, sent or not."""
+    count: int = struct.unpack("<i", fcntl.ioctl(sock, SIOCOUTQ, bytes(4)))[0]
+    return count
+
+
 def bytes_in_tcp(sock: socket.socket) -> int:
     """How much of what was sent TCP has, or the peer already."""
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    queued = struct.unpack("<i", fcntl.ioctl(sock, SIOCOUTQ, bytes(4)))[0]
     acknowledged: int = struct.unpack_from("<Q", info, BYTES_ACKED_AT)[0]
-    return acknowledged + int(queued)
+    return acknowledged + unacknowledged(sock)
 
 
 def leave_a_rest(two: Attached, stream: bytes) -> int:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import select
 import socket
-import struct
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -17,7 +15,7 @@ import pytest
 from tests.guest.children import Child
 from tests.guest.pattern import pattern
 from tests.guest.raw import REFUSED, SYNC_RX, SYNC_TX, RawPort
-from tests.guest.rest import SIOCOUTQ
+from tests.guest.rest import unacknowledged
 from tests.guest.wire import NIC, PEER_NAMESPACE, connect_pair, peer_loses, sh
 
 if TYPE_CHECKING:
@@ -194,7 +192,7 @@ def probes_of(exchange: Callable[[socket.socket, socket.socket, bytes], bytes]) 
         assert exchange(peer, sock, stream) == stream
         # What comes of a probe is counted when its ACK comes, which takes a while here.
         deadline = time.monotonic() + PATIENCE
-        while struct.unpack("<i", fcntl.ioctl(sock, SIOCOUTQ, bytes(4)))[0]:
+        while unacknowledged(sock):
             assert time.monotonic() < deadline
             time.sleep(0.01)
     return counter("TCPMTUPSuccess") + counter("TCPMTUPFail") - before

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tests.guest.pattern import pattern
 from tests.guest.raw import SYNC_POLL, SYNC_RX, RawPort
-from tests.guest.rest import SIOCOUTQ
+from tests.guest.rest import unacknowledged
 from tests.guest.site import eventually
 from tests.guest.wire import connect_pair
 
@@ -27,9 +27,9 @@ SO_MEMINFO = 55
 RMEM_ALLOC = 0  # in what SO_MEMINFO tells
 
 
-def queued(sock: socket.socket, request: int = FIONREAD) -> int:
-    """What the socket says that it has to be read, or not acknowledged yet."""
-    count: int = struct.unpack("<i", fcntl.ioctl(sock, request, bytes(4)))[0]
+def queued(sock: socket.socket) -> int:
+    """How many bytes the socket says that it has to be read."""
+    count: int = struct.unpack("<i", fcntl.ioctl(sock, FIONREAD, bytes(4)))[0]
     return count
 
 
@@ -85,9 +85,9 @@ def test_what_the_ring_took_is_in_no_queue_of_the_socket(
 
     port.send(id, b"and back")
     assert peer.recv(100) == b"and back"
-    eventually(lambda: queued(sock, SIOCOUTQ) == 0, lambda: queued(sock, SIOCOUTQ))
+    eventually(lambda: unacknowledged(sock) == 0, lambda: unacknowledged(sock))
     assert ss(sock) == (0, 0)
-    assert queued(peer, SIOCOUTQ) == 0
+    assert unacknowledged(peer) == 0
     for end in (peer, sock):
         end.close()
 
