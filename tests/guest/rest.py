@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from tests.guest.attached import Attached
 
 SIOCOUTQ = 0x5411
-BYTES_ACKED_AT = 120  # in struct tcp_info
+# Offsets in struct tcp_info.
+UNACKED_AT = 24
+BYTES_ACKED_AT = 120
+NOTSENT_BYTES_AT = 144
 SLOTS_AT_ONCE = 40
 
 
@@ -21,6 +24,14 @@ def unacknowledged(sock: socket.socket) -> int:
     """How many bytes TCP has that the peer has not acknowledged, sent or not."""
     count: int = struct.unpack("<i", fcntl.ioctl(sock, SIOCOUTQ, bytes(4)))[0]
     return count
+
+
+def peer_is_full(sock: socket.socket) -> bool:
+    """Whether all that was sent is acknowledged, and the rest waits for the peer to read."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    unacked: int = struct.unpack_from("<I", info, UNACKED_AT)[0]
+    not_sent: int = struct.unpack_from("<I", info, NOTSENT_BYTES_AT)[0]
+    return unacked == 0 and not_sent > 0
 
 
 def bytes_in_tcp(sock: socket.socket) -> int:
