@@ -6,15 +6,33 @@ import hashlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+from stackmap import Event, RingPort
+from tests.guest.children import Child
 from tests.guest.wire import ADDRESS, NIC, in_peer_namespace
 
 ROUNDS = 50
-PROGRAM = Path(__file__).with_name("flood.py")
+BLOCK = bytes(range(256)) * 16
+#: Bytes that wait for the ring at most.
+BACKLOG = 1 << 18
+
+
+def flood(listener: socket.socket, reports: int) -> None:
+    """Made to be killed: accept one connection, attach it, send for ever, report accepted bytes."""
+    accepted, _address = listener.accept()
+    port = RingPort(NIC)
+    connection = port.attach(accepted)
+    while not port.exchange(1.0):
+        pass
+    while True:
+        if connection.pending < BACKLOG:
+            connection.write(BLOCK)
+        for segment in port.exchange(0.0 if connection.pending < BACKLOG else 1.0):
+            if segment.event & (Event.ERROR | Event.CLOSED):
+                return
+        os.write(reports, b"%d\n" % port.stats().ring_bytes_tx)
 
 
 def loaded_users() -> int:
@@ -28,27 +46,25 @@ def loaded_users() -> int:
 def test_what_was_accepted_arrives() -> None:
     idle = loaded_users()
     for number in range(ROUNDS):
+        reading, writing = os.pipe()
         with socket.create_server((ADDRESS, 0)) as listener:
             listener.settimeout(60)
             address = listener.getsockname()
-            process = subprocess.Popen(
-                [sys.executable, PROGRAM, NIC, str(listener.fileno())],
-                pass_fds=[listener.fileno()],
-                stdout=subprocess.PIPE,
-            )
+            child = Child(lambda _tell, of=listener, to=writing: flood(of, to))
+        os.close(writing)
+        with child, open(reading, "rb") as reports:
             peer = in_peer_namespace()
             peer.settimeout(60)
             peer.connect(address)
-        peer.sendall(b"go")
-        # Read some, so that there is data in flight and data that the window holds back.
-        got = peer.recv(1 + number * 1000)
-        time.sleep(0.002 * (number % 7))
-        os.kill(process.pid, signal.SIGKILL)
-        promised, _ = process.communicate()
-        # The program reports each number of accepted bytes after its sync; the last may be
+            peer.sendall(b"go")
+            # Read some, so that there is data in flight and data that the window holds back.
+            got = peer.recv(1 + number * 1000)
+            time.sleep(0.002 * (number % 7))
+            os.kill(child.pid, signal.SIGKILL)
+            promised = reports.read()
+        # The child reports each number of accepted bytes after its sync; the last may be
         # cut off by the kill, and more may have been accepted than it lived to say.
-        reports = [int(word) for word in promised.split(b"\n")[:-1]]
-        accepted = reports[-1] if reports else 0
+        accepted = max(map(int, promised.split(b"\n")[:-1]), default=0)
         received = len(got)
         digest = hashlib.sha256(got)
         while chunk := peer.recv(65536):
@@ -56,8 +72,7 @@ def test_what_was_accepted_arrives() -> None:
             digest.update(chunk)
         peer.close()
         assert received >= accepted, f"round {number}: {received} of {accepted} bytes arrived"
-        block = bytes(range(256)) * 16
-        expected = hashlib.sha256((block * (received // 4096 + 1))[:received])
+        expected = hashlib.sha256((BLOCK * (received // 4096 + 1))[:received])
         assert digest.digest() == expected.digest(), f"round {number}: wrong bytes"
     deadline = time.monotonic() + 30
     while loaded_users() > idle:
