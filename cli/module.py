@@ -36,7 +36,8 @@ def load_module(path: Path | None) -> None:
 
 def _built_nearby() -> Path:
     release = os.uname().release
-    folders = [Path("kmod"), _CHECKOUT / "kmod", _CHECKOUT / "build" / "kmod" / release]
+    # Not the current directory: anybody may have put a module there.
+    folders = [_CHECKOUT / "kmod", _CHECKOUT / "build" / "kmod" / release]
     built = [module for folder in folders if (module := folder / "stackmap.ko").is_file()]
     for module in built:
         if _release_of(module) == release:
