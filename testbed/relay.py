@@ -143,11 +143,12 @@ class Relay:
     def _serve(self, fd: int) -> bool:
         """Answer the commands of one control connection; False when told to stop."""
         session, pending = self._sessions[fd]
-        data = session.recv(65536)
+        try:
+            data = session.recv(65536)
+        except ConnectionError:
+            data = b""
         if not data:
-            self._poll.unregister(fd)
-            del self._sessions[fd]
-            session.close()
+            self._hang_up(fd)
             return True
         pending += data
         while (end := pending.find(b"\n")) >= 0:
@@ -161,8 +162,18 @@ class Relay:
                 answer = self._obey(command)
             except (OSError, TypeError, ValueError) as error:
                 answer = {"error": str(error)}
-            session.sendall(json.dumps(answer).encode() + b"\n")
+            try:
+                session.sendall(json.dumps(answer).encode() + b"\n")
+            except ConnectionError:
+                self._hang_up(fd)
+                break
         return True
+
+    def _hang_up(self, fd: int) -> None:
+        """Whoever asked has gone; the wire stays."""
+        self._poll.unregister(fd)
+        session, _pending = self._sessions.pop(fd)
+        session.close()
 
     def _obey(self, command: dict[str, Any]) -> dict[str, Any]:
         if command["do"] == "configure":

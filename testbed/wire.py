@@ -100,7 +100,9 @@ class Wire:
         return self._ask({"do": "stats"})
 
     def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        with self._lock:
+        line = b""
+        # What ends in the middle, or before, has ended too.
+        with self._lock, contextlib.suppress(ConnectionError):
             self._sock.sendall(json.dumps(command).encode() + b"\n")
             line = self._file.readline()
         if not line:
@@ -146,11 +148,6 @@ class RelayProcess:
                 command, workdir / "wire.log", descriptors
             )
         self.wire = Wire(self.control)
-
-    @property
-    def pid(self) -> int:
-        """The relay's process id."""
-        return self._process.pid
 
     def close(self) -> None:
         """End the relay, finishing any capture, and remove its socket."""

@@ -156,3 +156,24 @@ def test_two_wires_cannot_share_a_directory(ends: Ends, tmp_path: Path) -> None:
 def test_a_missing_wire_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="no wire answers"):
         Wire(tmp_path / "wire.sock")
+
+
+def test_who_hangs_up_without_listening_does_not_cut_the_wire(ends: Ends) -> None:
+    for answers_lost in (False, True):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(ends.relay.control))
+            client.sendall(b'{"do": "stats"}\n' * 1000)
+            if answers_lost:
+                client.recv(1)  # some are there, and are not read
+    assert exchange(ends.server, ends.client, [DATA]) == [DATA]
+    assert ends.wire.stats()
+
+
+def test_a_wire_that_has_ended_says_so(ends: Ends) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(ends.relay.control))
+        client.sendall(b'{"do": "stop"}\n')
+        assert client.recv(1) == b""
+    for _ in range(2):
+        with pytest.raises(LabError, match="has ended"):
+            ends.wire.stats()
