@@ -188,6 +188,8 @@ class SocketListener(Listener):
 
     def close(self) -> None:
         """Stop listening.  Connections that were accepted live on.  Idempotent."""
+        if self in self._port._listeners:
+            self._port._listeners.remove(self)
         self.sock.close()
 
 
@@ -332,7 +334,7 @@ class SocketPort(Port):
         self._lent.clear()
         self._buffers.clear()
         self._held.clear()
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             listener.close()
         for connection in list(self._connections.values()):
             connection._closing = connection._shutdown = True
@@ -373,7 +375,8 @@ class SocketPort(Port):
             if connection._fd < 0:
                 return False
             connection._update_interest()
-            segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
+            if not connection._failure:
+                segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
         if not ready & _FAILED:
             return bool(ready & _IN)
         if connection._closing:

@@ -1,0 +1,30 @@
+"""What is the sockets backend's own affair."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from stackmap import Event, SocketPort
+
+
+def test_what_a_reset_threw_away_was_not_sent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, SocketPort() as port:
+        peer = socket.create_connection(listener.getsockname())
+        accepted, _address = listener.accept()
+        connection = port.attach(accepted)
+        connection.write(bytes(1 << 24))
+        assert connection.pending > 0
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        events = []
+        while Event.CLOSED not in events:
+            events += [segment.event for segment in port.exchange(1.0)]
+        assert events == [Event.ERROR, Event.CLOSED]
+
+
+def test_a_closed_listener_is_forgotten() -> None:
+    with SocketPort() as port:
+        for _ in range(3):
+            port.attach_listener(socket.create_server(("127.0.0.1", 0))).close()
+        assert port._listeners == []
