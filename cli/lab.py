@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from contextlib import closing, contextmanager
@@ -130,8 +131,8 @@ def execute(name: str, guest: str, command: tuple[str, ...]) -> None:
             code = message["status"]
             # A shell's convention for a command that a signal ended.
             sys.exit(code if code >= 0 else 128 - code)
-        for stream, text in message["output"].items():
-            click.echo(text, nl=False, err=stream == "stderr")
+        for stream, data in message["output"].items():
+            click.echo(base64.b64decode(data), nl=False, err=stream == "stderr")
 
 
 @lab.command()

@@ -7,6 +7,7 @@ not to a file that a crash leaves behind.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -97,7 +98,9 @@ class Background:
         seen: dict[str, int] = {}
         try:
             while not (process.finished and not process.unread(seen)):
-                _send(connection, {"output": process.next_output(seen, _OUTPUT_SECONDS)})
+                fresh = process.next_output(seen, _OUTPUT_SECONDS)
+                output = {name: base64.b64encode(data).decode() for name, data in fresh.items()}
+                _send(connection, {"output": output})
         except OSError:
             process.kill(group=True)
             raise

@@ -52,7 +52,7 @@ class GuestProcess:
         self.argv = argv
         self.pid = 0
         self.returncode: int | None = None
-        self._output = {"stdout": "", "stderr": ""}
+        self._output = {"stdout": bytearray(), "stderr": bytearray()}
         self._mixed = ""
         self._decoders = {
             name: codecs.getincrementaldecoder("utf-8")("replace") for name in self._output
@@ -66,9 +66,9 @@ class GuestProcess:
         with self._changed:
             if message["event"] == "output":
                 stream = message["stream"]
-                text = self._decoders[stream].decode(base64.b64decode(message["data"]))
-                self._output[stream] += text
-                self._mixed += text
+                data = base64.b64decode(message["data"])
+                self._output[stream] += data
+                self._mixed += self._decoders[stream].decode(data)
             elif message["event"] == "exit":
                 self.returncode = message["status"]
             elif message["event"] == "closed":
@@ -80,12 +80,12 @@ class GuestProcess:
     @property
     def stdout(self) -> str:
         """What it has written to standard output so far."""
-        return self._output["stdout"]
+        return self._output["stdout"].decode(errors="replace")
 
     @property
     def stderr(self) -> str:
         """What it has written to standard error so far."""
-        return self._output["stderr"]
+        return self._output["stderr"].decode(errors="replace")
 
     def output(self) -> str:
         """Return both streams so far, in the order they arrived."""
@@ -145,20 +145,20 @@ class GuestProcess:
             )
         return match
 
-    def next_output(self, seen: dict[str, int], timeout: float) -> dict[str, str]:
+    def next_output(self, seen: dict[str, int], timeout: float) -> dict[str, bytes]:
         """Return what each stream wrote past the lengths in ``seen``, waiting a while for some."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closed or self._guest_died or self.unread(seen), timeout
             )
-            fresh = {name: text[seen.get(name, 0) :] for name, text in self._output.items()}
-            for name, text in self._output.items():
-                seen[name] = len(text)
+            fresh = {name: bytes(data[seen.get(name, 0) :]) for name, data in self._output.items()}
+            for name, data in self._output.items():
+                seen[name] = len(data)
             return fresh
 
     def unread(self, seen: dict[str, int]) -> bool:
         """Whether there is output past the lengths in ``seen``."""
-        return any(len(text) > seen.get(name, 0) for name, text in self._output.items())
+        return any(len(data) > seen.get(name, 0) for name, data in self._output.items())
 
     @property
     def finished(self) -> bool:

@@ -146,7 +146,7 @@ class Session:
         return next(self._ask({"do": "status"}))
 
     def execute(self, guest: str, argv: list[str]) -> Iterator[Message]:
-        """Run a command in a guest: its output as it comes, at last its exit status.
+        """Run a command in a guest: its output as it comes, in base64, at last its exit status.
 
         Raises:
             LabError: the lab is down or ends meanwhile, or the command cannot be run.

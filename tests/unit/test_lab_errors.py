@@ -114,10 +114,11 @@ def test_a_lab_that_ends_while_it_is_asked(command: list[str], said: bytes) -> N
 
 
 def test_a_lab_that_ends_while_a_command_runs() -> None:
-    with lab_that_ends_after(Session(), b'{"output": {"stdout": "half of "}}\n'):
+    with lab_that_ends_after(Session(), b'{"output": {"stdout": "aGFsZiBvZiD/"}}\n'):
         refused = CliRunner().invoke(lab_command, ["exec", "server", "--", "true"])
     assert refused.exit_code == 1
-    assert refused.output == "half of Error: the lab 'lab' has ended\n"
+    assert refused.stdout_bytes == b"half of \xff"
+    assert refused.stderr == "Error: the lab 'lab' has ended\n"
 
 
 @pytest.mark.parametrize("name", ["", "../x", "Capital", "a" * 33])

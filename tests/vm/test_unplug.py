@@ -62,7 +62,7 @@ def serve(slots: Slots, process: GuestProcess) -> None:
     seen: dict[str, int] = {}
     text = ""
     while not process.finished:
-        text += process.next_output(seen, 1.0)["stdout"]
+        text += process.next_output(seen, 1.0)["stdout"].decode()
         while "\n" in text:
             asked, _, text = text.partition("\n")
             verb, name = asked.split()
