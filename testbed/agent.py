@@ -87,6 +87,8 @@ class Agent:
                 reply = {
                     "error": f"{error.strerror}: {error.filename}" if error.filename else str(error)
                 }
+            except ValueError as error:  # a NUL in an argument
+                reply = {"error": str(error)}
             if reply is not None:
                 self._send({"event": "reply", "request": request["request"], **reply})
 

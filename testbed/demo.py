@@ -158,10 +158,10 @@ def demonstrate(kernel: str, plan: Plan, out: Path, narrator: Narrator) -> bool:
     Raises:
         DemoError, LabError, LoadError, ServerError: it could not be done.
     """
-    machine = describe_machine()
     narrator.title("Two hosts")
     lab = Lab(kernel=kernel)
     module_for(lab.release)
+    machine = describe_machine()
     with lab.up(narrator.say):
         bind(lab, plan, narrator)
         show_client(lab, plan, narrator)

@@ -18,12 +18,18 @@ from .agent import __file__ as agent_script
 from .channel import Channel, Message
 from .children import end_process, start_process
 from .environment import guest_environment, guest_python, visible_paths
-from .errors import GuestCommandError, GuestDiedError, GuestTimeoutError, KernelLogError
+from .errors import (
+    GuestCommandError,
+    GuestDiedError,
+    GuestTimeoutError,
+    KernelLogError,
+    LabError,
+)
 from .initramfs import GuestIdentity, build_initramfs
 from .kernel_log import offending_lines, parse_record
 from .process import Completed, GuestProcess
 from .qemu import AGENT_PORT, Sockets, device_arguments, machine_arguments
-from .qmp import Qmp, thread_cpu_nanoseconds
+from .qmp import Qmp, QmpRefusalError, thread_cpu_nanoseconds
 from .virtiofs import RootShare
 
 if TYPE_CHECKING:
@@ -267,15 +273,31 @@ class Guest:
         return [parse_record(record) for record in reply["records"]]
 
     def vcpu_cpu_seconds(self) -> float:
-        """Return the host's processor time that the guest's virtual processors have used."""
-        cpus = self._qmp.execute("query-cpus-fast")
-        return (
-            sum(thread_cpu_nanoseconds(self._machine.pid, cpu["thread-id"]) for cpu in cpus) / 1e9
-        )
+        """Return the host's processor time that the guest's virtual processors have used.
+
+        Raises:
+            GuestDiedError: QEMU has ended.
+        """
+        cpus = self.monitor("query-cpus-fast")
+        try:
+            times = [thread_cpu_nanoseconds(self._machine.pid, cpu["thread-id"]) for cpu in cpus]
+        except OSError:
+            raise GuestDiedError(self.obituary()) from None
+        return sum(times) / 1e9
 
     def monitor(self, command: str, **arguments: object) -> Any:
-        """Have QEMU do something to the machine; see its QMP reference."""
-        return self._qmp.execute(command, **arguments)
+        """Have QEMU do something to the machine; see its QMP reference.
+
+        Raises:
+            GuestDiedError: QEMU has ended.
+            LabError: it refuses.
+        """
+        try:
+            return self._qmp.execute(command, **arguments)
+        except QmpRefusalError as refusal:
+            raise LabError(f"QEMU refuses {command}: {refusal}") from None
+        except OSError:
+            raise GuestDiedError(self.obituary()) from None
 
     def send_signal(self, pid: int, number: int, *, group: bool) -> None:
         """Signal a process of the guest, or the group that it leads."""

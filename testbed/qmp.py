@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     import socket
 
 
+class QmpRefusalError(Exception):
+    """QEMU does not do what it was asked to; the message is its own."""
+
+
 class Qmp:
     """QEMU's machine protocol over a connected socket: one command at a time."""
 
@@ -25,7 +29,8 @@ class Qmp:
         """Run a command and return what it returns; where QEMU has a hyphen, write ``_``.
 
         Raises:
-            ConnectionError: QEMU refuses, or has ended.
+            QmpRefusalError: QEMU refuses.
+            ConnectionError: it has ended.
         """
         with self._lock:
             if not self._ready:
@@ -44,7 +49,7 @@ class Qmp:
             if "return" in answer:
                 return answer["return"]
             if "error" in answer:
-                raise ConnectionError(answer["error"]["desc"])
+                raise QmpRefusalError(answer["error"]["desc"])
         raise ConnectionError("QEMU closed its control connection")
 
     def close(self) -> None:
