@@ -16,6 +16,9 @@ from ._ring_listener import RingListener
 
 #: Seconds (SM_MAX_SPIN_US in kmod/pair.c).
 _SPIN_MAX = 0.001
+#: SM_MAX_PAIRS in kmod/stackmap.h.
+_RINGS_MAX = 64
+_UINT32_MAX = (1 << 32) - 1
 
 
 class RingPort(Ring):
@@ -42,7 +45,7 @@ class RingPort(Ring):
 
     Raises:
         BackendUnavailableError: no module, no right, the NIC is not bound, or a limit was hit.
-        ValueError: ``spin`` is out of range.
+        ValueError: ``spin`` or a size is out of range.
     """
 
     def __init__(
@@ -59,17 +62,20 @@ class RingPort(Ring):
     ) -> None:
         if not 0 <= spin <= _SPIN_MAX:  # the kernel would refuse each exchange
             raise ValueError(f"spin must be 0 to {_SPIN_MAX} seconds, not {spin}")
-        sizes = ffi.new(
-            "struct smr_sizes *",
-            {
-                "rings": rings,
-                "tx_slots": tx_slots,
-                "rx_slots": rx_slots,
-                "spare_buffers": spare_buffers or 0,
-                "connections": connections or 0,
-                "extra_buffers": extra_buffers,
-            },
-        )
+        if not 1 <= rings <= _RINGS_MAX:
+            raise ValueError(f"a port has 1 to {_RINGS_MAX} pairs of rings, not {rings}")
+        asked = {
+            "rings": rings,
+            "tx_slots": tx_slots,
+            "rx_slots": rx_slots,
+            "spare_buffers": spare_buffers or 0,
+            "connections": connections or 0,
+            "extra_buffers": extra_buffers,
+        }
+        for name, number in asked.items():
+            if not 0 <= number <= _UINT32_MAX:  # what is too much for the kernel, it says itself
+                raise ValueError(f"{name} must be a size, not {number}")
+        sizes = ffi.new("struct smr_sizes *", asked)
         self._shared: Any = ffi.new("struct smr_port *", {"fd": -1})
         error = lib.smr_open(self._shared, DEVICE.encode(), nic.encode(), sizes)
         if error:
