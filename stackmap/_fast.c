@@ -114,8 +114,10 @@ static PyObject *segment_repr(PyObject *object)
 		return PyUnicode_FromFormat("<Segment %R errno=%d of %R>", self->event, self->err,
 					    self->connection);
 	size = PyObject_Size(self->view);
-	if (size < 0)
-		return NULL;
+	if (size < 0) {
+		PyErr_Clear();
+		return PyUnicode_FromFormat("<Segment of %R, given back>", self->connection);
+	}
 	return PyUnicode_FromFormat("<Segment %zd bytes of %R>", size, self->connection);
 }
 

@@ -38,6 +38,12 @@ def test_it_says_what_it_is() -> None:
     )
 
 
+def test_it_says_so_when_its_buffer_is_given_back() -> None:
+    found = segment(b"payload")
+    found.view.release()
+    assert repr(found) == "<Segment of <stub>, given back>"
+
+
 def test_it_does_not_change() -> None:
     found: Any = segment()
     for name in ("connection", "view", "event", "errno"):
