@@ -202,11 +202,12 @@ int smr_stats(const struct smr_port *port, struct smr_stats *stats)
 /* Copy the record of a connection as it was at one moment. */
 int smr_state(const struct smr_port *port, uint32_t record, uint32_t id, struct sm_state *state)
 {
-	const struct sm_state *shown = &port->states[record];
+	const struct sm_state *shown;
 	uint32_t seq;
 
 	if (record >= port->records)
 		return -ENOENT;
+	shown = &port->states[record];
 	do {
 		/* Pairs with the kernel's barriers around its writes to the record. */
 		seq = __atomic_load_n(&shown->seq, __ATOMIC_ACQUIRE);

@@ -235,8 +235,6 @@ static void finish(struct load *load, struct connection *c)
 		load->result.requests++;
 		load->result.last_reply_ns = now;
 		load->buckets[bucket_of(latency)]++;
-		if (latency > load->result.max_latency_ns)
-			load->result.max_latency_ns = latency;
 	}
 	load->outstanding--;
 	c->state = IDLE;

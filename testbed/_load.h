@@ -19,7 +19,6 @@ struct load_result {
 	uint64_t unanswered;	/* requests without a complete reply at the end */
 	int64_t first_start_ns;	/* of the recorded requests (CLOCK_MONOTONIC) */
 	int64_t last_reply_ns;
-	int64_t max_latency_ns;
 	/* what the first wrong reply looked like */
 	unsigned int wrong_connection;
 	unsigned int wrong_exchange;

@@ -22,12 +22,6 @@ class Kernel:
     image: Path
     modules: Path
 
-    @property
-    def series(self) -> str:
-        """Return the release series, such as ``6.12``."""
-        match = _SERIES.match(self.release)
-        return match.group() if match else self.release
-
 
 def find_kernel(
     name: str, *, boot: Path = Path("/boot"), lib: Path = Path("/lib/modules")

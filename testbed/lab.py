@@ -135,9 +135,13 @@ class Lab:
     def _prepare_workdir(self) -> Path:
         if self.workdir is None:
             self.workdir = Path(tempfile.mkdtemp(prefix="stackmap-lab-"))
-            self._resources.callback(shutil.rmtree, self.workdir, ignore_errors=True)
+            self._resources.callback(self._remove_workdir, self.workdir)
         self.workdir.mkdir(parents=True, exist_ok=True)
         return self.workdir
+
+    def _remove_workdir(self, workdir: Path) -> None:
+        shutil.rmtree(workdir, ignore_errors=True)
+        self.workdir = None
 
     def _connect(self, workdir: Path) -> dict[str, socket.socket]:
         """Return each guest's end of the wire."""

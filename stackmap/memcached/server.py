@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from stackmap._port import Event
 
@@ -71,20 +71,25 @@ class Server:
         """Serve until :meth:`stop` is called; then let the clients take what they asked for."""
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         with os.fdopen(self._wake_fd, "rb", buffering=0) as wake:
-            self._port.watch(wake, self._woken)
-            for listener in self._listeners:
-                listener.setblocking(False)
-            self._start_accepting()
-            while not self._stopping:
-                self._turn(_TICK)
-                if not self._accepting and self._store.now != self._exhausted_at:
-                    self._start_accepting()
-            self._stop_accepting()
-            for listener in self._listeners:
-                listener.close()
-            self._drain()
-            self._port.unwatch(wake)
-            self._wake_fd = -1
+            try:
+                self._serve(wake)
+            finally:
+                self._wake_fd = -1
+
+    def _serve(self, wake: IO[bytes]) -> None:
+        self._port.watch(wake, self._woken)
+        for listener in self._listeners:
+            listener.setblocking(False)
+        self._start_accepting()
+        while not self._stopping:
+            self._turn(_TICK)
+            if not self._accepting and self._store.now != self._exhausted_at:
+                self._start_accepting()
+        self._stop_accepting()
+        for listener in self._listeners:
+            listener.close()
+        self._drain()
+        self._port.unwatch(wake)
 
     def stop(self) -> None:
         """Make :meth:`run` return soon.  May be called from a signal handler or a thread."""

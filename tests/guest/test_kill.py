@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from functools import partial
 from pathlib import Path
 
 from stackmap import Event, RingPort
@@ -19,7 +20,7 @@ BLOCK = bytes(range(256)) * 16
 BACKLOG = 1 << 18
 
 
-def flood(listener: socket.socket, reports: int) -> None:
+def flood(listener: socket.socket, reports: int, _tell: object) -> None:
     """Made to be killed: accept one connection, attach it, send for ever, report accepted bytes."""
     accepted, _address = listener.accept()
     port = RingPort(NIC)
@@ -50,7 +51,7 @@ def test_what_was_accepted_arrives() -> None:
         with socket.create_server((ADDRESS, 0)) as listener:
             listener.settimeout(60)
             address = listener.getsockname()
-            child = Child(lambda _tell, of=listener, to=writing: flood(of, to))
+            child = Child(partial(flood, listener, writing))
         os.close(writing)
         with child, open(reading, "rb") as reports:
             peer = in_peer_namespace()
