@@ -101,7 +101,8 @@ class PortStats:
     slots_released_by_reset: int = 0
     #: Transmit buffers that wait for an acknowledgement now.
     slots_pinned: int = 0
-    #: Slots refused for their content: bad length, offset, reserved bits, index or owner.
+    #: Transmit slots refused for their content (bad length, offset, reserved bits, index or owner),
+    #: and receive slots given back with a bad index or owner.
     bad_slots: int = 0
     #: Slots that named a connection which is not attached here.
     unknown_connections: int = 0
@@ -354,8 +355,9 @@ class Port(abc.ABC):
     def keep(self, segment: Segment) -> Kept:
         """Have the payload of a segment stay valid beyond the next exchange.
 
-        The segment's own view is released.  Rings keep the page that holds the payload, if the
-        port was opened with extra buffers and one is left, and copy it otherwise.
+        The segment's own view is released.  Rings keep the page that holds the payload, from 513
+        bytes on, if it is of this ring and an extra buffer of the port is left.  All else is
+        copied.
 
         Raises:
             ValueError: the segment's view was released, by an earlier call or by an exchange.

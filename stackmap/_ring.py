@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ._ring_listener import RingListener
     from ._ring_port import RingPort
 
-#: Bytes written to a connection between two syncs: bounds what TCP may give back.
+#: Bytes that one call of smr_write() takes.  A write makes two at most before its first sync, and
+#: one after each.
 _WRITE_MAX = 64 * 4096
 _SMALL: int = lib.SMR_SMALL
 _SEGMENT = struct.Struct("=IIIHBB")
@@ -288,9 +289,9 @@ class Ring(Port):
 
         Raises:
             OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (listening), ``ENOTCONN``, ``EALREADY``
-                (attached here or elsewhere), ``EBUSY`` (taken by kTLS, sockmap or KCM), ``EXDEV``
-                (of another network namespace), ``ENOSPC`` (the port has all the connections that
-                it may have).
+                (attached here or elsewhere), ``EBUSY`` (taken by kTLS, sockmap, KCM or SMC, or in
+                TCP_REPAIR mode, or a call waits to send on it), ``EXDEV`` (of another network
+                namespace), ``ENOSPC`` (the port has all the connections that it may have).
         """
         attached = self._port._attach(sock, self.index)
         connection = RingConnection(self, sock, attached.id, attached.record)

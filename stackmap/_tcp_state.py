@@ -19,7 +19,7 @@ class TcpState(NamedTuple):
     ring: int
     #: Bytes in the largest segment that is sent.
     mss: int
-    #: Bytes accepted from transmit slots.
+    #: Bytes that TCP took from transmit slots, without those it has no room for yet.
     bytes_accepted: int
     #: Bytes sent, retransmissions included.
     bytes_sent: int
@@ -27,7 +27,8 @@ class TcpState(NamedTuple):
     #: Bytes that the peer has acknowledged.
     bytes_acked: int
     bytes_received: int
-    #: Bytes in buffers that wait for their acknowledgement, and how many buffers that are.
+    #: Bytes in buffers that wait for their acknowledgement, and how many buffers that are: one that
+    #: TCP takes in parts counts once for each.
     bytes_pinned: int
     bufs_pinned: int
     #: Bytes that TCP has, and has not sent yet.

@@ -30,7 +30,7 @@ class Watches:
         """Have ``callback`` run when ``file`` is readable.
 
         Raises:
-            FileExistsError: the file is watched or attached already.
+            FileExistsError: the file is watched already or, on sockets, attached.
             OSError: the file cannot be waited for (closed, or a regular file).
         """
         fd = file.fileno()

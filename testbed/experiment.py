@@ -126,7 +126,9 @@ def serving(host: Host, plan: Plan, backend: str) -> Iterator[Process]:
     """Have the project's memcached server listen on a host.
 
     Raises:
-        ServerError: it does not start, or it has ended by itself when it should be stopped.
+        ServerError: it has ended by itself when it should be stopped.
+        GuestTimeoutError: it does not start, or does not end when it is told to.  On a host that is
+            no guest it is what the host's processes raise.
     """
     process = host.popen(
         [

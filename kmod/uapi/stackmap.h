@@ -282,13 +282,13 @@ struct sm_ring_req {
 
 /*
  * SMIOC_SYNC: any of the steps below, in this order, in one call.
- *	EINVAL			a ring was bad and has been reset; or unknown flags, or what needs a
- *				flag that is not set
+ *	EINVAL			a ring was bad and has been reset; or unknown flags, what needs a
+ *				flag that is not set, or spin_us above 1000
  *	EINTR			a signal ended the wait; what came before it is done
  */
 struct sm_sync {
 	__u32 flags;		/* SM_SYNC_* */
-	__u32 spin_us;		/* with POLL: keep polling this long while nothing arrives; or 0 */
+	__u32 spin_us;		/* with POLL: go on this long, to 1000, if nothing arrives; or 0 */
 	__s64 deadline_ns;	/* with WAIT: CLOCK_MONOTONIC, negative: none; or 0 */
 };
 
@@ -311,7 +311,7 @@ struct sm_state {
 	__u8 ca_state;		/* TCP_CA_Open, ... */
 	__u16 ring;
 	__u32 mss;		/* bytes, of what we send */
-	__u64 bytes_accepted;	/* payload accepted from slots */
+	__u64 bytes_accepted;	/* payload that TCP took from slots: without rests of slots */
 	__u64 bytes_sent;	/* payload sent, retransmissions included */
 	__u64 bytes_retrans;
 	__u64 bytes_acked;	/* by the peer */
@@ -350,7 +350,7 @@ struct sm_stats {
 	__u64 slots_released_reset;	/* buffers released: connection reset or aborted */
 	__u64 slots_pinned;		/* buffers that wait for their ACK now */
 	__u64 slots_again;		/* refused with EAGAIN */
-	__u64 bad_slots;		/* refused with EINVAL, ERANGE, EPERM */
+	__u64 bad_slots;		/* refused with EINVAL, ERANGE, EPERM; or given back bad */
 	__u64 unknown_conn;		/* refused with ENOENT */
 	__u64 dead_conn;		/* refused with EPIPE, ECONNRESET, ... */
 	__u64 bad_rings;		/* head or cur out of range */
