@@ -158,9 +158,15 @@ static int sm_ops_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 	return sm_attached(sock) ? -EBUSY : sm_base(sock)->sendmsg(sock, msg, len);
 }
 
+/*
+ * The error queue has nothing of the stream, but it takes memory from the receive buffer: if nobody
+ * could read timestamps, they would close the window.
+ */
 static int sm_ops_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 {
-	return sm_attached(sock) ? -EBUSY : sm_base(sock)->recvmsg(sock, msg, len, flags);
+	if (!(flags & MSG_ERRQUEUE) && sm_attached(sock))
+		return -EBUSY;
+	return sm_base(sock)->recvmsg(sock, msg, len, flags);
 }
 
 static ssize_t sm_ops_splice_read(struct socket *sock, loff_t *ppos, struct pipe_inode_info *pipe,
