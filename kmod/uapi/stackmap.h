@@ -205,7 +205,7 @@ struct sm_req_register {
 	__u16 nr_ringid;	/* must be 0 */
 	__u32 nr_mode;		/* 0 or 1 (all NIC rings) */
 	__u32 nr_extra_bufs;	/* in: buffers wanted beyond those in slots */
-	__u64 nr_flags;		/* must be 0 */
+	__aligned_u64 nr_flags;	/* must be 0; aligned for 32-bit programs too */
 };
 
 #define NIOCTXSYNC		_IO('i', 148)
@@ -317,7 +317,7 @@ struct sm_state {
 	__u64 bytes_acked;	/* by the peer */
 	__u64 bytes_received;
 	__u32 bytes_pinned;	/* payload in buffers that wait for their ACK */
-	__u32 bufs_pinned;
+	__u32 bufs_pinned;	/* as many; once for each part, where TCP takes one in parts */
 	__u32 bytes_notsent;	/* accepted by TCP, not sent yet */
 	__u32 unacked;		/* segments sent and not acknowledged */
 	__u32 snd_cwnd;		/* segments */
