@@ -7,7 +7,9 @@
  * xmit_more, so that one doorbell serves many packets: on a virtual NIC that is the dearest step.
  *
  * A NIC has other users too, so nobody can hold it for long: the end of any sync lets go what there
- * is, whoever else holds, and so does a full queue, and a timer after one jiffy.
+ * is, whoever else holds, and so does a full queue, and a timer after one jiffy.  The timer ends all
+ * holds: a sync may sleep for as long as its socket is locked, or be preempted, and must not delay
+ * packet after packet.
  */
 #include <linux/capability.h>
 #include <linux/cred.h>
@@ -49,13 +51,13 @@ static struct sk_buff *sm_qdisc_dequeue(struct Qdisc *sch)
 	}
 	if (sch->q.qlen >= SM_HOLD_MAX)
 		WRITE_ONCE(q->draining, true);
-	if (!READ_ONCE(q->draining) && atomic_read(&q->nic->held)) {
+	if (!READ_ONCE(q->draining) && READ_ONCE(q->nic->held)) {
 		/*
 		 * Pairs with the barrier in sm_nic_release(): either we see that a hold is over,
 		 * or the releaser sees this packet's qlen.
 		 */
 		smp_mb();
-		if (!READ_ONCE(q->draining) && atomic_read(&q->nic->held)) {
+		if (!READ_ONCE(q->draining) && READ_ONCE(q->nic->held)) {
 			if (!timer_pending(&q->timer))
 				mod_timer(&q->timer, jiffies + 1);
 			return NULL;
@@ -83,10 +85,16 @@ static void sm_qdisc_drain(struct Qdisc *sch)
 static void sm_qdisc_timeout(struct timer_list *timer)
 {
 	struct sm_qdisc *q = from_timer(q, timer, timer);
+	struct sm_nic *nic = q->nic;
 	struct Qdisc *sch;
 
+	spin_lock(&nic->hold_lock);
+	WRITE_ONCE(nic->held, 0);
+	nic->hold_epoch++;
+	spin_unlock(&nic->hold_lock);
+
 	rcu_read_lock();
-	sch = rcu_dereference(q->nic->sch);
+	sch = rcu_dereference(nic->sch);
 	if (sch)
 		sm_qdisc_drain(sch);
 	rcu_read_unlock();
@@ -163,6 +171,7 @@ static int sm_qdisc_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_e
 	if (!nic)
 		return -ENOMEM;
 	kref_init(&nic->kref);
+	spin_lock_init(&nic->hold_lock);
 	RCU_INIT_POINTER(nic->sch, sch);
 	nic->uid = INVALID_UID;
 	nic->gid = INVALID_GID;
@@ -277,19 +286,28 @@ void sm_nic_put(struct sm_nic *nic)
 	kref_put(&nic->kref, sm_nic_free);
 }
 
-/* Hold the NIC's packets back until the next release. */
-void sm_nic_hold(struct sm_nic *nic)
+/* Hold the NIC's packets back until the next release.  Returns what to release the hold with. */
+u32 sm_nic_hold(struct sm_nic *nic)
 {
-	atomic_inc(&nic->held);
+	u32 epoch;
+
+	spin_lock_bh(&nic->hold_lock);
+	WRITE_ONCE(nic->held, nic->held + 1);
+	epoch = nic->hold_epoch;
+	spin_unlock_bh(&nic->hold_lock);
+	return epoch;
 }
 
-void sm_nic_release(struct sm_nic *nic)
+void sm_nic_release(struct sm_nic *nic, u32 epoch)
 {
 	struct Qdisc *sch;
 
-	atomic_dec(&nic->held);
+	spin_lock_bh(&nic->hold_lock);
+	if (epoch == nic->hold_epoch)
+		WRITE_ONCE(nic->held, nic->held - 1);
+	spin_unlock_bh(&nic->hold_lock);
 	/* Pairs with sm_qdisc_dequeue(): the hold ends before qlen is read. */
-	smp_mb__after_atomic();
+	smp_mb();
 	rcu_read_lock();
 	sch = rcu_dereference(nic->sch);
 	if (sch) {

@@ -25,6 +25,7 @@
  *	pair->pending_lock	pair->pending (any context)
  *	conn->state_lock	the connection's record (any context)
  *	pool->lock		free list, pins (any context)
+ *	nic->hold_lock		who holds the NIC's packets back (taken from softirq)
  */
 #ifndef _SM_STACKMAP_H
 #define _SM_STACKMAP_H
@@ -104,7 +105,9 @@ static inline void *sm_pool_addr(const struct sm_pool *pool, u32 idx)
 struct sm_nic {
 	struct kref kref;
 	struct Qdisc __rcu *sch;	/* NULL once unbound */
-	atomic_t held;			/* syncs that hold packets back now */
+	spinlock_t hold_lock;		/* guards both below */
+	u32 held;			/* syncs that hold packets back now */
+	u32 hold_epoch;			/* how often all holds were ended at once */
 	unsigned int napi_id;		/* 0: the NIC cannot be busy polled */
 	kuid_t uid;			/* who else may open ports; guarded by RTNL, as is gid */
 	kgid_t gid;
@@ -115,8 +118,8 @@ void sm_qdisc_unregister(void);
 struct sm_nic *sm_nic_get(struct net *net, const char *name);
 bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net);
 void sm_nic_put(struct sm_nic *nic);
-void sm_nic_hold(struct sm_nic *nic);
-void sm_nic_release(struct sm_nic *nic);
+u32 sm_nic_hold(struct sm_nic *nic);
+void sm_nic_release(struct sm_nic *nic, u32 epoch);
 
 /* state.c */
 
@@ -150,7 +153,8 @@ struct sm_txring {
 	bool stalled;		/* no spare was left; wake the application when one is */
 	bool refused;		/* the sync under way has refused a slot for now */
 	bool gather;		/* it has several slots to send */
-	bool holding;		/* so it holds the NIC's packets back */
+	bool holding;		/* so it holds the NIC's packets back, */
+	u32 hold;		/* and this is what to release them with */
 	struct sm_group *group;	/* scratch of the sync under way */
 };
 

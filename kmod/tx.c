@@ -585,7 +585,7 @@ static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 		u32 k;
 
 		if (tx->gather && !tx->holding) {
-			sm_nic_hold(pair->port->nic);
+			tx->hold = sm_nic_hold(pair->port->nic);
 			tx->holding = true;
 		}
 		lock_sock(g->conn->sk);
@@ -673,7 +673,7 @@ int sm_tx_sync(struct sm_pair *pair)
 		tx->done = next;
 	}
 	if (tx->holding)
-		sm_nic_release(pair->port->nic);
+		sm_nic_release(pair->port->nic, tx->hold);
 	tx->holding = false;
 	if (tx->nspare) {
 		sm_pool_put(&pair->port->pool, tx->spare, tx->nspare);
