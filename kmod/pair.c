@@ -25,7 +25,7 @@ void sm_pair_wake(struct sm_pair *pair)
 	smp_mb();	/* what we announce before armed; pairs with sm_pair_arm() */
 	if (READ_ONCE(pair->armed)) {
 		WRITE_ONCE(pair->armed, 0);
-		wake_up_interruptible_poll(&pair->wait, EPOLLIN | EPOLLRDNORM | EPOLLOUT);
+		wake_up_interruptible_poll(pair->wait, EPOLLIN | EPOLLRDNORM | EPOLLOUT);
 	}
 }
 
@@ -106,7 +106,7 @@ static int sm_pair_wait(struct sm_pair *pair, s64 deadline_ns)
 
 	while (!sm_pair_readable(pair) && !expired && !err) {
 		mutex_unlock(&pair->mutex);
-		prepare_to_wait(&pair->wait, &wait, TASK_INTERRUPTIBLE);
+		prepare_to_wait(pair->wait, &wait, TASK_INTERRUPTIBLE);
 		sm_pair_arm(pair);
 		if (signal_pending(current))
 			err = -EINTR;
@@ -116,7 +116,7 @@ static int sm_pair_wait(struct sm_pair *pair, s64 deadline_ns)
 						      HRTIMER_MODE_ABS);
 		else
 			expired = deadline_ns >= 0 && ktime_get_ns() >= deadline_ns;
-		finish_wait(&pair->wait, &wait);
+		finish_wait(pair->wait, &wait);
 		mutex_lock(&pair->mutex);
 		if (!READ_ONCE(pair->port->registered))
 			return -ENXIO;
@@ -199,7 +199,7 @@ __poll_t sm_pair_poll(struct sm_pair *pair, struct file *file, poll_table *wait)
 {
 	__poll_t events = 0;
 
-	poll_wait(file, &pair->wait, wait);
+	poll_wait(file, pair->wait, wait);
 	mutex_lock(&pair->mutex);
 	if (!READ_ONCE(pair->port->registered)) {
 		events = EPOLLERR | EPOLLHUP;
@@ -291,5 +291,5 @@ void sm_pair_close(struct sm_pair *pair)
 {
 	mutex_lock(&pair->mutex);	/* whoever syncs now has seen the port open */
 	mutex_unlock(&pair->mutex);
-	wake_up_all(&pair->wait);
+	wake_up_all(pair->wait);
 }

@@ -78,6 +78,7 @@ static int sm_port_open(struct inode *inode, struct file *file)
 	kref_init(&port->kref);
 	mutex_init(&port->mutex);
 	INIT_WORK(&port->free_work, sm_port_free_work);
+	init_waitqueue_head(&port->wait);
 	xa_init_flags(&port->conns, XA_FLAGS_ALLOC1 | XA_FLAGS_ACCOUNT);
 	xa_init_flags(&port->listeners, XA_FLAGS_ACCOUNT);
 	/* The port may outlive the file, which holds the module only while it is open. */
@@ -138,7 +139,8 @@ static void sm_pair_prepare(struct sm_pair *pair, struct sm_port *port, u32 inde
 	spin_lock_init(&pair->pending_lock);
 	INIT_LIST_HEAD(&pair->pending);
 	INIT_LIST_HEAD(&pair->blocked);
-	init_waitqueue_head(&pair->wait);
+	init_waitqueue_head(&pair->own_wait);
+	pair->wait = index ? &pair->own_wait : &port->wait;
 }
 
 /* Chain buffers that are in no slot, as netmap does: each starts with the index of the next. */
@@ -229,6 +231,7 @@ static void sm_port_publish(struct sm_port *port)
 	mutex_unlock(&sm_ports_lock);
 	/* Pairs with the acquire loads by those who do not take port->mutex. */
 	smp_store_release(&port->registered, true);
+	wake_up_all(&port->wait);	/* who polls a port before it is one */
 }
 
 static bool sm_slots_sound(u32 *slots)
@@ -543,8 +546,12 @@ static __poll_t sm_port_poll(struct file *file, poll_table *wait)
 	struct sm_port *port = file->private_data;
 
 	/* Pairs with the release store in sm_port_publish(). */
-	if (!smp_load_acquire(&port->registered))
-		return EPOLLERR;
+	if (!smp_load_acquire(&port->registered)) {
+		poll_wait(file, &port->wait, wait);
+		/* Again, or it may have become one before we were on the queue. */
+		if (!smp_load_acquire(&port->registered))
+			return EPOLLERR;
+	}
 	return sm_pair_poll(&port->pair[0], file, wait);
 }
 

@@ -198,7 +198,8 @@ struct sm_pair {
 	struct list_head blocked;	/* the same, but there was no room for their next slot */
 	bool closed;			/* nobody looks at the list any more */
 
-	wait_queue_head_t wait;
+	wait_queue_head_t *wait;	/* the first pair's is the port's */
+	wait_queue_head_t own_wait;
 	int armed;			/* a poller found nothing and wants a wake-up */
 
 	atomic64_t counter[SM_COUNTERS];
@@ -225,6 +226,7 @@ struct sm_port {
 	struct kref kref;
 	struct mutex mutex;		/* see the top of this file */
 	struct work_struct free_work;
+	wait_queue_head_t wait;		/* of the first pair, which is not there yet for who polls now */
 	bool registered;		/* set once, under mutex, after all below is valid */
 
 	struct sm_nic *nic;
