@@ -165,13 +165,17 @@ static void sm_write_space(struct sock *sk)
 	if (conn) {
 		if (READ_ONCE(conn->rest_len) && sk_stream_is_writeable(sk)) {
 			/* With nothing under way TCP lacks memory, and calls us for each try. */
+			bool tries = tcp_rtx_and_write_queues_empty(sk);
+
 			sm_conn_get(conn);
-			if (!queue_delayed_work(sm_wq, &conn->flush_work,
-						tcp_rtx_and_write_queues_empty(sk)))
+			if (!queue_delayed_work(sm_wq, &conn->flush_work, tries))
 				sm_conn_put(conn);
+			/* The work may have to wait for the locks of other ports' sockets. */
+			if (!tries)
+				sm_conn_kick(conn);
 		}
 		sm_tx_check_writable(conn);
-		sm_tx_no_probes(sk);	/* a timeout may have enabled them */
+		sm_tx_no_probes(sk);
 		sm_tcp.write_space(sk);
 		if (sk->sk_socket)
 			set_bit(SOCK_NOSPACE, &sk->sk_socket->flags);
@@ -387,12 +391,12 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 	if (err)
 		return err;
 	set_bit(SOCK_NOSPACE, &sock->flags);	/* see sm_write_space() */
-	if (inet_csk(sk)->icsk_mtup.enabled) {
+	if (inet_csk(sk)->icsk_mtup.search_low < inet_csk(sk)->icsk_mtup.search_high) {
 		/* What it would have probed for is believed, as where TCP does not probe. */
 		inet_csk(sk)->icsk_mtup.search_low = inet_csk(sk)->icsk_mtup.search_high;
 		inet_csk(sk)->icsk_pmtu_cookie = 0;	/* TCP computes its mss anew */
-		sm_tx_no_probes(sk);
 	}
+	sm_tx_no_probes(sk);	/* from before a timeout can enable them */
 	conn->err = READ_ONCE(sk->sk_err);	/* was reported before */
 	sm_rx_forget_urgent(sk);
 	conn->attached = true;

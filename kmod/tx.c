@@ -197,15 +197,14 @@ static void sm_tx_take_error(struct sm_conn *conn)
 /*
  * Leave TCP no larger MTU to probe the path for.  Since 6.5 a probe takes pages over from the
  * packets that it replaces, but not their ubuf_info: a peer on this machine would get the pages
- * themselves.  A black hole may still make segments smaller.  The socket is locked.
+ * themselves.  A black hole may still make segments smaller.  Nothing but a look at what else the
+ * path may carry, after tcp_probe_interval, makes the range larger.  The socket is locked.
  */
 void sm_tx_no_probes(struct sock *sk)
 {
 	struct inet_connection_sock *icsk = inet_csk(sk);
 
-	if (likely(!icsk->icsk_mtup.enabled))
-		return;
-	icsk->icsk_mtup.search_high = icsk->icsk_mtup.search_low - 1;
+	icsk->icsk_mtup.search_high = 0;
 	icsk->icsk_mtup.probe_timestamp = tcp_jiffies32;	/* nor look again from now */
 }
 
