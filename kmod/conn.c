@@ -573,6 +573,8 @@ static bool sm_conn_service(struct sm_conn *conn)
 		clear_bit(SM_CONN_OPEN_DUE, &conn->bits);
 	}
 
+	if (conn->attached && conn->rest_len && sk_stream_is_writeable(sk))
+		sm_tx_flush_rest(conn, false);
 	if (test_and_clear_bit(SM_CONN_WRITABLE, &conn->bits) &&
 	    !sm_rx_event(conn->pair, conn->id, SM_SLOT_WRITABLE, 0)) {
 		set_bit(SM_CONN_WRITABLE, &conn->bits);
