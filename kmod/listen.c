@@ -11,7 +11,8 @@
 
 #include "stackmap.h"
 
-static DEFINE_XARRAY(sm_listener_index);	/* address of the sock -> sm_listener */
+/* Address of the sock -> sm_listener. */
+static DEFINE_XARRAY_FLAGS(sm_listener_index, XA_FLAGS_ACCOUNT);
 
 void sm_listener_put(struct sm_listener *listener)
 {

@@ -248,7 +248,7 @@ static void sm_tx_block(struct sm_conn *conn)
 	conn->refused_in = conn->pair->sync_seq;
 	conn->pair->tx.refused = true;
 	set_bit(SM_CONN_BLOCKED, &conn->bits);
-	smp_mb__after_atomic();		/* pairs with sm_batch_complete() */
+	smp_mb__after_atomic();		/* pairs with sm_batch_release() */
 	sm_tx_check_writable(conn);
 }
 
