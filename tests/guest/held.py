@@ -1,4 +1,4 @@
-"""A socket whose lock is held by a send(), and calls that have begun to wait for it."""
+"""A socket whose lock is held by a call, and calls that have begun to wait for it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import fcntl
 import mmap
 import os
+import socket
 import struct
 import threading
 import time
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterator
 
 PATIENCE = 30.0
@@ -107,18 +107,42 @@ def lock_held(sock: socket.socket) -> Iterator[None]:
 
     A kernel without userfaultfd (user-mode Linux) holds nothing: calls come one after the other.
     """
+    with under_way(sock.sendall):
+        yield
+
+
+@contextmanager
+def attached_lock_held(sock: socket.socket) -> Iterator[None]:
+    """The same for a socket that is attached: a setsockopt() with no effect is under way."""
+    no_options = 4  # bytes of zeros
+
+    def set_no_options(page: mmap.mmap | bytearray) -> None:
+        value = ctypes.byref(ctypes.c_char.from_buffer(page))
+        # Python's own does not let other threads run meanwhile.
+        if _libc.setsockopt(
+            sock.fileno(), socket.IPPROTO_IP, socket.IP_OPTIONS, value, no_options
+        ):
+            raise OSError(ctypes.get_errno(), "setsockopt")
+
+    with under_way(set_no_options):
+        yield
+
+
+@contextmanager
+def under_way(call: Callable[[mmap.mmap | bytearray], object]) -> Iterator[None]:
+    """Hold up a system call where it reads its argument, a page of zeros."""
     try:
         page = MissingPage()
     except OSError as error:
         if error.errno != errno.ENOSYS:
             raise
-        sock.sendall(bytes(mmap.PAGESIZE))
+        call(bytearray(mmap.PAGESIZE))
         yield
         return
-    sender = WaitingCall(lambda: sock.send(page.memory))
+    caller = WaitingCall(lambda: call(page.memory))
     page.await_fault()
     try:
         yield
     finally:
         page.let_come()
-    assert sender.result() == 0
+    assert caller.result() == 0

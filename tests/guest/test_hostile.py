@@ -10,14 +10,14 @@ import signal
 import socket
 import struct
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.guest.children import PATIENCE, Child
-from tests.guest.held import WaitingCall, lock_held
+from tests.guest.held import WaitingCall, attached_lock_held, lock_held
 from tests.guest.memory import memory_cgroup
 from tests.guest.pattern import pattern
 from tests.guest.raw import (
@@ -31,7 +31,15 @@ from tests.guest.raw import (
     register_body,
 )
 from tests.guest.rest import end_by_closing, end_by_detaching, end_by_shutdown, leave_a_rest
-from tests.guest.wire import NIC, connect_pair, in_peer_namespace, sh
+from tests.guest.site import eventually
+from tests.guest.wire import (
+    NIC,
+    PEER_ADDRESS,
+    connect_pair,
+    in_peer_namespace,
+    receive_exactly,
+    sh,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -233,6 +241,33 @@ def test_syncs_without_pause_do_not_keep_the_nic(two: Attached, sends: bool) -> 
                 assert child.await_end() == -signal.SIGKILL
 
 
+def test_a_sync_that_sleeps_does_not_delay_packet_after_packet(two: Attached) -> None:
+    """It holds what there is for a moment; whoever sends later waits for nobody."""
+    counter = Path(f"/sys/class/net/{NIC}/statistics/tx_packets")
+
+    def sent() -> int:
+        return int(counter.read_text())
+
+    port = two.port
+    first = port.tx.head
+    for k in range(2):  # one alone would hold nothing
+        port.put(first + k, two.id, b"late")
+    port.tx.set_head((first + 2) % port.tx.n)
+    with socket.socket(type=socket.SOCK_DGRAM) as other, attached_lock_held(two.sock):
+        syncing = WaitingCall(lambda: port.sync(SYNC_TX))
+        syncing.await_lock()
+        before = sent()
+        other.sendto(b"first", (PEER_ADDRESS, 9))
+        eventually(lambda: sent() > before, lambda: "the packet is held for ever")
+        for _ in range(100):
+            before = sent()
+            other.sendto(b"one more", (PEER_ADDRESS, 9))
+            assert sent() > before
+    assert syncing.result() == 0
+    assert receive_exactly(two.peer, 8) == b"latelate"
+    two.check_honest()
+
+
 # -- calls that were under way when the socket was attached --
 
 
@@ -286,7 +321,7 @@ def test_a_change_under_way_comes_too_late(
             changing.await_lock()
         assert attaching.result() == 0
         assert changing.result() != 0
-        assert len(peer.recv(4096, socket.MSG_WAITALL)) == 4096
+        assert len(receive_exactly(peer, 4096)) == 4096
         port.send(ids[0], b"still attached")
         assert peer.recv(100) == b"still attached"
         peer.sendall(b"and back")
@@ -349,7 +384,28 @@ def test_transmit_timestamps_while_connections_end(two: Attached) -> None:
                 sock.close()
             found = port.receive()
             assert not any(events & ERROR for _id, _data, events, _err in found)
-            assert peer.recv(40, socket.MSG_WAITALL) == b"timed" * 8
+            assert receive_exactly(peer, 40) == b"timed" * 8
+
+
+def test_transmit_timestamps_can_be_read(two: Attached) -> None:
+    """Unread, they would take the receive buffer, and TCP would close its window."""
+    wanted = TX_SOFTWARE | SOFTWARE | OPT_ID | TX_SCHED | TX_ACK | OPT_TSONLY
+    two.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, wanted)
+    for _ in range(300):
+        two.port.send(two.id, b"timed")
+        assert receive_exactly(two.peer, 5) == b"timed"
+        stamps = 0
+        with suppress(BlockingIOError):
+            while True:
+                data, ancillary, flags, _address = two.sock.recvmsg(100, 500, socket.MSG_ERRQUEUE)
+                assert (data, flags & socket.MSG_ERRQUEUE) == (b"", socket.MSG_ERRQUEUE)
+                stamps += len(ancillary)
+        assert stamps
+    two.peer.sendall(b"and back")
+    got = b""
+    while len(got) < 8:
+        got += b"".join(data for _id, data, _events, _err in two.port.receive())
+    assert got == b"and back"
 
 
 # -- the rest of a slot that TCP took only part of --

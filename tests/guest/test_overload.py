@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import struct
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,10 +17,8 @@ from tests.guest.children import Child
 from tests.guest.pattern import pattern
 from tests.guest.raw import REFUSED, SYNC_RX, SYNC_TX, RawPort
 from tests.guest.rest import unacknowledged
+from tests.guest.site import eventually
 from tests.guest.wire import NIC, PEER_NAMESPACE, connect_pair, peer_loses, sh
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 SPARE = 4
 PATIENCE = 60.0
@@ -163,65 +162,53 @@ def counter(name: str) -> int:
     return int(values[names.index(name)])
 
 
-@pytest.fixture
-def probing() -> Iterator[None]:
-    """TCP looks for the path's MTU by itself (RFC 4821), and the path is long."""
-    change = f"tc -n {PEER_NAMESPACE} qdisc"
-    sh(f"""
-        modprobe sch_netem
-        sysctl -qw net.ipv4.tcp_mtu_probing=2 net.ipv4.tcp_base_mss=512
-        {change} replace dev {NIC} root netem delay 50ms
-    """)
-    yield
-    sh(f"""
-        {change} del dev {NIC} root
-        sysctl -qw net.ipv4.tcp_mtu_probing=0 net.ipv4.tcp_base_mss=1024
-    """)
-
-
 SIZE, TOTAL = 400, 400_000
+BASE_MSS = 512
+SND_MSS_AT = 16  # in struct tcp_info
 
 
-def probes_of(exchange: Callable[[socket.socket, socket.socket, bytes], bytes]) -> int:
-    """Send a stream in small pieces, in bursts; returns how often TCP probed meanwhile."""
-    before = counter("TCPMTUPSuccess") + counter("TCPMTUPFail")
-    stream = pattern(3, 0, TOTAL)
-    peer, sock = connect_pair()
-    with peer, sock:
-        peer.setblocking(False)
-        assert exchange(peer, sock, stream) == stream
-        # What comes of a probe is counted when its ACK comes, which takes a while here.
-        deadline = time.monotonic() + PATIENCE
-        while unacknowledged(sock):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    return counter("TCPMTUPSuccess") + counter("TCPMTUPFail") - before
+def segment_size(sock: socket.socket) -> int:
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    size: int = struct.unpack_from("<I", info, SND_MSS_AT)[0]
+    return size
 
 
-def by_socket(peer: socket.socket, sock: socket.socket, stream: bytes) -> bytes:
-    got = bytearray()
-    sent = 0
+@contextmanager
+def mtu_probing(mode: int) -> Iterator[None]:
+    """TCP looks for the path's MTU by itself (RFC 4821): always, or once it sees a black hole."""
+    where = "sysctl -qw net.ipv4.tcp"
+    sh(f"{where}_mtu_probing={mode}; {where}_base_mss={BASE_MSS}; {where}_retries1=1")
+    try:
+        yield
+    finally:
+        sh(f"{where}_mtu_probing=0; {where}_base_mss=1024; {where}_retries1=3")
+
+
+@contextmanager
+def by_socket(sock: socket.socket, stream: bytes) -> Iterator[Callable[[], None]]:
+    """Gives a function that sends as much of the stream as goes, in small pieces."""
     sock.setblocking(False)
-    deadline = time.monotonic() + PATIENCE
-    while len(got) < TOTAL:
-        assert time.monotonic() < deadline, (len(got), sent)
+    sent = 0
+
+    def push() -> None:
+        nonlocal sent
         with suppress(BlockingIOError):
             while sent < TOTAL:
                 sent += sock.send(stream[sent : sent + SIZE])
-        time.sleep(0.05)  # TCP probes when much waits and little is under way
-        with suppress(BlockingIOError):
-            got += peer.recv(1 << 20)
-    return bytes(got)
+
+    yield push
 
 
-def by_ring(peer: socket.socket, sock: socket.socket, stream: bytes) -> bytes:
-    got = bytearray()
-    sent = 0
-    deadline = time.monotonic() + PATIENCE
+@contextmanager
+def by_ring(sock: socket.socket, stream: bytes) -> Iterator[Callable[[], None]]:
+    """The same on a ring."""
     with RawPort(256, 16, spare=1024) as port:
         id = port.attach(sock)
-        while len(got) < TOTAL:
-            assert time.monotonic() < deadline, (len(got), sent, port.stats())
+        sent = 0
+
+        def push() -> None:
+            nonlocal sent
+            port.receive()
             refused = False
             while sent < TOTAL and not refused:
                 # Alone in its sync, and in its packet: a probe would swallow several of those.
@@ -231,20 +218,81 @@ def by_ring(peer: socket.socket, sock: socket.socket, stream: bytes) -> bytes:
                 port.sync_all()
                 refused = bool(port.tx.slot(slot).events & REFUSED)
                 sent += SIZE * (not refused)
-            time.sleep(0.05)
-            port.receive()
-            with suppress(BlockingIOError):
-                got += peer.recv(1 << 20)
+
+        yield push
         await_acks(port)
         assert port.stats()["released_reset"] == 0
-    return bytes(got)
 
 
-@pytest.mark.usefixtures("probing")
-def test_tcp_does_not_probe_the_mtu_with_pages_of_the_application() -> None:
+@contextmanager
+def peer_is_late_by(milliseconds: int) -> Iterator[None]:
+    change = f"tc -n {PEER_NAMESPACE} qdisc"
+    sh(f"modprobe sch_netem; {change} replace dev {NIC} root netem delay {milliseconds}ms")
+    try:
+        yield
+    finally:
+        sh(f"{change} del dev {NIC} root")
+
+
+@contextmanager
+def long_path(_sock: socket.socket, _push: Callable[[], None]) -> Iterator[None]:
+    """Much waits and little is under way."""
+    with peer_is_late_by(50):
+        yield
+
+
+@contextmanager
+def path_that_was_cut(sock: socket.socket, push: Callable[[], None]) -> Iterator[None]:
+    """TCP takes it for a black hole, and then learns that ACKs were late."""
+    with peer_is_late_by(6000):
+        push()
+        sent = unacknowledged(sock)
+        eventually(lambda: segment_size(sock) <= BASE_MSS, lambda: "TCP sees no black hole")
+        assert unacknowledged(sock) == sent
+        eventually(lambda: unacknowledged(sock) < sent, lambda: "no ACK comes")
+    yield
+
+
+Sender = Callable[[socket.socket, bytes], AbstractContextManager[Callable[[], None]]]
+Way = Callable[[socket.socket, Callable[[], None]], AbstractContextManager[None]]
+
+
+def probes_of(sender: Sender, path: Way) -> int:
+    """Send a stream in bursts; returns how often TCP probed meanwhile."""
+    before = counter("TCPMTUPSuccess") + counter("TCPMTUPFail")
+    stream = pattern(3, 0, TOTAL)
+    got = bytearray()
+    peer, sock = connect_pair()
+    with peer, sock:
+        peer.setblocking(False)
+        # One ACK for many packets leaves room for a probe at once.
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        # Much is to wait: each small piece takes as much as a whole page.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, TOTAL)
+        with sender(sock, stream) as push, path(sock, push):
+            deadline = time.monotonic() + PATIENCE
+            while len(got) < TOTAL:
+                assert time.monotonic() < deadline, len(got)
+                push()
+                time.sleep(0.05)
+                with suppress(BlockingIOError):
+                    got += peer.recv(1 << 20)
+            # What comes of a probe is counted when its ACK comes, which takes a while here.
+            while unacknowledged(sock):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        assert got == stream
+    return counter("TCPMTUPSuccess") + counter("TCPMTUPFail") - before
+
+
+@pytest.mark.parametrize(
+    ("mode", "path"), [(2, long_path), (1, path_that_was_cut), (2, path_that_was_cut)]
+)
+def test_tcp_does_not_probe_the_mtu_with_pages_of_the_application(mode: int, path: Way) -> None:
     """A probe has them without a word of whose they are, and goes to a local peer as it is."""
-    assert probes_of(by_socket) > 0, "TCP does not probe here, whoever sends"
-    assert probes_of(by_ring) == 0
+    with mtu_probing(mode):
+        assert probes_of(by_socket, path) > 0, "TCP does not probe here, whoever sends"
+        assert probes_of(by_ring, path) == 0
 
 
 def test_buffers_wait_for_their_ack_where_tcp_copies() -> None:

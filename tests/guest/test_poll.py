@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import struct
 import threading
 import time
 from contextlib import closing
@@ -12,8 +14,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.guest.raw import SYNC_RX, SYNC_TX, RawPair, RawPort
-from tests.guest.wire import connect_pair, peer_loses
+from stackmap._refusal import DEVICE
+from tests.guest.raw import (
+    SMIOC_ATTACH,
+    SYNC_RX,
+    SYNC_TX,
+    RawPair,
+    RawPort,
+    register,
+    register_body,
+)
+from tests.guest.wire import NIC, connect_pair, peer_loses
 
 if TYPE_CHECKING:
     import socket
@@ -56,6 +67,21 @@ def poller(fd: int, events: int) -> select.poll:
     wanted = select.poll()
     wanted.register(fd, events)
     return wanted
+
+
+def test_epoll_knows_a_port_from_before_it_was_one() -> None:
+    fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    peer, sock = connect_pair()
+    with select.epoll() as epoll, closing(peer), closing(sock):
+        epoll.register(fd, select.EPOLLIN)
+        assert epoll.poll(0) == [(fd, select.EPOLLERR)]
+        register(fd, f"tcp:{NIC}", register_body())
+        assert epoll.poll(0) == []
+        attach = struct.pack("<iIIIII", sock.fileno(), 0, 0, 0, 0, 0)
+        fcntl.ioctl(fd, SMIOC_ATTACH, attach)
+        peer.sendall(b"wake")
+        assert epoll.poll(PATIENCE) == [(fd, select.EPOLLIN)]
+        os.close(fd)
 
 
 @pytest.mark.parametrize("kind", ["poll", "epoll"])

@@ -32,7 +32,7 @@ from tests.guest.raw import (
     Ring,
 )
 from tests.guest.site import eventually
-from tests.guest.wire import connect_pair
+from tests.guest.wire import connect_pair, receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,15 +64,6 @@ def submit(pair: RawPair, count: int = 1) -> list[int]:
     pair.tx.set_head((first + count) % pair.tx.n)
     pair.sync(SYNC_TX)
     return [(first + k) % pair.tx.n for k in range(count)]
-
-
-def receive_exactly(sock: socket.socket, size: int) -> bytes:
-    got = b""
-    while len(got) < size:
-        more = sock.recv(size - len(got))
-        assert more, "the stream ended early"
-        got += more
-    return got
 
 
 # -- buffers --
@@ -277,14 +268,16 @@ def sync(pair: RawPair) -> None:
 def use_badly(
     pair: RawPair, id: int, until: float, meanwhile: Callable[[], object] = lambda: None
 ) -> None:
-    """Use a pair of rings as if nobody else did."""
-    while time.monotonic() < until:
+    """Use a pair of rings as if nobody else did; once at least."""
+    over = False
+    while not over:
         pair.put(pair.tx.head % pair.tx.n, id, b"mine alone")
         pair.tx.set_head((pair.tx.head + 1) % pair.tx.n)
         pair.rx.set_head(pair.rx.tail)
         with suppress(BadRingError):
             sync(pair)
         meanwhile()
+        over = time.monotonic() >= until
 
 
 # -- mappings --
