@@ -15,6 +15,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from tests.guest.site import eventually
 from tests.guest.wire import NIC
 
 if TYPE_CHECKING:
@@ -255,6 +256,10 @@ class RawPort(RawPair):
         raw = bytearray(8 * len(STATS))
         fcntl.ioctl(self.port_fd, SMIOC_STATS, raw)
         return dict(zip(STATS, struct.unpack(f"<{len(STATS)}Q", raw), strict=True))
+
+    def await_bytes(self, total: int) -> None:
+        """Wait, without a sync, until so many bytes have come since the port was opened."""
+        eventually(lambda: self.stats()["rx_bytes"] == total, self.stats)
 
     def extra_buffers(self) -> list[int]:
         """The application's buffers that are in no slot: a chain from ni_bufs_head."""

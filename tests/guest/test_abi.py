@@ -29,7 +29,7 @@ from tests.guest.raw import (
     Ring,
     register,
 )
-from tests.guest.wire import NIC, connect_pair
+from tests.guest.wire import NIC, connect_pair, receive_exactly
 
 
 def submit(port: RawPort, count: int = 1) -> list[int]:
@@ -88,7 +88,7 @@ def test_a_bad_slot_is_refused_alone(
     assert slot.buf == bad.buf, "a refused slot keeps what the application wrote"
     assert after[counter] == before[counter] + 1
     assert after["slots_sent"] == before["slots_sent"] + 2
-    assert two.peer.recv(12, socket.MSG_WAITALL) == b"before after"
+    assert receive_exactly(two.peer, 12) == b"before after"
 
 
 def test_index_beyond_the_last_buffer(two: Attached) -> None:
@@ -115,7 +115,7 @@ def test_a_foreign_index(two: Attached) -> None:
     """A buffer of the receive ring, which the kernel fills."""
     port = two.port
     two.peer.sendall(b"hello")
-    time.sleep(0.1)
+    port.await_bytes(5)
     assert port.receive()
     taken = {port.tx.slot(k).buf for k in range(port.tx.n)}
     taken.add(port.rx.slot(0).buf)
@@ -166,7 +166,7 @@ def test_receive_head_beyond_tail_and_backward(two: Attached) -> None:
     with pytest.raises(OSError, match="Invalid argument"):
         port.sync(SYNC_RX)
     two.peer.sendall(b"hello")
-    time.sleep(0.1)
+    port.await_bytes(5)
     assert port.receive()
     port.sync(SYNC_RX)
     port.rx.set_head(port.rx.n - 1)
@@ -193,7 +193,7 @@ def test_a_bad_index_given_back_by_the_receiver(two: Attached) -> None:
     port = two.port
     for number in range(3):
         two.peer.sendall(b"n%d" % number)
-        time.sleep(0.1)
+        port.await_bytes(2 * (number + 1))
         port.sync(SYNC_RX)
         i = port.rx.head
         assert i != port.rx.tail
@@ -208,7 +208,7 @@ def test_a_received_buffer_may_be_sent(two: Attached) -> None:
     """Zero-copy echo by netmap's swap: the buffers of two slots change places."""
     port = two.port
     two.peer.sendall(b"ping")
-    time.sleep(0.1)
+    port.await_bytes(4)
     port.sync(SYNC_RX)
     i, o = port.rx.head, port.tx.head
     got, spare = port.rx.slot(i), port.tx.slot(o)
@@ -332,12 +332,12 @@ def test_a_sync_that_makes_no_sense(
 def test_detach_gives_the_socket_back(two: Attached) -> None:
     port = two.port
     two.peer.sendall(b"ring ")
-    time.sleep(0.1)
+    port.await_bytes(5)
     port.sync(SYNC_RX)
     port.send(two.id, b"from the ring ")
     port.detach(two.id)
     two.peer.sendall(b"socket")
-    time.sleep(0.1)
+    assert select.select([two.sock], [], [], 60)[0]
     story = [(p, e) for i, p, e, _x in port.receive() if i == two.id]
     assert story == [(b"ring ", 0), (b"", CLOSED)]
     assert two.sock.recv(100) == b"socket"

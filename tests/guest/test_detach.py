@@ -14,7 +14,7 @@ import pytest
 from stackmap import Event, RingPort
 from tests.guest.raw import CLOSED, EOF, REFUSED, RawPort
 from tests.guest.rest import bytes_in_tcp, leave_a_rest
-from tests.guest.wire import NIC, connect_pair, connect_pair_from_here
+from tests.guest.wire import NIC, connect_pair, connect_pair_from_here, receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -242,7 +242,7 @@ def test_a_hundred_cycles_over_two_ports(two: Attached) -> None:
             assert id not in ids[port]
             ids[port].add(id)
             port.send(id, b"%04d" % number)
-            assert two.peer.recv(4, socket.MSG_WAITALL) == b"%04d" % number
+            assert receive_exactly(two.peer, 4) == b"%04d" % number
             two.peer.sendall(b"%04d" % number)
             time.sleep(0.001 * (number % 3))
             port.detach(id)

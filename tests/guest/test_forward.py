@@ -15,7 +15,7 @@ from stackmap import Event, RingConnection, RingPort, Segment
 from stackmap._lent import LentKept, LentSegment
 from stackmap._ring_c import ffi
 from tests.guest.raw import Ring
-from tests.guest.wire import NIC, connect_pair, connect_pair_from_here, peer_loses
+from tests.guest.wire import NIC, connect_pair, connect_pair_from_here, peer_loses, receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ def test_the_page_that_was_received_is_the_page_that_is_sent() -> None:
             at = rings.rx.address(received.buf)
             assert bytes(rings.memory[at : at + 1600]) == text
             port.exchange()
-            assert peer.recv(1600, socket.MSG_WAITALL) == text
+            assert receive_exactly(peer, 1600) == text
         assert port.stats().bad_slots == 0
         rings.memory.release()
         peer.close()
@@ -84,7 +84,7 @@ def test_a_slice_in_use_is_refused_until_it_is_gone() -> None:
         with pytest.raises(ValueError, match="released"):
             connection.forward(segment)
         port.exchange()
-        assert peer.recv(3000, socket.MSG_WAITALL) == b"x" * 3000
+        assert receive_exactly(peer, 3000) == b"x" * 3000
         peer.close()
 
 
@@ -115,7 +115,7 @@ def test_between_ports() -> None:
             got += len(segment.view)
             onward.forward(segment)
             target.exchange()
-        assert there_peer.recv(4000, socket.MSG_WAITALL) == b"far " * 1000
+        assert receive_exactly(there_peer, 4000) == b"far " * 1000
         assert source.stats().bad_slots == target.stats().bad_slots == 0
         here_peer.close()
         there_peer.close()
@@ -143,7 +143,7 @@ def test_what_is_kept_outlives_exchanges_and_is_sent_as_it_is() -> None:
             peer.sendall(b"%04d" % number * 300)
             connection.forward(receive_one(port))
             port.exchange()
-            assert peer.recv(1200, socket.MSG_WAITALL) == b"%04d" % number * 300
+            assert receive_exactly(peer, 1200) == b"%04d" % number * 300
         assert [bytes(k.view) for k in kept] == texts
         with pytest.raises(BufferError, match="3 kept"):
             port.close()
@@ -156,7 +156,7 @@ def test_what_is_kept_outlives_exchanges_and_is_sent_as_it_is() -> None:
                 connection.forward(k)
             k.release()
             port.exchange()
-            assert peer.recv(1600, socket.MSG_WAITALL) == text
+            assert receive_exactly(peer, 1600) == text
         # the extra buffers are back, though others than before
         peer.sendall(texts[0])
         with port.keep(receive_one(port)) as again:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import RingPort
-from tests.guest.wire import ADDRESS, NIC, in_peer_namespace
+from tests.guest.wire import ADDRESS, NIC, in_peer_namespace, receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ def test_each_ring_serves_what_its_listener_accepts(servers: tuple[int, list[Ser
             for index, peer in enumerate(peers):
                 peer.sendall(b"client %04d" % index)
             for index, peer in enumerate(peers):
-                assert peer.recv(11, socket.MSG_WAITALL) == b"client %04d" % index
+                assert receive_exactly(peer, 11) == b"client %04d" % index
         assert sum(len(thread.accepted) for thread in threads) == CLIENTS
         for thread in threads:
             assert thread.accepted, "a ring without connections"

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from stackmap import BackendUnavailableError, Event, Port, RingPort, Segment, SocketPort, _ring
+from tests.guest.site import eventually
 from tests.guest.test_soft_errors import HOST, heard
-from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace
+from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, receive_exactly
 
 PATIENCE = 60.0
 
@@ -28,7 +29,7 @@ def test_detach_delivers_what_the_ring_holds() -> None:
         port.exchange()
         assert peer.recv(7) == b"by ring"
         peer.sendall(b"in the ring ")
-        time.sleep(0.2)
+        eventually(lambda: port.stats().ring_bytes_rx == 12, port.stats)
         port.detach(connection)
         peer.sendall(b"in the socket")
         story: list[bytes | Event] = []
@@ -49,7 +50,7 @@ def test_detach_sends_what_was_asked_for() -> None:
         connection.write(b"bye")
         connection.shutdown_write()
         port.detach(connection)
-        assert peer.recv(3, socket.MSG_WAITALL) == b"bye"
+        assert receive_exactly(peer, 3) == b"bye"
         assert peer.recv(1) == b""
         peer.sendall(b"to the socket")
         assert sock.recv(100) == b"to the socket"
@@ -68,7 +69,7 @@ def test_what_cannot_be_detached() -> None:
         with pytest.raises(OSError, match="gone") as caught:
             port.detach(connection)
         assert caught.value.errno == errno.ENOENT
-        assert peer.recv(3, socket.MSG_WAITALL) == b"bye"
+        assert receive_exactly(peer, 3) == b"bye"
         assert peer.recv(1) == b""
         peer.close()
 

@@ -15,7 +15,7 @@ from tests.guest.attached import Attached
 from tests.guest.pattern import pattern
 from tests.guest.raw import ERROR, REFUSED, SYNC_TX, RawPort
 from tests.guest.rest import end_by_closing, end_by_detaching, end_by_shutdown, leave_a_rest
-from tests.guest.wire import ADDRESS, NIC, connect_pair, peer_namespace
+from tests.guest.wire import ADDRESS, NIC, connect_pair, peer_namespace, receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,8 +112,8 @@ def test_nothing_overtakes_what_an_error_met(two: Attached) -> None:
         port.sync(SYNC_TX)
         for k in range(len(whose)):
             assert not port.tx.slot((first + k) % port.tx.n).events & REFUSED, k
-        assert two.peer.recv(4, socket.MSG_WAITALL) == bytes([0, 2, 4, 6])
-        assert two.honest_peer.recv(4, socket.MSG_WAITALL) == bytes([1, 3, 5, 7])
+        assert receive_exactly(two.peer, 4) == bytes([0, 2, 4, 6])
+        assert receive_exactly(two.honest_peer, 4) == bytes([1, 3, 5, 7])
         two.check_honest()
 
 

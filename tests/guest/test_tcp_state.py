@@ -18,7 +18,14 @@ import pytest
 
 from stackmap import Event, RingConnection, RingPort, TcpState
 from tests.guest.raw import STATE_OFFSET, STATE_SIZE, RawPort
-from tests.guest.wire import ADDRESS, NIC, connect_pair, connect_pair_from_here, peer_loses
+from tests.guest.wire import (
+    ADDRESS,
+    NIC,
+    connect_pair,
+    connect_pair_from_here,
+    peer_loses,
+    receive_exactly,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +86,7 @@ class Exchanged(NamedTuple):
     connection: RingConnection
 
     def talk(self, rounds: int, size: int = 2000) -> None:
-        """Send and receive, so that there is a state worth looking at."""
+        """Send and receive, so that there is a state worth looking at; then no ACK is under way."""
         for _ in range(rounds):
             self.peer.sendall(b"q" * 100)
             got = 0
@@ -87,7 +94,11 @@ class Exchanged(NamedTuple):
                 got += sum(len(segment.view) for segment in self.port.exchange(1.0))
             self.connection.write(b"a" * size)
             self.port.exchange()
-            self.peer.recv(size, socket.MSG_WAITALL)
+            receive_exactly(self.peer, size)
+        deadline = time.monotonic() + PATIENCE
+        while (record := self.connection.tcp_state()).bufs_pinned or record.unacked:
+            assert time.monotonic() < deadline, record
+            self.port.exchange(0.01)
 
 
 @pytest.mark.parametrize(

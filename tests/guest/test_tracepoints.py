@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.guest.rest import peer_is_full
-from tests.guest.wire import connect_pair, sh
+from tests.guest.wire import connect_pair, receive_exactly, sh
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +68,7 @@ def test_sending(two: Attached, trace: Trace) -> None:
         port.put(first + i, two.id, b"x" * size)
     port.tx.set_head((first + 3) % port.tx.n)
     port.sync()
-    assert two.peer.recv(600, socket.MSG_WAITALL) == b"x" * 600
+    assert receive_exactly(two.peer, 600) == b"x" * 600
     while port.stats()["pinned"]:
         port.sync()
     assert trace.take("send") == [fields(port, two.id, slots=3, bytes=600, result=600)]

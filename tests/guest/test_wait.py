@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import RingPort
+from tests.guest.held import WaitingCall
 from tests.guest.raw import EOF, SYNC_RX, SYNC_TX, SYNC_WAIT, RawPort
 from tests.guest.wire import NIC, connect_pair, peer_loses
 
@@ -61,7 +62,7 @@ def test_a_deadline_that_has_passed(two: Attached) -> None:
     wait(port, 0.0)
     assert two.peer.recv(4) == b"sent"
     two.peer.sendall(b"there")
-    time.sleep(0.1)
+    port.await_bytes(5)
     wait(port, time.monotonic() - 1)
     assert port.rx.tail == (port.rx.head + 1) % port.rx.n
 
@@ -207,15 +208,17 @@ def test_a_signal_handler_may_raise_out_of_an_exchange() -> None:
 
 
 def test_a_ring_is_for_one_thread_at_a_time() -> None:
-    with RingPort(NIC) as port:
-        sleeper = threading.Thread(target=port.exchange, args=[1.0])
-        sleeper.start()
-        time.sleep(0.2)
+    peer, sock = connect_pair()
+    with RingPort(NIC) as port, closing(peer):
+        port.attach(sock)
+        sleeper = WaitingCall(lambda: port.exchange(LONG))
+        sleeper.await_sleep()
         with pytest.raises(OSError) as caught:
             port.exchange()
         assert caught.value.errno == errno.EBUSY
         with pytest.raises(OSError) as caught:
             port.close()
         assert caught.value.errno == errno.EBUSY
-        sleeper.join()
+        peer.sendall(b"wake up")
+        assert sleeper.result() == 0
         assert port.exchange() == []

@@ -290,9 +290,9 @@ def test_a_server_that_dies_is_named(stand_in: Path, plan: Plan) -> None:
     stand_in.write_text("#!/bin/sh\necho listening on; sleep 0.2; echo alas; exit 3\n")
     with (
         pytest.raises(ServerError, match=r"ended with 3: (?s:.*)alas"),
-        serving(LocalHosts(), plan, "stackmap"),
+        serving(LocalHosts(), plan, "stackmap") as process,
     ):
-        time.sleep(0.5)
+        process.wait(20)
 
 
 def test_a_load_without_result_is_named(stand_in: Path, plan: Plan) -> None:

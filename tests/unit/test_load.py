@@ -20,6 +20,8 @@ from hdrh.histogram import HdrHistogram
 
 from stackmap_testbed.load import Exchange, Load, LoadPlan, key_of, main, run_load, value_of
 
+#: How often a time is taken that a busy machine may spoil.
+TRIES = 3
 MEMCACHED = shutil.which("memcached") or "/usr/bin/memcached"
 
 
@@ -114,8 +116,14 @@ def test_count_bounded(memcached: LoadPlan) -> None:
 
 
 def test_open_loop_keeps_its_rate(memcached: LoadPlan) -> None:
+    """A machine that stands still moves requests into the measured second, or out of it."""
     plan = dataclasses.replace(memcached, connections=10, rate=500.0, seconds=1.0)
-    assert run_load(plan).requests == pytest.approx(500, abs=50)
+    found: list[int] = []
+    while not found or abs(found[-1] - 500) > 50:
+        assert len(found) < TRIES, found
+        start = time.monotonic()
+        found.append(run_load(plan).requests)
+        assert found[-1] <= 500 * (time.monotonic() - start) + 1, "sent before they were due"
 
 
 def test_histogram_is_the_latencies(memcached: LoadPlan) -> None:
@@ -171,7 +179,19 @@ def test_an_incomplete_reply_is_an_error() -> None:
 
 
 def test_open_loop_counts_from_when_a_request_was_due() -> None:
-    """One stall of 200 ms is met by one request, and held up 20 that were due meanwhile."""
+    """One stall of 200 ms is met by one request, and held up 20 that were due meanwhile.
+
+    A machine that stands still itself makes more requests slow, and never fewer.
+    """
+    found: list[int] = []
+    while not found or found[-1] > 20:
+        assert len(found) < TRIES, found
+        found.append(slow_requests())
+        assert found[-1] >= 10
+
+
+def slow_requests() -> int:
+    """How many of 100 requests, one every 10 ms, take over 50 ms when one meets a stall."""
     answered = 0
 
     def stall_once(right: bytes) -> bytes:
@@ -183,12 +203,11 @@ def test_open_loop_counts_from_when_a_request_was_due() -> None:
 
     with fake_server(stall_once, rate=100.0, seconds=None, requests=100) as plan:
         open_loop = HdrHistogram.decode(run_load(plan).histogram)
-    slow = sum(
+    return sum(
         item.count_added_in_this_iter_step
         for item in open_loop.get_recorded_iterator()
         if item.value_iterated_to > 50_000_000
     )
-    assert 10 <= slow <= 20
 
 
 def test_command_line(memcached: LoadPlan, capsys: pytest.CaptureFixture[str]) -> None:

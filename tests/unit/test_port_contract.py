@@ -522,7 +522,6 @@ def test_a_fin_does_not_wait_for_the_peer(link: Link, finish: str) -> None:
     getattr(link.connection, finish)()
     assert link.peer.recv(10, socket.MSG_WAITALL) == b"last words"
     link.hear(PATIENCE)
-    link.peer.setblocking(False)
     assert link.peer.recv(1) == b""
     link.port.unwatch(link.peer)
 
@@ -707,9 +706,14 @@ def test_what_cannot_be_attached(
 
 
 def test_exchange_waits_no_longer_than_told(port: Port) -> None:
-    start = time.monotonic()
-    assert port.exchange(0.1) == []
-    assert 0.09 < time.monotonic() - start < 5
+    waits = []
+    for _ in range(3):
+        start = time.monotonic()
+        assert port.exchange(0.1) == []
+        waits.append(time.monotonic() - start)
+    # A busy machine makes it longer, but hardly each time.
+    assert all(wait > 0.09 for wait in waits)
+    assert min(waits) < 5
     assert port.exchange() == []
 
 
@@ -720,9 +724,9 @@ def test_watched_files_end_the_wait(port: Port) -> None:
         port.watch(here, lambda: seen.append(here.recv(10)))
         there.send(b"now")
         start = time.monotonic()
-        port.exchange(10.0)
+        port.exchange(60.0)
         assert seen == [b"now"]
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 50
         port.unwatch(here)
         there.send(b"too late")
         port.exchange(0.02)

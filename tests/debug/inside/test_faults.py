@@ -39,7 +39,7 @@ from tests.guest.raw import (
     register_body,
 )
 from tests.guest.rest import (
-    BYTES_ACKED_AT,
+    bytes_acked,
     bytes_in_tcp,
     end_by_closing,
     end_by_detaching,
@@ -498,13 +498,6 @@ def test_the_rest_is_sent_though_memory_was_short_until_all_else_was_acknowledge
     assert got == stream[:accepted]
     two.check_honest()
     two.close()
-
-
-def bytes_acked(sock: socket.socket) -> int:
-    """How much of what was sent the peer has acknowledged."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    acknowledged: int = struct.unpack_from("<Q", info, BYTES_ACKED_AT)[0]
-    return acknowledged
 
 
 def receive(sock: socket.socket, size: int) -> bytes:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.guest.raw import CLOSED, ERROR, RawPort
-from tests.guest.wire import ADDRESS, NIC, PEER_ADDRESS, PEER_NAMESPACE, connect_pair, sh
+from tests.guest.wire import (
+    ADDRESS,
+    NIC,
+    PEER_ADDRESS,
+    PEER_NAMESPACE,
+    connect_pair,
+    receive_exactly,
+    sh,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +83,7 @@ def test_buffers_stay_pinned_through_retransmissions(two: Attached, silence: Non
     assert after["pinned"] == 0
     assert after["released_ack"] - before["released_ack"] == 5
     assert after["released_reset"] == before["released_reset"]
-    assert two.peer.recv(5000, socket.MSG_WAITALL) == b"".join(bytes([k]) * 1000 for k in range(5))
+    assert receive_exactly(two.peer, 5000) == b"".join(bytes([k]) * 1000 for k in range(5))
 
 
 def test_giving_up_releases_buffers(two: Attached, silence: None) -> None:

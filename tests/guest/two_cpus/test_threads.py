@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import Event, Ring, RingConnection, RingPort
-from tests.guest.wire import ADDRESS, NIC, in_peer_namespace
+from tests.guest.wire import ADDRESS, NIC, in_peer_namespace, receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,7 +172,7 @@ def test_connections_are_placed_where_their_packets_arrive(how: str) -> None:
         for peer in peers:
             peer.sendall(b"here")
         for peer in peers:
-            assert peer.recv(4, socket.MSG_WAITALL) == b"here"
+            assert receive_exactly(peer, 4) == b"here"
         found = [{c.sock.getpeername()[1] for c in server.opened} for server in servers]
         assert found == [ports[cpu] for cpu in CPUS]
         for peer in peers:
