@@ -72,9 +72,9 @@ static struct sm_conn *sm_conn_of_rcu(struct sock *sk)
 
 /*
  * The same where the socket may not be locked, with a reference.  Attaching sets sk_user_data
- * before the callbacks, and who sets it after detaching does so after taking sk_callback_lock, under
- * which we gave the callbacks back.  So what is the same before and after a look at the callback is
- * ours.
+ * before the callbacks, and who sets it after detaching has taken sk_callback_lock since, under
+ * which we gave the callbacks back.  So what is the same before and after a look at the callback
+ * is ours.
  */
 static struct sm_conn *sm_conn_of_unlocked(struct sock *sk)
 {
@@ -82,7 +82,7 @@ static struct sm_conn *sm_conn_of_unlocked(struct sock *sk)
 
 	rcu_read_lock();
 	conn = rcu_dereference_sk_user_data(sk);
-	smp_rmb();	/* pairs with sm_conn_hook(), and with the next owner's sk_callback_lock */
+	smp_rmb();	/* pairs with sm_conn_hook(), or the next owner's sk_callback_lock */
 	if (!conn || READ_ONCE(sk->sk_data_ready) != sm_data_ready)
 		conn = NULL;
 	smp_rmb();	/* as above */

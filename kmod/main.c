@@ -67,8 +67,8 @@ static void __exit sm_exit(void)
 	destroy_workqueue(sm_free_wq);
 	/*
 	 * Whoever put the last reference, an skb's completion for instance, may not have returned
-	 * from our code yet.  It does not sleep there; nor does who looks at sm_ulp_ops (ss, outside
-	 * of RCU readers too).
+	 * from our code yet.  It does not sleep there; nor does who looks at sm_ulp_ops, which ss
+	 * does outside of RCU readers too.
 	 */
 	rcu_barrier();
 	synchronize_rcu();

@@ -7,9 +7,9 @@
  * xmit_more, so that one doorbell serves many packets: on a virtual NIC that is the dearest step.
  *
  * A NIC has other users too, so nobody can hold it for long: the end of any sync lets go what there
- * is, whoever else holds, and so does a full queue, and a timer after one jiffy.  The timer ends all
- * holds: a sync may sleep for as long as its socket is locked, or be preempted, and must not delay
- * packet after packet.
+ * is, whoever else holds, and so does a full queue, and a timer after one jiffy.  The timer ends
+ * all holds: a sync may sleep for as long as its socket is locked, or be preempted, and must not
+ * delay packet after packet.
  */
 #include <linux/capability.h>
 #include <linux/cred.h>

@@ -226,7 +226,7 @@ struct sm_port {
 	struct kref kref;
 	struct mutex mutex;		/* see the top of this file */
 	struct work_struct free_work;
-	wait_queue_head_t wait;		/* of the first pair, which is not there yet for who polls now */
+	wait_queue_head_t wait;		/* the first pair's; before it is there, too */
 	bool registered;		/* set once, under mutex, after all below is valid */
 
 	struct sm_nic *nic;
