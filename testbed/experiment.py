@@ -101,7 +101,7 @@ class Run:
 
 
 class ServerError(Exception):
-    """The server under test did not start, or ended in the middle of a run."""
+    """The server under test ended by itself."""
 
 
 class LoadError(Exception):

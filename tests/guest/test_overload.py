@@ -18,7 +18,14 @@ from tests.guest.pattern import pattern
 from tests.guest.raw import REFUSED, SYNC_RX, SYNC_TX, RawPort
 from tests.guest.rest import unacknowledged
 from tests.guest.site import eventually
-from tests.guest.wire import NIC, PEER_NAMESPACE, connect_pair, peer_loses, sh
+from tests.guest.wire import (
+    NIC,
+    PEER_NAMESPACE,
+    connect_pair,
+    peer_loses,
+    receive_exactly,
+    sh,
+)
 
 SPARE = 4
 PATIENCE = 60.0
@@ -102,7 +109,7 @@ def test_nothing_overtakes_a_refused_slot_where_buffers_run_out(crowd: Crowd) ->
             assert crowd.submit([(number, chunk)]) == [0]
             await_acks(crowd.port)
     for number, expected in ((first, b"0123"), (second, b"ac"), (third, b"b")):
-        assert crowd.peers[number].recv(len(expected), socket.MSG_WAITALL) == expected
+        assert receive_exactly(crowd.peers[number], len(expected)) == expected
 
 
 def wait_by_poll(port: RawPort) -> None:

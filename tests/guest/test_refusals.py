@@ -30,6 +30,7 @@ from tests.guest.wire import (
     NIC,
     connect_pair,
     in_peer_namespace,
+    receive_exactly,
     sh,
 )
 
@@ -55,16 +56,16 @@ def code(call: Callable[..., object], *arguments: object) -> int:
 def check_ordinary(peer: socket.socket, sock: socket.socket) -> None:
     """The connection carries bytes both ways, through the socket."""
     sock.sendall(b"there")
-    assert peer.recv(5, socket.MSG_WAITALL) == b"there"
+    assert receive_exactly(peer, 5) == b"there"
     peer.sendall(b"back")
-    assert sock.recv(4, socket.MSG_WAITALL) == b"back"
+    assert receive_exactly(sock, 4) == b"back"
 
 
 def check_attachable(port: RawPort, peer: socket.socket, sock: socket.socket) -> None:
     """The connection can be attached now, and sends."""
     id = port.attach(sock)
     port.send(id, b"by ring")
-    assert peer.recv(7, socket.MSG_WAITALL) == b"by ring"
+    assert receive_exactly(peer, 7) == b"by ring"
     port.detach(id)
 
 
@@ -390,5 +391,5 @@ def test_control_goes_on(two: Attached) -> None:
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 77
     two.port.send(two.id, b"last")
     sock.shutdown(socket.SHUT_WR)
-    assert two.peer.recv(4, socket.MSG_WAITALL) == b"last"
+    assert receive_exactly(two.peer, 4) == b"last"
     assert two.peer.recv(1) == b""
