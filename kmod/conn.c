@@ -392,7 +392,8 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 	if (err)
 		return err;
 	set_bit(SOCK_NOSPACE, &sock->flags);	/* see sm_write_space() */
-	if (inet_csk(sk)->icsk_mtup.search_low < inet_csk(sk)->icsk_mtup.search_high) {
+	if (inet_csk(sk)->icsk_mtup.enabled &&
+	    inet_csk(sk)->icsk_mtup.search_low < inet_csk(sk)->icsk_mtup.search_high) {
 		/* What it would have probed for is believed, as where TCP does not probe. */
 		inet_csk(sk)->icsk_mtup.search_low = inet_csk(sk)->icsk_mtup.search_high;
 		inet_csk(sk)->icsk_pmtu_cookie = 0;	/* TCP computes its mss anew */
