@@ -16,9 +16,7 @@ from ._ring_listener import RingListener
 
 #: Seconds (SM_MAX_SPIN_US in kmod/pair.c).
 _SPIN_MAX = 0.001
-#: SM_MAX_PAIRS in kmod/stackmap.h.
-_RINGS_MAX = 64
-_UINT32_MAX = (1 << 32) - 1
+_UINT16_MAX, _UINT32_MAX = (1 << 16) - 1, (1 << 32) - 1
 
 
 class RingPort(Ring):
@@ -62,8 +60,8 @@ class RingPort(Ring):
     ) -> None:
         if not 0 <= spin <= _SPIN_MAX:  # the kernel would refuse each exchange
             raise ValueError(f"spin must be 0 to {_SPIN_MAX} seconds, not {spin}")
-        if not 1 <= rings <= _RINGS_MAX:
-            raise ValueError(f"a port has 1 to {_RINGS_MAX} pairs of rings, not {rings}")
+        if not rings:  # the kernel would take it for one
+            raise ValueError("a port has at least one pair of rings")
         asked = {
             "rings": rings,
             "tx_slots": tx_slots,
@@ -72,8 +70,8 @@ class RingPort(Ring):
             "connections": connections or 0,
             "extra_buffers": extra_buffers,
         }
-        for name, number in asked.items():
-            if not 0 <= number <= _UINT32_MAX:  # what is too much for the kernel, it says itself
+        for name, number in asked.items():  # which of these are too much, the kernel says itself
+            if not 0 <= number <= (_UINT16_MAX if name == "rings" else _UINT32_MAX):
                 raise ValueError(f"{name} must be a size, not {number}")
         sizes = ffi.new("struct smr_sizes *", asked)
         self._shared: Any = ffi.new("struct smr_port *", {"fd": -1})

@@ -214,6 +214,14 @@ def test_the_library_says_which_limit(sizes: dict[str, int], sentence: str) -> N
         RingPort(NIC, **sizes)
 
 
+@pytest.mark.parametrize(
+    "sizes", [{"rings": 0}, {"rings": 1 << 16}, {"tx_slots": -4}, {"spare_buffers": 1 << 32}]
+)
+def test_what_is_no_size(sizes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"size|at least one pair"):
+        RingPort(NIC, **sizes)
+
+
 # -- who pays --
 
 
