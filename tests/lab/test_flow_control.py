@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +95,8 @@ def test_an_application_that_stops_reading_closes_the_window_and_loses_nothing(
 READERS = 31
 EACH = 2_000_000
 ROUNDS = 5
+#: Of the throughput without a client that never reads.
+ENOUGH = 0.7
 
 
 def throughput(lab: Lab, stuck: int) -> float:
@@ -144,9 +145,11 @@ def check_stuck(served: dict[str, Any]) -> None:
 
 @pytest.mark.timeout(2 * ROUNDS * 3 * PATIENCE)  # each run has limits of its own
 def test_a_client_that_never_reads_does_not_slow_the_others(lab: Lab) -> None:
-    ratios = []
-    for i in range(ROUNDS):
-        rate = {stuck: throughput(lab, stuck) for stuck in ((0, 1) if i % 2 == 0 else (1, 0))}
+    """The median of the rounds is as it should be; what is left of them cannot change it."""
+    ratios: list[float] = []
+    while sum(ratio > ENOUGH for ratio in ratios) <= ROUNDS // 2:
+        assert len(ratios) < ROUNDS, ratios
+        order = (0, 1) if len(ratios) % 2 == 0 else (1, 0)
+        rate = {stuck: throughput(lab, stuck) for stuck in order}
         ratios.append(rate[1] / rate[0])
         print(f"without {rate[0] / 1e6:.2f} MB/s, with a stuck client {ratios[-1]:.2f} of that")
-    assert statistics.median(ratios) > 0.7
