@@ -8,15 +8,12 @@ import struct
 from typing import TYPE_CHECKING
 
 from tests.guest.raw import REFUSED, SYNC_TX
+from tests.guest.tcp_info import tcp_info
 
 if TYPE_CHECKING:
     from tests.guest.attached import Attached
 
 SIOCOUTQ = 0x5411
-# Offsets in struct tcp_info.
-UNACKED_AT = 24
-BYTES_ACKED_AT = 120
-NOTSENT_BYTES_AT = 144
 SLOTS_AT_ONCE = 40
 
 
@@ -28,17 +25,13 @@ def unacknowledged(sock: socket.socket) -> int:
 
 def peer_is_full(sock: socket.socket) -> bool:
     """Whether all that was sent is acknowledged, and the rest waits for the peer to read."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    unacked: int = struct.unpack_from("<I", info, UNACKED_AT)[0]
-    not_sent: int = struct.unpack_from("<I", info, NOTSENT_BYTES_AT)[0]
-    return unacked == 0 and not_sent > 0
+    info = tcp_info(sock)
+    return info["unacked"] == 0 and info["bytes_notsent"] > 0
 
 
 def bytes_acked(sock: socket.socket) -> int:
     """How much of what was sent the peer has acknowledged."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    acknowledged: int = struct.unpack_from("<Q", info, BYTES_ACKED_AT)[0]
-    return acknowledged
+    return tcp_info(sock)["bytes_acked"]
 
 
 def bytes_in_tcp(sock: socket.socket) -> int:

@@ -25,10 +25,9 @@ from tests.guest.raw import (
 from tests.guest.site import eventually
 from tests.guest.wire import (
     ADDRESS,
-    NIC,
-    PEER_NAMESPACE,
     connect_pair,
     in_peer_namespace,
+    peer_is_late_by,
     peer_namespace,
     sh,
 )
@@ -241,15 +240,12 @@ def remote_ports() -> list[int]:
 @pytest.fixture
 def fast_open() -> Iterator[None]:
     """Data comes with the first packet, without a cookie; answers to it come late."""
-    change = f"tc -n {PEER_NAMESPACE} qdisc"
-    sh("modprobe sch_netem")
     before = FAST_OPEN.read_text()
     FAST_OPEN.write_text(str(0x202))
     with peer_namespace():
         FAST_OPEN.write_text(str(0x5))
-    sh(f"{change} replace dev {NIC} root netem delay 300ms")
-    yield
-    sh(f"{change} del dev {NIC} root")
+    with peer_is_late_by(300):
+        yield
     FAST_OPEN.write_text(before)
 
 

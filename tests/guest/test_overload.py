@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import select
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -18,10 +17,11 @@ from tests.guest.pattern import pattern
 from tests.guest.raw import REFUSED, SYNC_RX, SYNC_TX, RawPort
 from tests.guest.rest import unacknowledged
 from tests.guest.site import eventually
+from tests.guest.tcp_info import tcp_info
 from tests.guest.wire import (
     NIC,
-    PEER_NAMESPACE,
     connect_pair,
+    peer_is_late_by,
     peer_loses,
     receive_exactly,
     sh,
@@ -171,13 +171,6 @@ def counter(name: str) -> int:
 
 SIZE, TOTAL = 400, 400_000
 BASE_MSS = 512
-SND_MSS_AT = 16  # in struct tcp_info
-
-
-def segment_size(sock: socket.socket) -> int:
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    size: int = struct.unpack_from("<I", info, SND_MSS_AT)[0]
-    return size
 
 
 @contextmanager
@@ -232,16 +225,6 @@ def by_ring(sock: socket.socket, stream: bytes) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def peer_is_late_by(milliseconds: int) -> Iterator[None]:
-    change = f"tc -n {PEER_NAMESPACE} qdisc"
-    sh(f"modprobe sch_netem; {change} replace dev {NIC} root netem delay {milliseconds}ms")
-    try:
-        yield
-    finally:
-        sh(f"{change} del dev {NIC} root")
-
-
-@contextmanager
 def long_path(_sock: socket.socket, _push: Callable[[], None]) -> Iterator[None]:
     """Much waits and little is under way."""
     with peer_is_late_by(50):
@@ -254,7 +237,7 @@ def path_that_was_cut(sock: socket.socket, push: Callable[[], None]) -> Iterator
     with peer_is_late_by(6000):
         push()
         sent = unacknowledged(sock)
-        eventually(lambda: segment_size(sock) <= BASE_MSS, lambda: "TCP sees no black hole")
+        eventually(lambda: tcp_info(sock)["mss"] <= BASE_MSS, lambda: "TCP sees no black hole")
         assert unacknowledged(sock) == sent
         eventually(lambda: unacknowledged(sock) < sent, lambda: "no ACK comes")
     yield

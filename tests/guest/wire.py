@@ -82,8 +82,21 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
 @contextmanager
 def peer_loses(percent: int) -> Iterator[None]:
     """What the peers send is lost, ACKs included; what they are sent arrives."""
+    with _peer_sends_through(f"loss {percent}%"):
+        yield
+
+
+@contextmanager
+def peer_is_late_by(milliseconds: int) -> Iterator[None]:
+    """What the peers send takes so long to arrive."""
+    with _peer_sends_through(f"delay {milliseconds}ms"):
+        yield
+
+
+@contextmanager
+def _peer_sends_through(netem: str) -> Iterator[None]:
     change = f"tc -n {PEER_NAMESPACE} qdisc"
-    sh(f"modprobe sch_netem; {change} replace dev {NIC} root netem loss {percent}%")
+    sh(f"modprobe sch_netem; {change} replace dev {NIC} root netem {netem}")
     try:
         yield
     finally:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
-import struct
 
 from stackmap import Event, SocketPort
+from tests.unit.test_port_contract import reset
 
 
 def test_what_a_reset_threw_away_was_not_sent() -> None:
@@ -15,8 +15,7 @@ def test_what_a_reset_threw_away_was_not_sent() -> None:
         connection = port.attach(accepted)
         connection.write(bytes(1 << 24))
         assert connection.pending > 0
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        peer.close()
+        reset(peer)
         events = []
         while Event.CLOSED not in events:
             events += [segment.event for segment in port.exchange(1.0)]

@@ -46,7 +46,14 @@ from tests.guest.rest import (
     end_by_shutdown,
     leave_a_rest,
 )
-from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, sh
+from tests.guest.wire import (
+    ADDRESS,
+    NIC,
+    connect_pair,
+    in_peer_namespace,
+    receive_exactly,
+    sh,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -470,7 +477,7 @@ def test_the_rest_is_sent_later_where_memory_was_short(port: RawPort, times: int
     two = Attached(port)
     accepted = leave_a_rest(two, stream)
     with no_memory_in("sm_flush_work", times) as left:
-        got = receive(two.peer, accepted)
+        got = receive_exactly(two.peer, accepted)
         assert left.read_text() == "0\n"
     assert got == stream[:accepted]
     two.check_honest()
@@ -487,26 +494,17 @@ def test_the_rest_is_sent_though_memory_was_short_until_all_else_was_acknowledge
     accepted = leave_a_rest(two, stream)
     in_tcp = bytes_in_tcp(two.sock)
     with no_memory_in("sm_flush_work", -1):
-        got = receive(two.peer, in_tcp)
+        got = receive_exactly(two.peer, in_tcp)
         deadline = time.monotonic() + PATIENCE
         while bytes_acked(two.sock) < in_tcp:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(1)
         assert bytes_in_tcp(two.sock) == in_tcp, "the rest was sent without memory"
-    got += receive(two.peer, accepted - in_tcp)
+    got += receive_exactly(two.peer, accepted - in_tcp)
     assert got == stream[:accepted]
     two.check_honest()
     two.close()
-
-
-def receive(sock: socket.socket, size: int) -> bytes:
-    got = b""
-    while len(got) < size:
-        more = sock.recv(size - len(got))
-        assert more, f"the stream ended after {len(got)} bytes of {size}"
-        got += more
-    return got
 
 
 # -- binding a NIC --
