@@ -195,11 +195,11 @@ out:
 	return err;
 }
 
-__poll_t sm_pair_poll(struct sm_pair *pair, struct file *file, poll_table *wait)
+/* Whoever polls is on pair->wait already. */
+__poll_t sm_pair_poll(struct sm_pair *pair, poll_table *wait)
 {
 	__poll_t events = 0;
 
-	poll_wait(file, pair->wait, wait);
 	mutex_lock(&pair->mutex);
 	if (!READ_ONCE(pair->port->registered)) {
 		events = EPOLLERR | EPOLLHUP;
@@ -235,7 +235,10 @@ out:
 
 static __poll_t sm_ring_poll(struct file *file, poll_table *wait)
 {
-	return sm_pair_poll(file->private_data, file, wait);
+	struct sm_pair *pair = file->private_data;
+
+	poll_wait(file, pair->wait, wait);
+	return sm_pair_poll(pair, wait);
 }
 
 static long sm_ring_ioctl(struct file *file, unsigned int cmd, unsigned long arg)

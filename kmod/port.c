@@ -545,14 +545,11 @@ static __poll_t sm_port_poll(struct file *file, poll_table *wait)
 {
 	struct sm_port *port = file->private_data;
 
+	poll_wait(file, &port->wait, wait);	/* before it is one as well */
 	/* Pairs with the release store in sm_port_publish(). */
-	if (!smp_load_acquire(&port->registered)) {
-		poll_wait(file, &port->wait, wait);
-		/* Again, or it may have become one before we were on the queue. */
-		if (!smp_load_acquire(&port->registered))
-			return EPOLLERR;
-	}
-	return sm_pair_poll(&port->pair[0], file, wait);
+	if (!smp_load_acquire(&port->registered))
+		return EPOLLERR;
+	return sm_pair_poll(&port->pair[0], wait);
 }
 
 /* -- mmap ----------------------------------------------------------------------------------- */

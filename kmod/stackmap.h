@@ -211,8 +211,7 @@ void sm_pair_close(struct sm_pair *pair);
 void sm_pair_wake(struct sm_pair *pair);
 void sm_pair_unblock(struct sm_pair *pair);
 long sm_pair_ioctl(struct sm_pair *pair, unsigned int cmd, void __user *arg);
-__poll_t sm_pair_poll(struct sm_pair *pair, struct file *file,
-		      struct poll_table_struct *wait);
+__poll_t sm_pair_poll(struct sm_pair *pair, struct poll_table_struct *wait);
 int sm_pair_open(struct sm_pair *pair);
 
 static inline void sm_count(struct sm_pair *pair, enum sm_counter which, s64 n)
