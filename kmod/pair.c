@@ -66,6 +66,20 @@ static bool sm_pair_unstalled(const struct sm_pair *pair)
 	return READ_ONCE(pair->tx.stalled) && READ_ONCE(pair->port->pool.nfree);
 }
 
+/*
+ * Who was woken may wait for the next time without a poll() in between, as io_uring's multishot
+ * requests do; but it syncs.  Caller holds pair->mutex.
+ */
+static void sm_pair_rearm(struct sm_pair *pair)
+{
+	/* No barrier: who joins the queue meanwhile polls after that. */
+	if (!waitqueue_active(pair->wait))
+		return;
+	sm_pair_arm(pair);
+	if (sm_rx_ready(pair) || sm_pair_unstalled(pair))
+		sm_pair_wake(pair);
+}
+
 struct sm_spin {
 	struct sm_pair *pair;
 	u64 until;		/* local_clock() */
@@ -190,6 +204,7 @@ long sm_pair_ioctl(struct sm_pair *pair, unsigned int cmd, void __user *arg)
 	default:
 		err = -ENOTTY;
 	}
+	sm_pair_rearm(pair);
 out:
 	mutex_unlock(&pair->mutex);
 	return err;
@@ -207,6 +222,8 @@ __poll_t sm_pair_poll(struct sm_pair *pair, poll_table *wait)
 	}
 	if (sm_tx_sync(pair) || sm_rx_take_back(pair)) {
 		events = EPOLLERR;
+		sm_pair_arm(pair);
+		sm_pair_wake(pair);	/* look again at the ring as it is now */
 		goto out;
 	}
 	sm_rx_publish(pair);

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap._refusal import DEVICE
+from tests.guest import uring
 from tests.guest.raw import (
     SMIOC_ATTACH,
     SYNC_RX,
@@ -126,6 +127,21 @@ def test_edge_triggered_tells_of_what_was_there_before(polled: Polled) -> None:
         epoll.register(polled.fd, select.EPOLLIN | select.EPOLLET)
         assert epoll.poll(PATIENCE) == [(polled.fd, select.EPOLLIN)]
         assert polled.receive() == b"early"
+
+
+def test_io_uring_is_told_of_one_thing_after_another(polled: Polled) -> None:
+    """By one request: unlike epoll, it does not look at the file again when it has told."""
+    with uring.Uring() as ring:
+        ring.poll(polled.fd, select.POLLIN)
+        for number in range(5):
+            word = b"word %d" % number
+            polled.peer.sendall(word)
+            got = b""
+            while got != word:
+                told, _flags = ring.completion()
+                assert told & select.POLLIN
+                got += polled.receive()
+                assert word.startswith(got)
 
 
 def test_both_who_wait_are_woken(polled: Polled) -> None:
@@ -273,6 +289,20 @@ def test_a_bad_ring_is_an_error_once(polled: Polled, ring: str) -> None:
         assert epoll.poll(PATIENCE) == [(polled.fd, select.EPOLLIN)]
     assert polled.receive() == b"wakes"
     assert polled.port.stats()["bad_rings"] == 2
+
+
+def test_edge_triggered_goes_on_after_a_bad_ring(polled: Polled) -> None:
+    with select.epoll() as epoll:
+        epoll.register(polled.fd, select.EPOLLIN | select.EPOLLET)
+        polled.pair.rx.set_head(9999)
+        polled.peer.sendall(b"what comes with the error, ")
+        assert epoll.poll(PATIENCE) == [(polled.fd, select.EPOLLERR)]
+        assert epoll.poll(PATIENCE) == [(polled.fd, select.EPOLLIN)]
+        polled.pair.rx.set_head(9999)
+        polled.peer.sendall(b"and again")
+        assert epoll.poll(PATIENCE) == [(polled.fd, select.EPOLLERR)]
+        assert epoll.poll(PATIENCE) == [(polled.fd, select.EPOLLIN)]
+        assert polled.receive() == b"what comes with the error, and again"
 
 
 @pytest.mark.parametrize("kind", ["poll", "epoll"])
