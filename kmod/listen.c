@@ -155,9 +155,12 @@ int sm_listener_accepted(struct sm_listener *listener, struct sm_conn *conn,
 			 struct socket *newsock)
 {
 	struct sm_port *port = listener->port;
-	int err = 0;
+	int err;
 
-	mutex_lock(&port->mutex);
+	/* The port's owner may be in a call that copies to memory which does not come. */
+	err = mutex_lock_killable(&port->mutex);
+	if (err)
+		return err;
 	if (xa_load(&port->listeners, listener->id) == listener) {
 		conn->listener = listener->id;
 		__set_bit(SM_CONN_OPEN_DUE, &conn->bits);

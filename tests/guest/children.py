@@ -40,10 +40,10 @@ class Child:
         """Wait until the child tells that it has come to what matters."""
         assert os.read(self._reading, 1) == b"x", "the child ended before"
 
-    def await_sleep(self) -> None:
-        """Wait until the child sleeps."""
+    def await_sleep(self, states: str = "S") -> None:
+        """Wait until the child sleeps; other states (proc(5)) may be meant."""
         deadline = time.monotonic() + PATIENCE
-        while self._state() != "S":
+        while self._state() not in states:
             assert time.monotonic() < deadline, "the child never sleeps"
             time.sleep(0.01)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import os
+import signal
 import socket
 import struct
 import time
@@ -12,11 +15,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.guest.children import Child
+from tests.guest.held import WaitingCall, under_way
 from tests.guest.raw import (
     ATTACH_LISTENER,
     EOF,
     OPEN,
     RING_ANY,
+    SMIOC_STATS,
     SYNC_RX,
     RawPair,
     RawPort,
@@ -33,6 +39,7 @@ from tests.guest.wire import (
 )
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable, Iterator
 
 TCP_SYN_RECV, TCP_ULP = 3, 31
@@ -291,6 +298,45 @@ def test_what_a_detached_listener_accepts_is_as_tcp_makes_it(port: RawPort) -> N
             with sock:
                 sock.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
                 assert sock.getsockopt(socket.IPPROTO_TCP, TCP_ULP, 16).rstrip(b"\0") == b"tls"
+
+
+def test_an_accept_that_sleeps_already_returns_an_ordinary_socket(port: RawPort) -> None:
+    with socket.create_server((ADDRESS, 0)) as listener:
+        accepted: list[socket.socket] = []
+        accepting = WaitingCall(lambda: accepted.append(listener.accept()[0]))
+        accepting.await_sleep()
+        port.attach_to(0, listener, ATTACH_LISTENER)
+        with in_peer_namespace() as one, in_peer_namespace() as two:
+            one.connect(listener.getsockname())
+            assert accepting.result() == 0
+            one.sendall(b"to the socket")
+            with accepted[0] as sock:
+                assert sock.recv(100) == b"to the socket"
+            two.connect(listener.getsockname())
+            with listener.accept()[0] as sock:
+                assert code(sock.recv, 100) == errno.EBUSY
+
+
+def test_an_accept_can_be_killed_while_the_port_is_in_a_call_that_does_not_end(
+    port: RawPort,
+) -> None:
+    """Such as one that copies to memory which does not come; the listener is shared."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def stats(page: mmap.mmap | bytearray) -> None:
+        into = ctypes.byref(ctypes.c_char.from_buffer(page))
+        if libc.ioctl(port.port_fd, ctypes.c_ulong(SMIOC_STATS), into):
+            raise OSError(ctypes.get_errno(), "ioctl")
+
+    with socket.create_server((ADDRESS, 0)) as listener, in_peer_namespace() as peer:
+        port.attach_to(0, listener, ATTACH_LISTENER)
+        peer.connect(listener.getsockname())
+        with under_way(stats), Child(lambda _tell: listener.accept()[0].close()) as child:
+            child.await_sleep("DZ")
+            os.kill(child.pid, signal.SIGKILL)
+            # Where nothing can hold the call up (user-mode Linux) it accepts.
+            assert child.await_end() in {-signal.SIGKILL, 0}
+        assert port.stats()["connections"] == 0
 
 
 def test_connections_that_wait_for_room_open_in_order() -> None:
