@@ -210,10 +210,8 @@ static void sm_error_report(struct sock *sk)
 		return;
 	}
 	/* With IP_RECVERR the connection may go on after an error, and may have another one. */
-	if (err && err != READ_ONCE(conn->err)) {
-		WRITE_ONCE(conn->err, err);
+	if (err && xchg(&conn->err, err) != err)
 		clear_bit(SM_CONN_ERROR_SENT, &conn->bits);
-	}
 	sm_conn_kick(conn);
 	sm_tcp.error_report(sk);
 	sm_state_update(conn);
