@@ -57,6 +57,9 @@
  * After SM_SLOT_ERROR comes SM_SLOT_CLOSED, if the error ended the connection.  It does not always:
  * with IP_RECVERR or IPV6_RECVERR, ICMP messages are errors too, and the connection goes on.
  *
+ * SM_SLOT_EOF comes also when the application ends reading itself, by shutdown(SHUT_RD).  What the
+ * peer sends after that is received, as an ordinary recv() would; its FIN is not told once more.
+ *
  * Who writes and reads what, in which order:
  *
  *	application			kernel
@@ -229,7 +232,7 @@ struct sm_req_register {
  * first slot is then an SM_SLOT_OPEN event; those of one listener come in the order in which
  * accept() returned the connections to one thread, ring by ring.  Where a connection cannot be
  * attached, accept() fails: with ENOSPC, leaving it in the backlog, or with the errno above,
- * closing it.
+ * closing it.  An accept() that sleeps when its listener is attached returns an ordinary socket.
  *	EINVAL			not listening
  */
 struct sm_attach {
@@ -258,7 +261,8 @@ struct sm_open {
 /*
  * SMIOC_DETACH: give the socket back.  What is in the receive ring comes first, up to the
  * SM_SLOT_CLOSED event; everything after it is read from the socket.  A listener accepts ordinary
- * connections again, without any event.
+ * connections again, without any event.  send(MSG_ZEROCOPY) fails with ENOBUFS until TCP has sent
+ * what it took from slots.
  *	ENOENT			no such connection or listener
  *
  * SMIOC_RXCTL: with SM_RX_PAUSE, take no more data from TCP, so that its window closes.

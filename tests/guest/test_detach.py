@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import socket
 import threading
@@ -12,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import Event, RingPort
-from tests.guest.raw import CLOSED, EOF, REFUSED, RawPort
-from tests.guest.rest import bytes_in_tcp, leave_a_rest
+from tests.guest.raw import CLOSED, EOF, REFUSED, SYNC_TX, RawPort
+from tests.guest.rest import bytes_in_tcp, leave_a_rest, peer_is_full
 from tests.guest.wire import NIC, connect_pair, connect_pair_from_here, receive_exactly
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from tests.guest.attached import Attached
 
 PATIENCE = 60.0
+SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000
 
 
 def noise(seed: int, size: int) -> bytes:
@@ -228,6 +231,26 @@ def test_detach_after_the_end(two: Attached) -> None:
     assert two.sock.recv(100) == b""
     two.sock.sendall(b"still sending")
     assert two.peer.recv(100) == b"still sending"
+
+
+def test_sending_without_a_copy_has_to_wait_for_what_the_port_has_sent(two: Attached) -> None:
+    """TCP does not put pages of two owners into one segment, and says ENOBUFS."""
+    port = two.port
+    stream = noise(12, 40_000_000)
+    accepted = 0
+    while not peer_is_full(two.sock):
+        i = port.tx.head
+        port.put(i, two.id, stream[accepted : accepted + 4096])
+        port.tx.set_head((i + 1) % port.tx.n)
+        port.sync(SYNC_TX)
+        accepted += 0 if port.tx.slot(i).events & REFUSED else 4096
+    port.detach(two.id)
+    two.sock.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOBUFS)):
+        two.sock.send(b"too early", MSG_ZEROCOPY)
+    assert receive_exactly(two.peer, accepted) == stream[:accepted]
+    assert two.sock.send(b"now it can", MSG_ZEROCOPY) == 10
+    assert receive_exactly(two.peer, 10) == b"now it can"
 
 
 def test_a_hundred_cycles_over_two_ports(two: Attached) -> None:

@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from tests.guest.pattern import pattern
-from tests.guest.raw import SYNC_POLL, SYNC_RX, RawPort
+from tests.guest.raw import EOF, SYNC_POLL, SYNC_RX, RawPort
 from tests.guest.rest import unacknowledged
 from tests.guest.site import eventually
 from tests.guest.wire import connect_pair
@@ -146,6 +146,21 @@ def test_what_a_full_ring_leaves_is_shown_until_it_is_taken() -> None:
         assert not readable(sock)
     peer.close()
     sock.close()
+
+
+def test_what_comes_after_the_application_has_ended_reading_is_received(two: Attached) -> None:
+    """As by recv() of an ordinary socket, which returns nothing first and then what comes."""
+    found: list[tuple[bytes, int]] = []
+
+    def comes(what: tuple[bytes, int]) -> bool:
+        found.extend((data, event) for id, data, event, _e in two.port.receive() if id == two.id)
+        return found[-1:] == [what]
+
+    two.sock.shutdown(socket.SHUT_RD)
+    eventually(lambda: comes((b"", EOF)), lambda: found)
+    two.peer.sendall(b"all the same")
+    eventually(lambda: comes((b"all the same", 0)), lambda: found)
+    assert len(found) == 2
 
 
 def test_nobody_who_waits_for_the_socket_is_woken_by_what_the_ring_takes(two: Attached) -> None:
