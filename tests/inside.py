@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from itertools import count
 from typing import TYPE_CHECKING
+
+from stackmap_testbed.errors import GuestTimeoutError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from stackmap_testbed.guest import Guest
+    from stackmap_testbed.process import GuestProcess
+
+#: A guest's view of this tree is read-only.  It is spared Hypothesis' plugin, which no test there
+#: uses, and which takes an emulated machine a quarter of a minute to load.
+_OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-x", "--tb=short")
 
 
 def pytest_command(tests: Path, *options: str) -> list[str]:
-    """Returns a command for a guest, whose view of this tree is read-only.
-
-    It is spared Hypothesis' plugin, which no test there uses, and which takes an emulated machine a
-    quarter of a minute to load.
-    """
-    return [
-        sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider",
-        "-p", "no:hypothesispytest", "-x", "--tb=short", *options, str(tests),
-    ]  # fmt: skip
+    """Returns a command for a guest."""
+    return [sys.executable, "-B", "-m", "pytest", *_OPTIONS, *options, str(tests)]
 
 
 def check_report(output: str) -> None:
@@ -29,16 +31,33 @@ def check_report(output: str) -> None:
     assert " skipped" not in output, output
 
 
-def pass_inside(
-    guest: Guest, tests: Path, timeout: float, patience: int, rounds: str = "0"
-) -> None:
-    """Have a guest pass tests: all within ``timeout`` seconds, and each within ``patience``."""
-    result = guest.run(
-        pytest_command(tests, "--timeout", str(patience)),
-        timeout=timeout,
-        env={"STACKMAP_ROUNDS": rounds},
-        check=False,
-    )
-    report = result.stdout[-8000:] + result.stderr[-2000:]
-    assert result.returncode == 0, report
-    check_report(result.stdout)
+class GuestPytest:
+    """pytest, loaded in a guest, with a process for each file of tests."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self._process: GuestProcess | None = None
+        self._runs = count(1)
+
+    def passes(self, tests: Path, timeout: float, patience: int, rounds: str = "0") -> None:
+        """Have tests passed: all within ``timeout`` seconds, and each within ``patience``."""
+        if not self._process:
+            command = [sys.executable, "-B", "-m", "tests.forked", *_OPTIONS]
+            self._process = self._guest.popen(command, stdin=True)
+        process, run = self._process, next(self._runs)
+        before = len(process.output())
+        request = {
+            "run": run,
+            "options": ["--timeout", str(patience), str(tests)],
+            "environment": {"STACKMAP_ROUNDS": rounds},
+        }
+        process.send(json.dumps(request).encode() + b"\n")
+        try:
+            end = process.wait_for_output(rf"^run {run} ended with (-?\d+)$", timeout)
+        except GuestTimeoutError:
+            process.kill(group=True)
+            self._process = None
+            raise
+        report = process.output()[before:]
+        assert end[1] == "0", report[-10_000:]
+        check_report(report)

@@ -9,6 +9,7 @@ import pytest
 
 from stackmap_testbed.errors import GuestDiedError, KernelLogError, LabError
 from stackmap_testbed.lab import Lab
+from tests.inside import GuestPytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,12 @@ def vm_lab(kernel: str, cpus: int) -> Iterator[Lab]:
 def server(vm_lab: Lab) -> Guest:
     """The guest."""
     return vm_lab.server
+
+
+@pytest.fixture(scope="session")
+def guest_pytest(server: Guest) -> GuestPytest:
+    """pytest in there."""
+    return GuestPytest(server)
 
 
 @pytest.fixture(scope="module")

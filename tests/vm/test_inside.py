@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.inside import pass_inside
-
 if TYPE_CHECKING:
-    from stackmap_testbed.guest import Guest
+    from tests.inside import GuestPytest
 
 INSIDE = Path(__file__).parent.parent / "guest"
 ROUNDS = os.environ.get("STACKMAP_ROUNDS", "0")
@@ -23,5 +21,5 @@ FILE_SECONDS = 2300 * (1 + int(ROUNDS))
 @pytest.mark.usefixtures("module")
 @pytest.mark.timeout(FILE_SECONDS + 100)
 @pytest.mark.parametrize("file", sorted(path.name for path in INSIDE.glob("test_*.py")))
-def test_inside(server: Guest, file: str) -> None:
-    pass_inside(server, INSIDE / file, FILE_SECONDS, TEST_SECONDS, ROUNDS)
+def test_inside(guest_pytest: GuestPytest, file: str) -> None:
+    guest_pytest.passes(INSIDE / file, FILE_SECONDS, TEST_SECONDS, ROUNDS)

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.inside import pass_inside
-
 if TYPE_CHECKING:
-    from stackmap_testbed.guest import Guest
+    from tests.inside import GuestPytest
 
 PROGRAM = Path(__file__).parent.parent / "guest" / "smc.py"
 
 
 @pytest.mark.usefixtures("module")
 @pytest.mark.timeout(600)
-def test_sockets_of_smc(server: Guest) -> None:
+def test_sockets_of_smc(guest_pytest: GuestPytest) -> None:
     """They are refused, whatever they have become, and go on as before."""
-    pass_inside(server, PROGRAM, timeout=550, patience=500)
+    guest_pytest.passes(PROGRAM, timeout=550, patience=500)

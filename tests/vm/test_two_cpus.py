@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stackmap_testbed.lab import Lab
-from tests.inside import pass_inside
+from tests.inside import GuestPytest
 from tests.vm.conftest import BOOT_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -18,6 +18,6 @@ def test_inside_two_cpus(kernel: str) -> None:
     with Lab(kernel=kernel, guests=("server",), cpus=2, boot_seconds=BOOT_SECONDS) as lab:
         guest = lab.server
         guest.insmod(ROOT / "build" / "kmod" / lab.release / "stackmap.ko")
-        pass_inside(guest, ROOT / "tests/guest/two_cpus", timeout=880, patience=600)
+        GuestPytest(guest).passes(ROOT / "tests/guest/two_cpus", timeout=880, patience=600)
         guest.run("rmmod stackmap")
         guest.check_kernel_log()
