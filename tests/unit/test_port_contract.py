@@ -23,7 +23,7 @@ from stackmap import Connection, Event, Port, Segment, SocketPort
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PATIENCE = 20.0
+PATIENCE = 100.0
 PATTERN = bytes(range(251)) * 4096
 
 
