@@ -66,6 +66,12 @@ static bool sm_pair_unstalled(const struct sm_pair *pair)
 	return READ_ONCE(pair->tx.stalled) && READ_ONCE(pair->port->pool.nfree);
 }
 
+/* Is there anything to look at the rings again for? */
+static bool sm_pair_has_news(struct sm_pair *pair)
+{
+	return sm_rx_ready(pair) || sm_pair_unstalled(pair);
+}
+
 /*
  * Who was woken may wait for the next time without a poll() in between, as io_uring's multishot
  * requests do; but it syncs.  Caller holds pair->mutex.
@@ -76,7 +82,7 @@ static void sm_pair_rearm(struct sm_pair *pair)
 	if (!waitqueue_active(pair->wait))
 		return;
 	sm_pair_arm(pair);
-	if (sm_rx_ready(pair) || sm_pair_unstalled(pair))
+	if (sm_pair_has_news(pair))
 		sm_pair_wake(pair);
 }
 
@@ -124,8 +130,7 @@ static int sm_pair_wait(struct sm_pair *pair, s64 deadline_ns)
 		sm_pair_arm(pair);
 		if (signal_pending(current))
 			err = -EINTR;
-		else if (!sm_rx_ready(pair) && !sm_pair_unstalled(pair) &&
-			 READ_ONCE(pair->port->registered))
+		else if (!sm_pair_has_news(pair) && READ_ONCE(pair->port->registered))
 			expired = !schedule_hrtimeout(deadline_ns < 0 ? NULL : &deadline,
 						      HRTIMER_MODE_ABS);
 		else
@@ -236,7 +241,7 @@ __poll_t sm_pair_poll(struct sm_pair *pair, poll_table *wait)
 		sm_pair_arm(pair);
 		if (sm_rx_ready(pair))
 			sm_rx_publish(pair);
-		if (sm_rx_ready(pair) || sm_pair_unstalled(pair))
+		if (sm_pair_has_news(pair))
 			sm_pair_wake(pair);	/* look again, rather than go on here */
 	}
 	if (sm_pair_readable(pair))
