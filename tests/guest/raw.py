@@ -165,10 +165,15 @@ class RawPair:
     def send(self, id: int, data: bytes) -> None:
         """Send one slot; it must be accepted."""
         i = self.tx.head
+        assert self.try_send(id, data), self.tx.slot(i)
+
+    def try_send(self, id: int, data: bytes) -> bool:
+        """Send one slot; says whether it was accepted."""
+        i = self.tx.head
         self.put(i, id, data)
         self.tx.set_head((i + 1) % self.tx.n)
         self.sync(SYNC_TX)
-        assert not self.tx.slot(i).events & REFUSED, self.tx.slot(i)
+        return not self.tx.slot(i).events & REFUSED
 
     def sync_all(self, patience: float = 60.0) -> None:
         """Sync until every slot was taken or refused: the ring may stop for want of memory."""

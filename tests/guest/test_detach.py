@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import Event, RingPort
-from tests.guest.raw import CLOSED, EOF, REFUSED, SYNC_TX, RawPort
+from tests.guest.raw import CLOSED, EOF, REFUSED, RawPort
 from tests.guest.rest import bytes_in_tcp, leave_a_rest, peer_is_full
 from tests.guest.wire import NIC, connect_pair, connect_pair_from_here, receive_exactly
 
@@ -239,11 +239,7 @@ def test_sending_without_a_copy_has_to_wait_for_what_the_port_has_sent(two: Atta
     stream = noise(12, 40_000_000)
     accepted = 0
     while not peer_is_full(two.sock):
-        i = port.tx.head
-        port.put(i, two.id, stream[accepted : accepted + 4096])
-        port.tx.set_head((i + 1) % port.tx.n)
-        port.sync(SYNC_TX)
-        accepted += 0 if port.tx.slot(i).events & REFUSED else 4096
+        accepted += 4096 * port.try_send(two.id, stream[accepted : accepted + 4096])
     port.detach(two.id)
     two.sock.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
     with pytest.raises(OSError, match=os.strerror(errno.ENOBUFS)):
