@@ -356,6 +356,8 @@ def unplug(round: Round) -> None:
     """
     app = round.app
     round.site.unplug()
+    # Not before: on a slow machine a thousand acknowledgements take longer.
+    app.order("give_up", milliseconds=GIVE_UP_MS)
     round.peer.hush()
     if round.situation == "idle":
         time.sleep(A_WHILE)
@@ -414,15 +416,12 @@ ENDINGS: dict[str, Callable[[Round], None]] = {
 
 
 @contextlib.contextmanager
-def started(site: Site, nursery: Nursery, situation: str, give_up_ms: int = 0) -> Iterator[Round]:
+def started(site: Site, nursery: Nursery, situation: str) -> Iterator[Round]:
     """An application with its connections; when it has ended, nothing of it may be left."""
     before = references()
     with nursery.bear() as app:
         rings = {"rx_slots": SMALL_RING} if situation == "ring_full" else {}
-        number = app.order(
-            "open", namespace=site.app, nic=site.nic, address=site.address, give_up_ms=give_up_ms,
-            **rings,
-        )  # fmt: skip
+        number = app.order("open", namespace=site.app, nic=site.nic, address=site.address, **rings)
         count = MANY if situation == "thousand" else FEW
         with Peer(site.peer, (site.address, number), count) as peer:
             round = Round(site, app, peer, situation, before)
@@ -436,8 +435,7 @@ def started(site: Site, nursery: Nursery, situation: str, give_up_ms: int = 0) -
 
 def play(site: Site, nursery: Nursery, log: KernelLog, situation: str, ending: str) -> None:
     """One round: an application gets into a situation, meets its end, and leaves nothing behind."""
-    give_up_ms = GIVE_UP_MS if ending == "unplug" else 0
-    with started(site, nursery, situation, give_up_ms) as round:
+    with started(site, nursery, situation) as round:
         SITUATIONS[situation](round)
         ENDINGS[ending](round)
     assert log.complaints() == []

@@ -145,7 +145,6 @@ class Victim:
         nic: str,
         address: str,
         number: int = 0,
-        give_up_ms: int = 0,
         **rings: int,
     ) -> int:
         """Open a port and a listener in a namespace; returns the listener's number."""
@@ -153,8 +152,7 @@ class Victim:
         self.nic = nic
         self.port = RingPort(nic, **rings)
         self.listener = socket.create_server((address, number), backlog=4096)
-        # Its connections inherit both.
-        self.listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, give_up_ms)
+        # Its connections inherit this.
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         granted: int = self.listener.getsockname()[1]
         return granted
@@ -198,6 +196,11 @@ class Victim:
         """Write no more."""
         for line in self.lines:
             line.flooding = False
+
+    def do_give_up(self, milliseconds: int) -> None:
+        """Have TCP wait no longer than this for acknowledgements."""
+        for line in self.lines:
+            line.spare.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, milliseconds)
 
     def do_stall(self, stalled: bool) -> None:
         """Stop exchanging, or go on."""
