@@ -21,6 +21,8 @@
 /* Far beyond what TCP's timers may take on the honest NIC, which is never down. */
 #define STALL_MS	90000
 #define DEATH_MS	120000
+/* Two retries of an orphan and their end, each after at most TCP_RTO_MAX. */
+#define LINGER_MS	(3 * 120 * 1000)
 /* No new hostile life below this: what the last ones left in flight needs memory until it ends. */
 #define MEMORY_LOW_KB	(200 << 10)
 
@@ -294,6 +296,41 @@ static void check_progress(uint64_t now)
 	}
 }
 
+static int module_references(void)
+{
+	FILE *file = fopen("/sys/module/stackmap/refcnt", "re");
+	int n;
+
+	if (!file || fscanf(file, "%d", &n) != 1)
+		die("the module's reference count");
+	fclose(file);
+	return n;
+}
+
+/*
+ * TCP ends by its own timers what the dead have left to it, and holds the module until then.  A
+ * hostile application can make these long.
+ */
+static void await_release(void)
+{
+	uint64_t start = now_ms(), waited;
+	int n;
+
+	while ((n = module_references())) {
+		waited = now_ms() - start;
+		if (waited > LINGER_MS) {
+			if (system("ss -tinmoea"))
+				dprintf(STDOUT_FILENO, "no sockets to show\n");
+			fail("%d references on the module are left after %d s", n,
+			     LINGER_MS / 1000);
+			return;
+		}
+		sleep_ms(20);
+	}
+	dprintf(STDOUT_FILENO, "TCP let go of the last buffers after %" PRIu64 " ms\n",
+		now_ms() - start);
+}
+
 static void usage(void)
 {
 	fprintf(stderr, "usage: fuzz [--seed N] [--seconds N] [--processes N]\n");
@@ -369,6 +406,7 @@ int main(int argc, char **argv)
 	close(shared->passing[1]);
 	network_down();
 	look_end();
+	await_release();
 	report("result", start);
 	return shared->failed;
 }
