@@ -50,9 +50,10 @@ struct load {
 	const uint32_t *order;
 	size_t order_len;
 	int64_t interval;
-	uint64_t started;
+	int64_t from, until;		/* of the phase */
 	bool running;			/* start the next request when a reply is complete */
 	bool recording;
+	uint64_t started;		/* in this phase; open loop: of those due in it */
 	uint64_t max_started;
 	struct load_result result;
 	char scratch[SCRATCH];
@@ -106,11 +107,6 @@ int64_t load_bucket_ns(unsigned int bucket)
 uint64_t load_bucket_count(const struct load *load, unsigned int bucket)
 {
 	return bucket < BUCKETS ? load->buckets[bucket] : 0;
-}
-
-uint64_t load_started(const struct load *load)
-{
-	return load->started;
 }
 
 void load_result(const struct load *load, struct load_result *result)
@@ -194,12 +190,13 @@ static void start(struct load *load, struct connection *c, int64_t now)
 	if (++c->next == load->order_len)
 		c->next = 0;
 	c->done = 0;
-	c->recorded = load->recording;
 	if (!load->interval)
 		c->due = now;
+	c->recorded = load->recording && c->due >= load->from;
 	if (c->recorded && !load->result.first_start_ns)
 		load->result.first_start_ns = now;
-	load->started++;
+	if (c->due >= load->from)
+		load->started++;
 	load->outstanding++;
 	c->state = RECEIVING;		/* outstanding, in case it is lost at once */
 	send_some(load, c);
@@ -207,7 +204,12 @@ static void start(struct load *load, struct connection *c, int64_t now)
 
 static bool may_start(const struct load *load)
 {
-	return load->running && (!load->max_started || load->started < load->max_started);
+	return load->running && load->started < load->max_started;
+}
+
+static bool is_due(const struct load *load, const struct connection *c, int64_t now)
+{
+	return !load->interval || (c->due <= now && c->due < load->until);
 }
 
 /* The next connection in turn that has nothing outstanding; NULL if there is none. */
@@ -236,12 +238,14 @@ static void finish(struct load *load, struct connection *c)
 		load->result.last_reply_ns = now;
 		load->buckets[bucket_of(latency)]++;
 	}
+	if (load->recording && now < load->until)
+		load->result.answered++;
 	load->outstanding--;
 	c->state = IDLE;
 	c->due += load->interval * load->connections;
 	if (load->window < load->connections)
 		c = next_idle(load);
-	if (c && may_start(load) && (!load->interval || c->due <= now))
+	if (c && may_start(load) && is_due(load, c, now))
 		start(load, c, now);
 }
 
@@ -292,7 +296,7 @@ static int64_t start_due(struct load *load)
 			continue;
 		if (!may_start(load))
 			return INT64_MAX;
-		if (!load->interval || c->due <= now)
+		if (is_due(load, c, now))
 			start(load, c, now);
 		else if (c->due < earliest)
 			earliest = c->due;
@@ -329,7 +333,23 @@ static int serve_events(struct load *load, int64_t until)
 	return 0;
 }
 
-static int run(struct load *load, int64_t until)
+void load_begin(struct load *load, int64_t duration_ns, uint64_t max_started, int record)
+{
+	bool adjoins = load->interval && load->until != INT64_MAX;
+	int64_t now = adjoins ? load->until : load_now_ns();
+	unsigned int i;
+
+	for (i = 0; load->interval && !load->from && i < load->connections; i++)
+		load->connection[i].due = now + i * load->interval;
+	load->from = now;
+	load->until = duration_ns ? now + duration_ns : INT64_MAX;
+	load->started = 0;
+	load->max_started = max_started ? max_started : UINT64_MAX;
+	load->recording = record;
+	load->running = true;
+}
+
+int load_run(struct load *load)
 {
 	int64_t next = start_due(load);
 	int err;
@@ -337,9 +357,9 @@ static int run(struct load *load, int64_t until)
 	for (;;) {
 		if (!load->alive)
 			return -EPIPE;
-		if (!may_start(load) || load_now_ns() >= until)
+		if (!may_start(load) || load_now_ns() >= load->until)
 			return 0;
-		err = serve_events(load, next < until ? next : until);
+		err = serve_events(load, next < load->until ? next : load->until);
 		if (err)
 			return err;
 		if (load->interval)
@@ -347,25 +367,39 @@ static int run(struct load *load, int64_t until)
 	}
 }
 
-int load_run(struct load *load, int64_t until_ns, uint64_t max_started, int record)
+/* How many requests were due in the phase and are not sent. */
+static uint64_t overdue(const struct load *load)
 {
-	load->running = true;
-	load->recording = record;
-	load->max_started = max_started;
-	return run(load, until_ns ? until_ns : INT64_MAX);
+	int64_t step = load->interval * load->connections, due;
+	uint64_t found = 0;
+	unsigned int i;
+
+	if (!may_start(load) || load->until == INT64_MAX)
+		return 0;
+	for (i = 0; i < load->connections; i++) {
+		const struct connection *c = &load->connection[i];
+
+		due = c->due + (is_outstanding(c) ? step : 0);
+		if (c->state != DEAD && due < load->until)
+			found += (load->until - due - 1) / step + 1;
+	}
+	return found;
 }
 
 int load_drain(struct load *load, int64_t until_ns)
 {
 	int err;
 
-	load->running = false;
+	load->running = load->interval;		/* an open loop owes what was due in the phase */
+	if (load->running)
+		start_due(load);
 	while (load->outstanding && load_now_ns() < until_ns) {
 		err = serve_events(load, until_ns);
 		if (err)
 			return err;
 	}
-	load->result.unanswered = load->outstanding;
+	load->result.unanswered = load->outstanding + overdue(load);
+	load->running = false;
 	return 0;
 }
 
@@ -374,7 +408,6 @@ struct load *load_new(const int *fds, unsigned int connections,
 		      size_t order_len, int64_t interval_ns)
 {
 	struct load *load;
-	int64_t now = load_now_ns();
 	unsigned int i;
 	int err;
 
@@ -388,6 +421,7 @@ struct load *load_new(const int *fds, unsigned int connections,
 	load->order = order;
 	load->order_len = order_len;
 	load->interval = interval_ns;
+	load->until = INT64_MAX;
 	load->epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (load->epoll < 0)
 		goto err_free;
@@ -396,7 +430,6 @@ struct load *load_new(const int *fds, unsigned int connections,
 
 		c->fd = fds[i];
 		c->next = (size_t)i * STRIDE % order_len;
-		c->due = now + i * interval_ns;
 		err = watch(load, c, EPOLL_CTL_ADD, EPOLLIN);
 		if (err) {
 			errno = -err;

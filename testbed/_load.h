@@ -14,9 +14,10 @@ struct load_exchange {
 
 struct load_result {
 	uint64_t requests;	/* recorded, answered right */
+	uint64_t answered;	/* right replies while the recorded phase lasted, whenever sent */
 	uint64_t wrong;		/* replies with a wrong or a surplus byte */
 	uint64_t lost;		/* connections closed or reset by the server */
-	uint64_t unanswered;	/* requests without a complete reply at the end */
+	uint64_t unanswered;	/* requests without a complete reply at the end, sent or overdue */
 	int64_t first_start_ns;	/* of the recorded requests (CLOCK_MONOTONIC) */
 	int64_t last_reply_ns;
 	/* what the first wrong reply looked like */
@@ -34,7 +35,8 @@ struct load;
  * Connection i sends the exchanges named by order[], beginning at order[i * stride % order_len].
  * interval_ns 0 is a closed loop: one request outstanding per connection, always.  Otherwise a
  * request is due every interval_ns, on the connections in turn, and its latency counts from when
- * it was due, whenever it could be sent.  Returns NULL with errno set.
+ * it was due, whenever it could be sent.  The first is due when the first phase begins.  Returns
+ * NULL with errno set.
  */
 struct load *load_new(const int *fds, unsigned int connections,
 		      const struct load_exchange *exchanges, const uint32_t *order,
@@ -48,20 +50,26 @@ void load_free(struct load *load);
 void load_set_window(struct load *load, unsigned int window);
 
 /*
- * Send and receive until a time (CLOCK_MONOTONIC, 0: no limit) or until this many requests have
- * been started since the load was made (0: no limit).  Only requests started in a call with
- * record set are recorded.  Returns 0 when a limit was reached, -EINTR on a signal (call again),
- * -EPIPE when no connection is left, or another -errno.
+ * Begin a phase of this length (0: any), in which at most this many requests are started (0: any).
+ * With record set, the requests of this phase are recorded: in a closed loop those sent in it, in
+ * an open loop those due in it, even if they are sent later.  An open loop's phase begins where
+ * one of fixed length ended, whenever this is called.
  */
-int load_run(struct load *load, int64_t until_ns, uint64_t max_started, int record);
+void load_begin(struct load *load, int64_t duration_ns, uint64_t max_started, int record);
 
 /*
- * Start nothing more, wait for what is outstanding.  Returns 0, or -EINTR (call again).  What is
- * still outstanding when the time is up counts as unanswered.
+ * Send and receive until the phase ends.  Returns 0 when a limit was reached, -EINTR on a signal
+ * (call again), -EPIPE when no connection is left, or another -errno.
+ */
+int load_run(struct load *load);
+
+/*
+ * Wait for what is outstanding, until a time (CLOCK_MONOTONIC).  An open loop still sends what was
+ * due in the last phase: a stall at its end would hide these requests otherwise.  Returns 0, or
+ * -EINTR (call again).  What has no reply when the time is up counts as unanswered.
  */
 int load_drain(struct load *load, int64_t until_ns);
 
-uint64_t load_started(const struct load *load);
 void load_result(const struct load *load, struct load_result *result);
 
 /* Latencies are counted in buckets; a bucket is at most 1/1024 of its latency wide. */

@@ -2,10 +2,11 @@
 
 ``python -m stackmap_testbed.load --host H --port P`` drives one server with GETs (and SETs, if
 asked) of known values.  A reply that differs from the right one in a single byte is an error.
-With ``--rate`` the load is open: requests are due at fixed times whatever the server does, and a
-latency counts from when its request was due, so that a stall is seen by every request it held up
-and not only by the one that met it (coordinated omission).  Without, each connection has one
-request outstanding at all times.
+With ``--rate`` the load is open: requests are due at evenly spaced times whatever the server does,
+on the connections in turn, and a latency counts from when its request was due, so that a stall is
+seen by every request it held up and not only by the one that met it (coordinated omission).  What
+is due while the measurement lasts is sent and counted even if that happens after its end.  Without
+``--rate``, each connection has one request outstanding at all times.
 
 The loop itself is C (``_load.c``); this file prepares its requests and reads its results.
 """
@@ -21,6 +22,7 @@ import socket
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hdrh.histogram import HdrHistogram
@@ -57,7 +59,15 @@ class LoadPlan:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What came back.  ``errors`` is the sum of its three kinds."""
+    """What came back.
+
+    Attributes:
+        rate: requests per second that were due; None for a closed loop.
+        requests_per_second: replies per second.  Of an open loop that lasted ``seconds``, those
+            that came meanwhile: fewer than ``rate`` when the server did not keep up.
+        errors: ``wrong``, ``lost`` and ``unanswered`` together.
+        histogram: HdrHistogram of nanoseconds (V2, compressed, base64).
+    """
 
     connections: int
     value_size: int
@@ -72,7 +82,6 @@ class LoadResult:
     unanswered: int
     first_wrong: str | None
     latency_us: dict[str, float]
-    #: HdrHistogram (V2, compressed, base64) of nanoseconds.
     histogram: str
 
 
@@ -194,12 +203,11 @@ class Load:
 
     def run(self, seconds: float | None, requests: int | None, *, record: bool) -> None:
         """Drive the connections for a time or a number of requests (or until none is left)."""
-        until = lib.load_now_ns() + round(seconds * 1e9) if seconds is not None else 0
-        limit = lib.load_started(self._load) + requests if requests is not None else 0
-        self._check(lambda: lib.load_run(self._load, until, limit, record))
+        lib.load_begin(self._load, round((seconds or 0) * 1e9), requests or 0, record)
+        self._check(lambda: lib.load_run(self._load))
 
     def drain(self, seconds: float) -> None:
-        """Wait for the outstanding replies."""
+        """Wait for the outstanding replies, of an open loop for those that are due, too."""
         until = lib.load_now_ns() + round(seconds * 1e9)
         self._check(lambda: lib.load_drain(self._load, until))
 
@@ -262,7 +270,11 @@ def run_load(plan: LoadPlan, on_phase: Callable[[str], None] = lambda _: None) -
         counted = load.result()
         histogram = load.histogram()
         first_wrong = load.describe_first_wrong(counted)
-    seconds = (counted.last_reply_ns - counted.first_start_ns) / 1e9 if counted.requests else 0.0
+    if plan.rate and plan.seconds and plan.requests is None:
+        replies, seconds = counted.answered, plan.seconds
+    else:
+        replies = counted.requests
+        seconds = (counted.last_reply_ns - counted.first_start_ns) / 1e9 if replies else 0.0
     return LoadResult(
         connections=plan.connections,
         value_size=plan.value_size,
@@ -270,7 +282,7 @@ def run_load(plan: LoadPlan, on_phase: Callable[[str], None] = lambda _: None) -
         rate=plan.rate,
         requests=counted.requests,
         seconds=seconds,
-        requests_per_second=counted.requests / seconds if seconds else 0.0,
+        requests_per_second=replies / seconds if seconds else 0.0,
         errors=counted.wrong + counted.lost + counted.unanswered,
         wrong=counted.wrong,
         lost=counted.lost,
@@ -282,6 +294,12 @@ def run_load(plan: LoadPlan, on_phase: Callable[[str], None] = lambda _: None) -
         },
         histogram=histogram.encode().decode(),
     )
+
+
+def write_hgrm(result: LoadResult, target: Path) -> None:
+    """Write the latencies, in microseconds, as HdrHistogram's plotters read them (``.hgrm``)."""
+    with target.open("wb") as file:
+        HdrHistogram.decode(result.histogram).output_percentile_distribution(file, 1000)
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, LoadPlan]:
@@ -308,6 +326,12 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, LoadPlan]:
         "--counters", action="store_true", help="ask the server for its port's counters at the end"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    parser.add_argument(
+        "--hgrm",
+        type=Path,
+        metavar="FILE",
+        help="write the latencies as HdrHistogram's plotters read them",
+    )
     args = parser.parse_args(argv)
     for name in ("connections", "keys"):
         if getattr(args, name) < 1:
@@ -338,6 +362,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         result = run_load(plan, announce)
         record = dataclasses.asdict(result)
+        if args.hgrm:
+            write_hgrm(result, args.hgrm)
         if args.counters:
             record["counters"] = settled_counters(plan.host, plan.port)
     except (OSError, ValueError) as error:
