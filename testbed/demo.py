@@ -1,8 +1,8 @@
 """The main job, start to end: ``python -m stackmap_testbed.demo --kernel 6.12 --out out/demo``.
 
 Two hosts boot, the module is loaded on one and its NIC bound, a memcached client on the other uses
-the server on rings, then the server on rings is measured against itself on sockets.  Leaves
-``report.json``, ``report.html`` and ``latency.png``.
+the server on rings, then the server on rings is measured against itself on sockets: as fast as
+replies come, and at stated loads.  Leaves ``report.json``, ``report.html`` and ``latency.png``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from rich.table import Table
 
 from stackmap_testbed.errors import KernelLogError, LabError
 from stackmap_testbed.experiment import (
+    BACKENDS,
     LoadError,
     Plan,
     Run,
     ServerError,
     measure,
+    peak,
     program,
     schedule,
     serving,
@@ -33,8 +35,15 @@ from stackmap_testbed.kernels import module_for
 from stackmap_testbed.lab import SERVER_ADDRESS, Lab
 from stackmap_testbed.machine import describe_machine
 from stackmap_testbed.plot import plot_latency
-from stackmap_testbed.report import RATIO_COLUMNS, verdict, write_html
-from stackmap_testbed.summary import summarise
+from stackmap_testbed.report import (
+    LABELS,
+    LOAD_COLUMNS,
+    RATIO_COLUMNS,
+    saturation,
+    verdict,
+    write_html,
+)
+from stackmap_testbed.summary import saturated, summarise
 
 
 class DemoError(Exception):
@@ -68,6 +77,14 @@ def bind(lab: Lab, plan: Plan, narrator: Narrator) -> None:
         narrator.say(line)
 
 
+def loaded_module(lab: Lab) -> dict[str, str]:
+    """Which module the server has loaded."""
+    return {
+        name: lab.server.run(["cat", f"/sys/module/stackmap/{name}"]).stdout.strip()
+        for name in ("version", "srcversion")
+    }
+
+
 def show_client(lab: Lab, plan: Plan, narrator: Narrator) -> None:
     """Let pymemcache on the client host use the server on rings.
 
@@ -88,18 +105,27 @@ def show_client(lab: Lab, plan: Plan, narrator: Narrator) -> None:
 def compare(lab: Lab, plan: Plan, narrator: Narrator) -> list[Run]:
     """All runs, in their order."""
     narrator.title("The same server, on rings and on sockets, in turns")
-    runs = []
-    for connections, number, backend in schedule(plan):
-        run = measure(lab, plan, connections, number, backend)
+    runs: list[Run] = []
+    for step in schedule(plan):
+        rate = None if step.load is None else step.load * peak(runs, step.connections)
+        run = measure(lab, plan, step, rate)
         runs.append(run)
-        narrator.say(
-            f"{connections:4} connections, round {number + 1}: {backend:<9}"
-            f"{run.requests_per_second:8.0f} requests/s"
-            f"{run.server_cpu_us_per_request:8.1f} µs server CPU each"
-            f"   p99 {run.latency_us['p99'] / 1000:7.2f} ms"
-            f"   {run.errors} errors"
-        )
+        narrator.say(describe_run(run))
     return runs
+
+
+def describe_run(run: Run) -> str:
+    """A run in a line."""
+    load = "closed loop" if run.offered is None else f"{run.offered:6.0f} due/s"
+    latency = (
+        "saturated"
+        if saturated(run)
+        else f"p99 {run.latency_us['p99'] / 1000:6.2f} ms, {run.errors} errors"
+    )
+    return (
+        f"{run.connections:4} connections, {load}, round {run.round + 1}: "
+        f"{LABELS[run.backend]:<7} {run.requests_per_second:6.0f} requests/s, {latency}"
+    )
 
 
 def kernel_logs(lab: Lab) -> dict[str, list[str]]:
@@ -114,24 +140,63 @@ def kernel_logs(lab: Lab) -> dict[str, list[str]]:
     return found
 
 
+#: What there is room for in a terminal.
+_SHOWN = ("p99", "p999", "requests_per_cpu_second")
+_COLOURS = {"better": "green", "worse": "red", "": "default"}
+
+
+def _ratio_cell(values: dict[str, float], *, more_is_better: bool) -> str:
+    colour = _COLOURS[verdict(values, more_is_better=more_is_better)]
+    extremes = f"{values['min']:.2f}-{values['max']:.2f}"
+    return f"[{colour}]{values['median']:.2f}[/]\n[dim]{extremes}[/]"
+
+
 def ratio_table(report: dict[str, Any]) -> Table:
-    """The result in a terminal."""
+    """The closed loop's result in a terminal."""
     table = Table(
-        title="rings over sockets: median of rounds, and their extremes; 1 is equal",
+        title="closed loop: rings over sockets, median of rounds and their extremes",
         show_lines=True,
     )
     table.add_column("connections", justify="right")
     for _, heading, _ in RATIO_COLUMNS:
         table.add_column(heading, justify="right")
-    colours = {"better": "green", "worse": "red", "": "default"}
     for connections, ratio in report["ratio"].items():
-        cells = []
-        for name, _, more_is_better in RATIO_COLUMNS:
-            values = ratio[name]
-            colour = colours[verdict(values, more_is_better=more_is_better)]
-            extremes = f"{values['min']:.2f} to {values['max']:.2f}"
-            cells.append(f"[{colour}]{values['median']:.2f}[/]\n[dim]{extremes}[/]")
-        table.add_row(connections, *cells)
+        table.add_row(
+            connections,
+            *(
+                _ratio_cell(ratio[name], more_is_better=more_is_better)
+                for name, _, more_is_better in RATIO_COLUMNS
+            ),
+        )
+    return table
+
+
+def load_table(report: dict[str, Any]) -> Table:
+    """The open loop's result in a terminal of 80 columns."""
+    table = Table(
+        title="open loop: rings over sockets at a share of the peak, latency since due",
+        show_lines=True,
+    )
+    for heading in ("conn.", "offered", *(f"{LABELS[name]} achieved" for name in BACKENDS)):
+        table.add_column(heading, justify="right")
+    columns = [column for column in LOAD_COLUMNS if column[0] in _SHOWN]
+    for _, heading, _ in columns:
+        table.add_column(heading, justify="right")
+    for entry in report["loads"]:
+        if entry["load"] is None:
+            continue
+        row = [str(entry["connections"]), f"{entry['load']:.0%}\n{entry['offered']:.0f}/s"]
+        for backend in BACKENDS:
+            late = saturation(entry[backend], entry["rounds"]).replace(" in", "\nin")
+            row.append(
+                f"[red]{late}[/]" if late else f"{entry[backend]['achieved']['median']:.0f}/s"
+            )
+        if entry["ratio"] is not None:
+            row += [
+                _ratio_cell(entry["ratio"][name], more_is_better=more_is_better)
+                for name, _, more_is_better in columns
+            ]
+        table.add_row(*row)
     return table
 
 
@@ -142,8 +207,9 @@ def write_reports(report: dict[str, Any], runs: Sequence[Run], out: Path) -> lis
     data.write_text(json.dumps(report, indent=2) + "\n")
     plot_latency(
         runs,
+        report["loads"],
         f"memcached GET of {report['plan']['value_size']} bytes, Linux {report['kernel']}",
-        "emulated machines: compare the curves, the milliseconds mean nothing"
+        "Emulated machines: compare the curves, the milliseconds mean nothing."
         if report["accel"] == "tcg"
         else "",
         picture,
@@ -164,6 +230,7 @@ def demonstrate(kernel: str, plan: Plan, out: Path, narrator: Narrator) -> bool:
     machine = describe_machine()
     with lab.up(narrator.say):
         bind(lab, plan, narrator)
+        module = loaded_module(lab)
         show_client(lab, plan, narrator)
         runs = compare(lab, plan, narrator)
         report = summarise(
@@ -171,14 +238,20 @@ def demonstrate(kernel: str, plan: Plan, out: Path, narrator: Narrator) -> bool:
             runs,
             kernel=lab.release,
             accel=lab.accel or "",
+            module=module,
             machine=machine,
             kernel_log=kernel_logs(lab),
         )
     paths = write_reports(report, runs, out)
     narrator.title("The result")
     narrator.console.print(ratio_table(report))
-    if report["caveat"]:
-        narrator.console.print(report["caveat"], style="dim", highlight=False)
+    narrator.console.print(load_table(report))
+    narrator.console.print(
+        "1 is equal. Coloured where every round agrees. The peak, of which a load is a share, is "
+        "the lower of both servers' closed loops.",
+        *report["caveats"],
+        highlight=False,
+    )
     for problem in report["problems"]:
         narrator.console.print(f"[red]PROBLEM[/] {problem}", highlight=False)
     for path in paths:
@@ -195,8 +268,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kernel", default="6.12", help="6.12 (default), 6.1, or a release")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), metavar="FOLDER")
     usual = Plan(SERVER_ADDRESS)
-    parser.add_argument("--rounds", type=int, default=usual.rounds, metavar="N")
-    parser.add_argument("--seconds", type=float, default=usual.seconds, help="measured in each run")
+    parser.add_argument(
+        "--rounds", type=int, default=usual.rounds, metavar="N", help="of the closed loop"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=usual.seconds, help="measured in each of its runs"
+    )
+    parser.add_argument(
+        "--open-rounds", type=int, default=usual.open_rounds, metavar="N", help="of the open loop"
+    )
+    parser.add_argument(
+        "--open-seconds",
+        type=float,
+        default=usual.open_seconds,
+        metavar="SECONDS",
+        help="measured in each of its runs",
+    )
     parser.add_argument("--value-size", type=int, default=usual.value_size, metavar="BYTES")
     parser.add_argument(
         "--connections", type=int, nargs="+", default=usual.connections, metavar="N"
@@ -208,6 +295,8 @@ def main(argv: list[str] | None = None) -> int:
         rounds=args.rounds,
         value_size=args.value_size,
         seconds=args.seconds,
+        open_rounds=args.open_rounds,
+        open_seconds=args.open_seconds,
     )
     narrator = Narrator(Console())
     try:

@@ -3,15 +3,22 @@
 Whatever changes with time on a machine (its load, its clock, its caches) must hit both sides
 alike.  So the runs of a pair follow each other within one boot, each pair in the other order than
 the one before, each with a freshly started server, and what is reported is the ratio within pairs.
+
+A closed loop finds the peak, but its latencies say no more than that: with n requests outstanding
+at all times, the mean latency is n over the throughput.  So latencies are measured with an open
+loop as well, at shares of the peak.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
+import statistics
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +48,7 @@ class Process(Protocol):
 
 
 class Host(Protocol):
-    """A machine that runs commands; of the server's, processor time can be read from outside."""
+    """A machine that runs commands, and whose processor time can be read from outside."""
 
     def popen(self, argv: list[str]) -> Process:
         """Start a command."""
@@ -64,14 +71,23 @@ class TwoHosts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to compare, and how often."""
+    """What to compare, and how often.
+
+    Attributes:
+        rounds: of the closed loop, each measured for ``seconds``.
+        loads: of the open loop, as shares of the peak (see :func:`peak`).
+        open_rounds: of the open loop, each measured for ``open_seconds``.
+    """
 
     address: str
     connections: tuple[int, ...] = (1, 16, 128)
     rounds: int = 5
+    seconds: float = 2.0
+    loads: tuple[float, ...] = (0.5, 0.8, 0.95)
+    open_rounds: int = 3
+    open_seconds: float = 1.5
     value_size: int = 64
-    warmup: float = 1.0
-    seconds: float = 4.0
+    warmup: float = 0.5
     port: int = 11211
     memory_mb: int = 64
     nic: str = "eth0"
@@ -80,21 +96,44 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """Which run comes next; ``load`` is a share of the peak, or None for the closed loop."""
+
+    connections: int
+    round: int
+    backend: str
+    load: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """One server, one load, one measurement."""
+    """One server, one load, one measurement.
+
+    Attributes:
+        load: the share of the peak that was offered; None for a closed loop.
+        offered: requests per second that were due; None for a closed loop.
+        requests: those recorded, all of which were answered unless there were ``errors``.
+        requests_per_second: replies; see :class:`~stackmap_testbed.load.LoadResult`.
+        observed_seconds: between the two readings of processor times, about the measurement.
+        load_average: of this machine, over the last minute, at the start and at the end.
+    """
 
     backend: str
     connections: int
     round: int
+    load: float | None
+    offered: float | None
     value_size: int
     requests: int
     errors: int
     first_wrong: str | None
     seconds: float
     requests_per_second: float
+    observed_seconds: float
     server_cpu_seconds: float
-    server_cpu_us_per_request: float
+    client_cpu_seconds: float
     requests_per_cpu_second: float
+    load_average: tuple[float, float]
     latency_us: dict[str, float]
     histogram: str = field(repr=False)
     counters: dict[str, int] = field(default_factory=dict)
@@ -108,12 +147,32 @@ class LoadError(Exception):
     """The load generator failed."""
 
 
-def schedule(plan: Plan) -> Iterator[tuple[int, int, str]]:
-    """Yield (connections, round, backend) in the order of execution."""
+def schedule(plan: Plan) -> Iterator[Step]:
+    """Yield the runs in the order of execution.
+
+    With one connection the closed loop has nothing queued, and an open one would only have
+    requests wait for each other: it is left out.
+    """
     for connections in plan.connections:
-        for number in range(plan.rounds):
-            for backend in BACKENDS if number % 2 == 0 else reversed(BACKENDS):
-                yield connections, number, backend
+        loads: list[tuple[int, float | None]] = [(number, None) for number in range(plan.rounds)]
+        if connections > 1:
+            loads += [(number, load) for number in range(plan.open_rounds) for load in plan.loads]
+        for place, (number, load) in enumerate(loads):
+            for backend in BACKENDS if place % 2 == 0 else reversed(BACKENDS):
+                yield Step(connections, number, backend, load)
+
+
+def peak(runs: Sequence[Run], connections: int) -> float:
+    """What both backends can serve: the lower of their closed loops' median rates."""
+    return min(
+        statistics.median(run.requests_per_second for run in found)
+        for backend in BACKENDS
+        if (found := [
+            run
+            for run in runs
+            if (run.backend, run.connections, run.load) == (backend, connections, None)
+        ])
+    )  # fmt: skip
 
 
 def program(name: str) -> str:
@@ -149,31 +208,41 @@ def serving(host: Host, plan: Plan, backend: str) -> Iterator[Process]:
         raise ServerError(f"the server on {backend} ended with {status}: {process.output()[-800:]}")
 
 
-def measure(hosts: TwoHosts, plan: Plan, connections: int, number: int, backend: str) -> Run:
+def measure(hosts: TwoHosts, plan: Plan, step: Step, rate: float | None = None) -> Run:
     """Start a server, load it, stop it.
+
+    Args:
+        hosts: where.
+        plan: how.
+        step: what.
+        rate: of an open loop, in requests per second.
 
     Raises:
         ServerError: see :func:`serving`.
         LoadError: the load generator did not come to a result.
     """
-    with serving(hosts.server, plan, backend):
+    seconds = plan.seconds if rate is None else plan.open_seconds
+    load_before = os.getloadavg()[0]
+    with serving(hosts.server, plan, step.backend):
         load = hosts.client.popen(
             [
                 sys.executable, "-m", "stackmap_testbed.load",
                 "--host", plan.address,
                 "--port", str(plan.port),
-                "--connections", str(connections),
+                "--connections", str(step.connections),
                 "--value-size", str(plan.value_size),
                 "--warmup", str(plan.warmup),
-                "--seconds", str(plan.seconds),
+                "--seconds", str(seconds),
+                *(() if rate is None else ("--rate", str(rate))),
                 "--counters", "--json",
             ]
         )  # fmt: skip
         try:
             load.wait_for_output("measuring", timeout=plan.patience)
-            before = hosts.server.vcpu_cpu_seconds()
-            load.wait_for_output("measured", timeout=plan.seconds + plan.patience)
-            cpu = hosts.server.vcpu_cpu_seconds() - before
+            began, before = time.monotonic(), _cpu_seconds(hosts)
+            load.wait_for_output("measured", timeout=seconds + plan.patience)
+            observed, after = time.monotonic() - began, _cpu_seconds(hosts)
+            load_after = os.getloadavg()[0]
             record = _result(load, plan)
         except BaseException as failure:
             if isinstance(failure, Exception):
@@ -181,23 +250,32 @@ def measure(hosts: TwoHosts, plan: Plan, connections: int, number: int, backend:
             load.kill(signal.SIGKILL)
             load.wait(timeout=plan.patience)
             raise
+    server_cpu, client_cpu = (end - start for start, end in zip(before, after, strict=True))
     return Run(
-        backend=backend,
-        connections=connections,
-        round=number,
+        backend=step.backend,
+        connections=step.connections,
+        round=step.round,
+        load=step.load,
+        offered=rate,
         value_size=plan.value_size,
         requests=record["requests"],
         errors=record["errors"],
         first_wrong=record["first_wrong"],
         seconds=record["seconds"],
         requests_per_second=record["requests_per_second"],
-        server_cpu_seconds=cpu,
-        server_cpu_us_per_request=cpu * 1e6 / record["requests"],
-        requests_per_cpu_second=record["requests"] / cpu,
+        observed_seconds=observed,
+        server_cpu_seconds=server_cpu,
+        client_cpu_seconds=client_cpu,
+        requests_per_cpu_second=record["requests"] / server_cpu,
+        load_average=(load_before, load_after),
         latency_us=record["latency_us"],
         histogram=record["histogram"],
         counters=record["counters"],
     )
+
+
+def _cpu_seconds(hosts: TwoHosts) -> tuple[float, float]:
+    return hosts.server.vcpu_cpu_seconds(), hosts.client.vcpu_cpu_seconds()
 
 
 def state_of(hosts: TwoHosts, plan: Plan) -> str:
@@ -225,8 +303,14 @@ def _result(load: Process, plan: Plan) -> dict[str, Any]:
     raise LoadError(f"the load ended with {status} and no result: {load.output()[-800:]}")
 
 
-def pairs(runs: Sequence[Run], connections: int) -> list[tuple[Run, Run]]:
-    """The (sockets, stackmap) runs of each round at a connection count."""
-    found = {(run.round, run.backend): run for run in runs if run.connections == connections}
+def pairs(
+    runs: Sequence[Run], connections: int, load: float | None = None
+) -> list[tuple[Run, Run]]:
+    """The (sockets, stackmap) runs of each round at a number of connections and a load."""
+    found = {
+        (run.round, run.backend): run
+        for run in runs
+        if (run.connections, run.load) == (connections, load)
+    }
     rounds = sorted({number for number, _ in found})
     return [(found[number, "sockets"], found[number, "stackmap"]) for number in rounds]

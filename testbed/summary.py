@@ -1,55 +1,133 @@
-"""What a set of runs amounts to: ratios, what was pinned, which way the bytes went, what is wrong.
+"""What a set of runs amounts to: ratios, latencies at stated loads, what was pinned, what is wrong.
 
-Only numbers that mean something on an emulated machine are condensed: ratios within pairs.
+On an emulated machine only ratios within pairs mean something; what else is here is there to judge
+them by.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from stackmap_testbed.experiment import Plan, Run, pairs
+from stackmap_testbed.experiment import BACKENDS, Plan, Run, pairs
 
-METHOD = (
-    "Two virtual machines of one boot, joined by a wire of their own. For each number of "
-    "connections, rounds of two runs, sockets and stackmap, in alternating order; each run starts "
-    "the server afresh, warms up, and measures a closed loop of GETs whose every reply byte is "
-    "compared with the value stored. Server CPU is the time the server machine's virtual "
-    "processor ran during the measurement: interrupts, kernel, driver and application, idle "
-    "spinning included. A ratio is stackmap over sockets within one round; given are the median "
-    "of the rounds and their extremes."
-)
+METHOD = """
+Two virtual machines of one boot, joined by a wire of their own. Runs come in pairs, sockets and
+stackmap, in alternating order. Each run starts the server afresh, warms up, and measures GETs;
+every byte of every reply is compared with the value stored.
+
+The closed loop keeps one request outstanding on each connection. It finds the peak, but not a
+latency to expect: with n connections that is n over the throughput.
+
+The open loop has a request due at evenly spaced times, on the connections in turn. Its rate is a
+share of the peak, which is the lower of both servers' closed loops (median of rounds) at the same
+number of connections, so both are offered the same. A latency counts from when the request was due,
+whenever it could be sent, and all that was due is in it (corrected for coordinated omission). A
+server that achieved less than 97 % of the offered rate in any round was saturated: its latency
+would grow with the time it is measured, so none is given. With one connection there is no open
+loop: in the closed one nothing waits.
+
+Server CPU is the time the server machine's virtual processor ran during the measurement:
+interrupts, kernel, driver and application, idle spinning included. A ratio is stackmap over sockets
+within one pair; given are the median of the rounds and their extremes.
+"""
 EMULATED = (
     "The machines were emulated in software (no hardware virtualisation): absolute times and rates "
     "mean nothing, only ratios do."
 )
-BUSY = "Something else kept the machine busy when this began (load average {load}): expect scatter."
+ONE_MACHINE = (
+    "Ratios, too, belong to one machine: at 128 connections one gave 1.24 times the requests per "
+    "server CPU second, and another 2.53."
+)
+BUSY = (
+    "This machine had other work (load average {start} at the start, up to {most} during the runs; "
+    "the two hosts themselves make {hosts} of it): expect scatter, and see each run's load average."
+)
+#: A server that achieves less of the offered rate is saturated (METHOD says it in words).
+KEEPS_UP = 0.97
+#: Processors that both hosts together can keep busy.
+_HOSTS_LOAD = 2
+_QUIET = 0.5
 
-_RATIOS: dict[str, Callable[[Run], float]] = {
-    "throughput": lambda run: run.requests_per_second,
-    "cpu_per_request": lambda run: run.server_cpu_us_per_request,
-    "p99": lambda run: run.latency_us["p99"],
-    "requests_per_cpu_second": lambda run: run.requests_per_cpu_second,
-}
+_LATENCIES = ("p50", "p99", "p999")
 _PATH = ("ring_bytes_rx", "ring_bytes_tx", "socket_bytes_rx", "socket_bytes_tx")
 
+Figure = Callable[[Run], float]
+Spread = dict[str, float]
 
-def ratios(runs: Sequence[Run]) -> dict[str, dict[str, dict[str, float]]]:
-    """Stackmap over sockets, by connection count and figure: median, min and max of the rounds."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for connections in dict.fromkeys(run.connections for run in runs):
-        found[str(connections)] = {}
-        for name, figure in _RATIOS.items():
-            values = [
-                figure(rings) / figure(sockets) for sockets, rings in pairs(runs, connections)
-            ]
-            found[str(connections)][name] = {
-                "median": round(statistics.median(values), 4),
-                "min": round(min(values), 4),
-                "max": round(max(values), 4),
+
+def _latency(name: str) -> Figure:
+    return lambda run: run.latency_us[name]
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    found = list(values)
+    return {
+        "median": round(statistics.median(found), 4),
+        "min": round(min(found), 4),
+        "max": round(max(found), 4),
+    }
+
+
+def _ratio(couples: Sequence[tuple[Run, Run]], figure: Figure) -> Spread:
+    return _spread(figure(rings) / figure(sockets) for sockets, rings in couples)
+
+
+def ratios(runs: Sequence[Run]) -> dict[str, dict[str, Spread]]:
+    """Of the closed loop, stackmap over sockets, by number of connections and figure."""
+    return {
+        str(connections): {
+            "requests_per_cpu_second": _ratio(couples, lambda run: run.requests_per_cpu_second),
+            "throughput": _ratio(couples, lambda run: run.requests_per_second),
+        }
+        for connections in dict.fromkeys(run.connections for run in runs)
+        if (couples := pairs(runs, connections))
+    }
+
+
+def saturated(run: Run) -> bool:
+    """Whether the server did not keep up with an open loop."""
+    return run.offered is not None and run.requests_per_second < KEEPS_UP * run.offered
+
+
+def loads(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Latencies at each load, of each backend and as ratios, and the CPU time at the same load.
+
+    Returns:
+        An entry for each number of connections and load (None is the closed loop).  ``ratio`` is
+        None where a backend was saturated in a round; a backend's own latencies are then, too.
+    """
+    found = []
+    for connections, load in dict.fromkeys((run.connections, run.load) for run in runs):
+        couples = pairs(runs, connections, load)
+        sides = dict(zip(BACKENDS, zip(*couples, strict=True), strict=True))
+        entry: dict[str, Any] = {
+            "connections": connections,
+            "load": load,
+            "offered": couples[0][0].offered,
+            "rounds": len(couples),
+        }
+        for backend, side in sides.items():
+            late = sum(saturated(run) for run in side)
+            entry[backend] = {
+                "achieved": _spread(run.requests_per_second for run in side),
+                "requests_per_cpu_second": _spread(run.requests_per_cpu_second for run in side),
+                "saturated_rounds": late,
+                "latency_us": None
+                if late
+                else {name: _spread(map(_latency(name), side)) for name in _LATENCIES},
             }
+        entry["ratio"] = (
+            None
+            if any(entry[backend]["saturated_rounds"] for backend in BACKENDS)
+            else {
+                **{name: _ratio(couples, _latency(name)) for name in _LATENCIES},
+                "requests_per_cpu_second": _ratio(couples, lambda run: run.requests_per_cpu_second),
+            }
+        )
+        found.append(entry)
     return found
 
 
@@ -69,11 +147,19 @@ def path(runs: Sequence[Run]) -> dict[str, int]:
     return {name: sum(counters[name] for counters in rings) for name in _PATH}
 
 
+def describe_load(load: float | None) -> str:
+    """Name a share of the peak as a reader knows it."""
+    return "closed loop" if load is None else f"{load:.0%} of the peak"
+
+
 def problems(runs: Sequence[Run], kernel_log: Mapping[str, Sequence[str]]) -> list[str]:
     """What must not be, each in a sentence; empty when all is well."""
     found = []
     for run in runs:
-        name = f"{run.backend}, {run.connections} connections, round {run.round + 1}"
+        name = (
+            f"{run.backend}, {run.connections} connections, {describe_load(run.load)}, "
+            f"round {run.round + 1}"
+        )
         if run.errors:
             detail = f" ({run.first_wrong})" if run.first_wrong else ""
             found.append(f"{name}: {run.errors} wrong or missing replies{detail}")
@@ -95,12 +181,16 @@ def problems(runs: Sequence[Run], kernel_log: Mapping[str, Sequence[str]]) -> li
     return found
 
 
-def caveats(accel: str, machine: Mapping[str, Any]) -> str:
-    """What a reader of the numbers must know first; empty when there is nothing."""
+def caveats(accel: str, load_at_start: float, runs: Sequence[Run]) -> list[str]:
+    """What a reader of the numbers must know first, each in a sentence."""
     found = [EMULATED] if accel == "tcg" else []
-    if machine["load_average_at_start"] > 0.5:
-        found.append(BUSY.format(load=machine["load_average_at_start"]))
-    return " ".join(found)
+    found.append(ONE_MACHINE)
+    most = max((load for run in runs for load in run.load_average), default=0.0)
+    if load_at_start > _QUIET or most > _HOSTS_LOAD + _QUIET:
+        found.append(
+            BUSY.format(start=f"{load_at_start:.1f}", most=f"{most:.1f}", hosts=_HOSTS_LOAD)
+        )
+    return found
 
 
 def summarise(
@@ -109,6 +199,7 @@ def summarise(
     *,
     kernel: str,
     accel: str,
+    module: Mapping[str, str],
     machine: Mapping[str, Any],
     kernel_log: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
@@ -116,12 +207,14 @@ def summarise(
     return {
         "kernel": kernel,
         "accel": accel,
+        "module": dict(module),
         "machine": dict(machine),
-        "method": METHOD,
-        "caveat": caveats(accel, machine),
+        "method": [" ".join(paragraph.split()) for paragraph in METHOD.split("\n\n")],
+        "caveats": caveats(accel, machine["load_average_at_start"], runs),
         "plan": dataclasses.asdict(plan),
         "runs": [dataclasses.asdict(run) for run in runs],
         "ratio": ratios(runs),
+        "loads": loads(runs),
         "pin": pinning(runs),
         "path": path(runs),
         "kernel_log": {

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap_testbed.demo import kernel_logs
-from stackmap_testbed.experiment import BACKENDS, Plan, measure, program, serving
+from stackmap_testbed.experiment import BACKENDS, Plan, Step, measure, peak, program, serving
 from stackmap_testbed.kernels import module_for
 from stackmap_testbed.lab import SERVER_ADDRESS
-from stackmap_testbed.summary import path, pinning, problems, ratios
+from stackmap_testbed.summary import loads, path, pinning, problems, ratios
 
 if TYPE_CHECKING:
     from stackmap_testbed.lab import Lab
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def plan(lab: Lab) -> Plan:
     """A short plan, and the server's NIC bound."""
-    plan = Plan(SERVER_ADDRESS, connections=(16,), rounds=1, warmup=0.5, seconds=1.5)
+    plan = Plan(SERVER_ADDRESS, connections=(16,), rounds=1, seconds=1.5)
     bind = [program("stackmap"), "bind", plan.nic, "--module", str(module_for(lab.release))]
     lab.server.run(bind, timeout=plan.patience)
     return plan
@@ -46,10 +46,9 @@ def test_payload_of_the_ring_server_goes_through_rings(
         connections=plan.connections,
         rounds=1,
         value_size=value_size,
-        warmup=plan.warmup,
         seconds=plan.seconds,
     )
-    runs = [measure(lab, plan, 16, 0, backend) for backend in BACKENDS]
+    runs = [measure(lab, plan, Step(16, 0, backend)) for backend in BACKENDS]
     assert problems(runs, kernel_logs(lab)) == []
     sockets, rings = runs
     assert sockets.counters["socket_bytes_tx"] > sockets.requests * value_size
@@ -60,3 +59,17 @@ def test_payload_of_the_ring_server_goes_through_rings(
     assert pinned["slots_sent"] == pinned["slots_released_by_ack"] > 0
     assert pinned["slots_pinned_at_end"] == 0
     assert ratios(runs)["16"]["throughput"]["median"] > 0
+
+
+def test_an_open_loop_offers_both_servers_the_same(lab: Lab, plan: Plan) -> None:
+    closed = [measure(lab, plan, Step(16, 0, backend)) for backend in BACKENDS]
+    rate = 0.5 * peak(closed, 16)
+    runs = [measure(lab, plan, Step(16, 0, backend, 0.5), rate) for backend in BACKENDS]
+    assert problems([*closed, *runs], kernel_logs(lab)) == []
+    for run in runs:
+        assert abs(run.requests - rate * plan.open_seconds) <= 1, (
+            "what was due is sent, and no more"
+        )
+        assert run.client_cpu_seconds > 0
+    entry = loads([*closed, *runs])[1]
+    assert (entry["load"], entry["offered"]) == (0.5, rate)
