@@ -15,7 +15,7 @@ from stackmap_testbed.experiment import BACKENDS, Plan, Run, pairs
 
 METHOD = """
 Two virtual machines of one boot, joined by a wire of their own. Runs come in pairs, sockets and
-stackmap, in alternating order. Each run starts the server afresh, warms up, and measures GETs;
+rings, in alternating order. Each run starts the server afresh, warms up, and measures GETs;
 every byte of every reply is compared with the value stored.
 
 The closed loop keeps one request outstanding on each connection. It finds the peak, but not a
@@ -30,7 +30,7 @@ would grow with the time it is measured, so none is given. With one connection t
 loop: in the closed one nothing waits.
 
 Server CPU is the time the server machine's virtual processor ran during the measurement:
-interrupts, kernel, driver and application, idle spinning included. A ratio is stackmap over sockets
+interrupts, kernel, driver and application, idle spinning included. A ratio is rings over sockets
 within one pair; given are the median of the rounds and their extremes.
 """
 EMULATED = (
