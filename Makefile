@@ -9,14 +9,22 @@ OUT := out/demo
 
 DEBUG_KERNEL := tests/debug/kernel/build.sh
 PYTEST := $(PYTHON) -m pytest -q
+# Runs a suite by the name of its target: its output, durations and JUnit report are kept in out/.
+SUITE = @tests/suite.sh run $@
+SUITE_PYTEST = $(SUITE) env STACKMAP_REQUIRE=$(1) $(PYTEST) --durations=20 --durations-min=1 \
+	--junitxml out/junit/$@.xml -p no:cacheprovider
+# One more than there are processors, because suites also wait: for TCP's timers, mostly.
+JOBS ?= $(shell expr $$(nproc) + 1)
 
 PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackmap/_ring_build.py stackmap/_fast.c \
 	kmod/uapi/*.h testbed/_load.[ch] testbed/_mark.h testbed/_load_build.py)
 CHECKED_PYTHON := stackmap cli testbed tests setup.py
 
-.NOTPARALLEL:
-.PHONY: demo lab bench-gate bench-connections soak test test-unit test-vm test-debug test-lifetimes \
-	debug-kernel fuzz check check-python check-shell \
+TEST_SUITES := $(KERNELS:%=test-vm-%) $(KERNELS:%=test-lab-%) test-unit
+CHECK_SUITES := check-kmod check-python check-shell
+
+.PHONY: demo lab bench-gate bench-connections soak test $(TEST_SUITES) durations ci test-debug \
+	test-lifetimes debug-kernel fuzz check check-python check-shell \
 	check-kmod kmod setup packages check-packages clean
 
 demo: setup
@@ -25,26 +33,31 @@ demo: setup
 lab: setup
 	@$(VENV)/bin/stackmap lab up --kernel $(KERNEL)
 
-# The suites that boot machines run once for each kernel, the other once.
-test: test-unit test-vm $(addprefix test-lab-,$(KERNELS))
+# Runs suites side by side, in this order, and shows afterwards what they said, failed ones last.
+define together
+@rm -rf out/test out/junit
+@QUIET=yes $(MAKE) --no-print-directory -k -j$(JOBS) -o packages -o setup -o check-packages $(1) || :
+@tests/suite.sh show $(1)
+endef
+
+test: setup
+	$(call together,$(TEST_SUITES))
+
+# What CI runs.  The gate counts instructions: what else runs beside it does not matter.
+ci: setup check-packages
+	$(call together,bench-gate $(TEST_SUITES) $(CHECK_SUITES))
+
+durations:
+	@$(PYTHON) -m tests.durations
 
 test-unit: setup
-	STACKMAP_REQUIRE=unit $(PYTEST) tests/unit
+	$(call SUITE_PYTEST,unit) tests/unit
 
-# A guest has one processor: both kernels at a time.  What compares speeds is for two hosts, below.
-test-vm: test-unit
-	@mkdir -p out
-	@suites=; failed=; for kernel in $(KERNELS); do \
-		STACKMAP_REQUIRE=vm $(PYTEST) --kernel $$kernel -p no:cacheprovider \
-			tests/vm >out/test-vm-$$kernel.log 2>&1 & \
-		suites="$$suites $$!"; \
-	done; \
-	for suite in $$suites; do wait $$suite || failed=yes; done; \
-	cat $(foreach kernel,$(KERNELS),out/test-vm-$(kernel).log); \
-	[ -z "$$failed" ]
+$(KERNELS:%=test-vm-%): test-vm-%: setup
+	$(call SUITE_PYTEST,vm) --kernel $* tests/vm
 
-test-lab-%: test-vm
-	STACKMAP_REQUIRE=lab $(PYTEST) --kernel $* tests/lab
+$(KERNELS:%=test-lab-%): test-lab-%: setup
+	$(call SUITE_PYTEST,lab) --kernel $* tests/lab
 
 # Kernels that look for what tests cannot see.  The first build takes most of an hour; see
 # docs/testing.md.
@@ -103,21 +116,20 @@ bench-connections: setup
 
 # What a request costs on rings, held to a figure that is kept; UPDATE=1 keeps the new one.
 bench-gate: setup
-	@$(PYTHON) -m stackmap_testbed.gate --kernel $(KERNEL) --out out/bench-gate.json \
+	$(SUITE) $(PYTHON) -m stackmap_testbed.gate --kernel $(KERNEL) --out out/bench-gate.json \
 		$(if $(UPDATE),--update)
 
-check: check-python check-shell check-kmod
+check: $(CHECK_SUITES)
 
 check-python: setup build/typing
-	$(VENV)/bin/ruff check $(CHECKED_PYTHON)
-	$(VENV)/bin/mypy -p stackmap -p stackmap_cli -p stackmap_testbed
-	$(VENV)/bin/mypy tests
+	$(SUITE) sh -ec '$(VENV)/bin/ruff check $(CHECKED_PYTHON); \
+		$(VENV)/bin/mypy -p stackmap -p stackmap_cli -p stackmap_testbed; $(VENV)/bin/mypy tests'
 
 check-shell: check-packages
-	shellcheck testbed/*.sh tests/debug/kernel/build.sh .ci/run
+	$(SUITE) shellcheck testbed/*.sh tests/suite.sh tests/debug/kernel/build.sh .ci/run
 
 check-kmod: check-packages
-	@testbed/check-kmod.sh $(CURDIR)/build/check-kmod
+	$(SUITE) testbed/check-kmod.sh $(CURDIR)/build/check-kmod
 
 # mypy's view of the names under which cli/ and testbed/ are installed.
 build/typing:

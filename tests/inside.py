@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stackmap_testbed.errors import GuestTimeoutError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import pytest
 
     from stackmap_testbed.guest import Guest
     from stackmap_testbed.process import GuestProcess
@@ -31,11 +32,21 @@ def check_report(output: str) -> None:
     assert " skipped" not in output, output
 
 
-class GuestPytest:
-    """pytest, loaded in a guest, with a process for each file of tests."""
+def reports_folder(config: pytest.Config) -> Path | None:
+    """Returns where the JUnit reports of guests go: beside the one of this session, if any."""
+    own: str | None = config.option.xmlpath
+    return Path(own).with_suffix("") if own else None
 
-    def __init__(self, guest: Guest) -> None:
+
+class GuestPytest:
+    """pytest, loaded in a guest, with a process for each file of tests.
+
+    Each file's JUnit report, with the durations of its tests, is copied to the folder ``reports``.
+    """
+
+    def __init__(self, guest: Guest, reports: Path | None = None) -> None:
         self._guest = guest
+        self._reports = reports
         self._process: GuestProcess | None = None
         self._runs = count(1)
 
@@ -46,9 +57,10 @@ class GuestPytest:
             self._process = self._guest.popen(command, stdin=True)
         process, run = self._process, next(self._runs)
         before = len(process.output())
+        report_inside = f"/tmp/junit-{run}.xml"
         request = {
             "run": run,
-            "options": ["--timeout", str(patience), str(tests)],
+            "options": ["--timeout", str(patience), "--junitxml", report_inside, str(tests)],
             "environment": {"STACKMAP_ROUNDS": rounds},
         }
         process.send(json.dumps(request).encode() + b"\n")
@@ -59,5 +71,8 @@ class GuestPytest:
             self._process = None
             raise
         report = process.output()[before:]
+        if self._reports and end[1] in ("0", "1"):  # otherwise pytest did not get to write one
+            self._reports.mkdir(parents=True, exist_ok=True)
+            (self._reports / f"{tests.stem}.xml").write_bytes(self._guest.get(report_inside))
         assert end[1] == "0", report[-10_000:]
         check_report(report)

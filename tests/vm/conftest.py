@@ -9,7 +9,7 @@ import pytest
 
 from stackmap_testbed.errors import GuestDiedError, KernelLogError, LabError
 from stackmap_testbed.lab import Lab
-from tests.inside import GuestPytest
+from tests.inside import GuestPytest, reports_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,9 +40,9 @@ def server(vm_lab: Lab) -> Guest:
 
 
 @pytest.fixture(scope="session")
-def guest_pytest(server: Guest) -> GuestPytest:
+def guest_pytest(server: Guest, request: pytest.FixtureRequest) -> GuestPytest:
     """pytest in there."""
-    return GuestPytest(server)
+    return GuestPytest(server, reports_folder(request.config))
 
 
 @pytest.fixture(scope="module")
