@@ -36,6 +36,7 @@ lab: setup
 # Runs suites side by side, in this order, and shows afterwards what they said, failed ones last.
 define together
 @rm -rf out/test out/junit
+@echo 'running $(1); their output is in out/test'
 @QUIET=yes $(MAKE) --no-print-directory -k -j$(JOBS) -o packages -o setup -o check-packages $(1) || :
 @tests/suite.sh show $(1)
 endef

@@ -42,10 +42,10 @@ show() {
 	done
 	for name in "${failed[@]}"; do
 		echo "--- $name FAILED"
-		cat "$out/$name.log" || echo "$name did not run"
+		cat "$out/$name.log" 2>/dev/null || echo 'It did not run.'
 	done
 	for name in "$@"; do
-		cat "$out/$name.time"
+		cat "$out/$name.time" 2>/dev/null
 	done
 	if [ "${#failed[@]}" != 0 ]; then
 		echo "FAILED: ${failed[*]}"
