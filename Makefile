@@ -13,6 +13,10 @@ PYTEST := $(PYTHON) -m pytest -q
 SUITE = @tests/suite.sh run $@
 SUITE_PYTEST = $(SUITE) env STACKMAP_REQUIRE=$(1) $(PYTEST) --durations=20 --durations-min=1 \
 	--junitxml out/junit/$@.xml -p no:cacheprovider
+# What does not depend on the kernel is proved on the first one.
+LATER_KERNELS := $(wordlist 2,$(words $(KERNELS)),$(KERNELS))
+ON_KERNEL = --kernel $* $(if $(filter $(LATER_KERNELS),$*),-m 'not kernel_independent')
+comma := ,
 # One more than there are processors, because suites also wait: for TCP's timers, mostly.
 JOBS ?= $(shell expr $$(nproc) + 1)
 
@@ -55,10 +59,14 @@ test-unit: setup
 	$(call SUITE_PYTEST,unit) tests/unit
 
 $(KERNELS:%=test-vm-%): test-vm-%: setup
-	$(call SUITE_PYTEST,vm) --kernel $* tests/vm
+	$(call SUITE_PYTEST,vm) $(ON_KERNEL) tests/vm
 
 $(KERNELS:%=test-lab-%): test-lab-%: setup
-	$(call SUITE_PYTEST,lab) --kernel $* tests/lab
+	$(call SUITE_PYTEST,lab) $(ON_KERNEL) tests/lab
+
+# What `make test` leaves out on all kernels but the first.
+$(LATER_KERNELS:%=test-independent-%): test-independent-%: setup
+	$(call SUITE_PYTEST,vm$(comma)lab) --kernel $* -m kernel_independent tests/vm tests/lab
 
 # Kernels that look for what tests cannot see.  The first build takes most of an hour; see
 # docs/testing.md.

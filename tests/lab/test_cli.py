@@ -15,6 +15,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.kernel_independent
+
 Output = subprocess.CompletedProcess[str]
 
 

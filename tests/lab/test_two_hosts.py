@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
 from scapy.layers.inet import ICMP, TCP
 from scapy.utils import rdpcap
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stackmap_testbed.lab import Lab
+
+pytestmark = pytest.mark.kernel_independent
 
 SERVER = """
 import socket
