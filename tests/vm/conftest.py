@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,17 @@ def vm_lab(kernel: str, cpus: int) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="session")
+def large_lab(kernel: str) -> Iterator[Lab]:
+    """A lab with a server of two processors and 2 GB, for the few tests that need either."""
+    try:
+        lab = Lab(kernel=kernel, guests=("server",), cpus=2, memory=2048, boot_seconds=BOOT_SECONDS)
+    except LabError as reason:
+        pytest.skip(str(reason))
+    with lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
 def server(vm_lab: Lab) -> Guest:
     """The guest."""
     return vm_lab.server
@@ -45,16 +57,30 @@ def guest_pytest(server: Guest, request: pytest.FixtureRequest) -> GuestPytest:
     return GuestPytest(server, reports_folder(request.config))
 
 
-@pytest.fixture(scope="module")
-def module(vm_lab: Lab) -> Iterator[None]:
-    """The module, loaded; that it unloads afterwards is a test of its own."""
-    server = vm_lab.server
-    server.insmod(ROOT / "build" / "kmod" / vm_lab.release / "stackmap.ko")
+@contextlib.contextmanager
+def loaded(lab: Lab) -> Iterator[None]:
+    """The module, loaded in a lab's server; that it unloads afterwards is a test of its own."""
+    server = lab.server
+    server.insmod(ROOT / "build" / "kmod" / lab.release / "stackmap.ko")
     yield
     server.mark_kernel_log("unload")
     server.run("rmmod stackmap")
     # A kernel that counts allocations says here what the module has left.
     server.check_kernel_log()
+
+
+@pytest.fixture(scope="module")
+def module(vm_lab: Lab) -> Iterator[None]:
+    """The module, loaded in the guest of this folder."""
+    with loaded(vm_lab):
+        yield
+
+
+@pytest.fixture(scope="module")
+def large(large_lab: Lab) -> Iterator[Guest]:
+    """The guest of two processors and 2 GB, with the module loaded."""
+    with loaded(large_lab):
+        yield large_lab.server
 
 
 @pytest.fixture(autouse=True)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.lab import Lab
 from tests.inside import GuestPytest, reports_folder
-from tests.vm.conftest import BOOT_SECONDS
 
-ROOT = Path(__file__).parent.parent.parent
+if TYPE_CHECKING:
+    from stackmap_testbed.guest import Guest
+
+TESTS = Path(__file__).parent.parent / "guest" / "two_cpus"
 
 
 @pytest.mark.timeout(900)
-def test_inside_two_cpus(kernel: str, request: pytest.FixtureRequest) -> None:
-    with Lab(kernel=kernel, guests=("server",), cpus=2, boot_seconds=BOOT_SECONDS) as lab:
-        guest = lab.server
-        guest.insmod(ROOT / "build" / "kmod" / lab.release / "stackmap.ko")
-        inside = GuestPytest(guest, reports_folder(request.config))
-        inside.passes(ROOT / "tests/guest/two_cpus", timeout=880, patience=600)
-        guest.run("rmmod stackmap")
-        guest.check_kernel_log()
+def test_inside_two_cpus(large: Guest, request: pytest.FixtureRequest) -> None:
+    inside = GuestPytest(large, reports_folder(request.config))
+    inside.passes(TESTS, timeout=880, patience=600)
