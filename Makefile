@@ -146,7 +146,7 @@ build/typing:
 	@ln -s ../../cli $@/stackmap_cli
 	@ln -s ../../testbed $@/stackmap_testbed
 
-setup: packages $(VENV)/.installed kmod
+setup: packages bytecode kmod
 
 packages:
 	@testbed/setup.sh packages
@@ -157,6 +157,10 @@ check-packages: packages
 $(VENV)/.installed: $(PYTHON_INPUTS) | packages
 	@testbed/setup.sh python $(VENV)
 	@touch $@
+
+# Guests see this tree read-only: what is not compiled here, each of their processes compiles anew.
+bytecode: $(VENV)/.installed
+	@$(PYTHON) -m compileall -q $(CHECKED_PYTHON)
 
 kmod: packages
 	@testbed/setup.sh module $(CURDIR)/build/kmod

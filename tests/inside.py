@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from itertools import count
 from pathlib import Path
@@ -24,6 +26,18 @@ _OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-x", "
 def pytest_command(tests: Path, *options: str) -> list[str]:
     """Returns a command for a guest."""
     return [sys.executable, "-B", "-m", "pytest", *_OPTIONS, *options, str(tests)]
+
+
+def rewrite_assertions(tests: Path) -> None:
+    """Have pytest keep the files of tests in the form in which it runs them.
+
+    A guest, which cannot write it, would spend seconds on making it of each file.
+    """
+    command = pytest_command(tests, "--collect-only")
+    command.remove("-B")
+    environment = {n: v for n, v in os.environ.items() if n != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def check_report(output: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from stackmap_testbed.errors import GuestDiedError, KernelLogError, LabError
 from stackmap_testbed.lab import Lab
-from tests.inside import GuestPytest, reports_folder
+from tests.inside import GuestPytest, reports_folder, rewrite_assertions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +54,7 @@ def server(vm_lab: Lab) -> Guest:
 @pytest.fixture(scope="session")
 def guest_pytest(server: Guest, request: pytest.FixtureRequest) -> GuestPytest:
     """pytest in there."""
+    rewrite_assertions(ROOT / "tests" / "guest")
     return GuestPytest(server, reports_folder(request.config))
 
 
