@@ -27,9 +27,9 @@ CHECKED_PYTHON := stackmap cli testbed tests setup.py
 TEST_SUITES := $(KERNELS:%=test-vm-%) $(KERNELS:%=test-lab-%) test-unit
 CHECK_SUITES := check-kmod check-python check-shell
 
-.PHONY: demo lab bench-gate bench-connections soak test $(TEST_SUITES) durations ci test-debug \
-	test-lifetimes debug-kernel fuzz check check-python check-shell \
-	check-kmod kmod setup packages check-packages clean
+.PHONY: demo lab bench-gate bench-connections soak test $(TEST_SUITES) test-long durations ci \
+	test-debug test-lifetimes debug-kernel fuzz check check-python check-shell \
+	check-kmod kmod bytecode setup packages check-packages clean
 
 demo: setup
 	@$(PYTHON) -m stackmap_testbed.demo --kernel $(KERNEL) --out $(OUT)
@@ -51,6 +51,15 @@ test: setup
 # What CI runs.  The gate counts instructions: what else runs beside it does not matter.
 ci: setup check-packages
 	$(call together,bench-gate $(TEST_SUITES) $(CHECK_SUITES))
+
+# What takes hours.
+test-long:
+	$(MAKE) $(LATER_KERNELS:%=test-independent-%)
+	$(MAKE) test-debug
+	$(MAKE) test-lifetimes
+	$(MAKE) fuzz MINUTES=20
+	$(MAKE) soak
+	$(MAKE) bench-connections
 
 durations:
 	@$(PYTHON) -m tests.durations
