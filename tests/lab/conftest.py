@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def lab(kernel: str) -> Iterator[Lab]:
     """Two hosts with a wire that can be impaired and captured."""
     try:
-        described = Lab(kernel=kernel, wire="relay")
+        described = Lab(kernel=kernel, wire="relay", boot_seconds=600.0)
     except LabError as reason:
         pytest.skip(str(reason))
     with described:

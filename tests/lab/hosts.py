@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from stackmap_testbed.process import GuestProcess
 
 ROOT = Path(__file__).parent.parent.parent
-#: For one step of a program, on a slow machine.
-PATIENCE = 60.0
+#: For one step of a program, where more guests than processors are emulated.
+PATIENCE = 180.0
 
 
 #: First ports of transfers: none twice, as a client's port is taken for a while after its end.

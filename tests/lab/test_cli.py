@@ -33,7 +33,7 @@ class Cli:
             capture_output=True,
             text=True,
             check=False,
-            timeout=100,
+            timeout=400,
         )
 
 
@@ -76,7 +76,7 @@ def test_a_lab_killed_outright_leaves_nothing_behind(cli: Cli, kernel: str) -> N
     state = json.loads(cli("status", "--json").stdout)
     os.kill(state["pid"], 9)
     machines = [Path(f"/proc/{guest['pid']}") for guest in state["guests"].values()]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(machine.exists() for machine in machines):
         assert time.monotonic() < deadline
         time.sleep(0.1)

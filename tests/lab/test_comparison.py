@@ -16,7 +16,7 @@ from stackmap_testbed.summary import loads, path, pinning, problems, ratios
 if TYPE_CHECKING:
     from stackmap_testbed.lab import Lab
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PORT = 7300
 
-pytestmark = [pytest.mark.usefixtures("rings"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.usefixtures("rings"), pytest.mark.timeout(900)]
 
 
 def ends_with(name: str) -> Callable[[Any], bool]:

@@ -22,7 +22,7 @@ PORT = 7400
 #: More than both ends' socket buffers can grow to.
 MUCH = 20_000_000
 
-pytestmark = [pytest.mark.usefixtures("rings"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("rings"), pytest.mark.timeout(900)]
 
 
 def window_is_closed(lab: Lab) -> bool:

@@ -21,7 +21,7 @@ PORT = 7200
 #: Less than TCP's initial congestion window, so that it is sent although nothing is acknowledged.
 SIZE = 3 * 4096
 
-pytestmark = [pytest.mark.usefixtures("rings"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.usefixtures("rings"), pytest.mark.timeout(900)]
 
 
 def released(stats: dict[str, Any]) -> bool:

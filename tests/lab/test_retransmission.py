@@ -34,7 +34,7 @@ PORT = 7100
 #: For one transfer; on two emulated processors it takes half a minute.
 PATIENCE = 300
 
-pytestmark = [pytest.mark.usefixtures("rings"), pytest.mark.timeout(2 * PATIENCE)]
+pytestmark = [pytest.mark.usefixtures("rings"), pytest.mark.timeout(4 * PATIENCE)]
 
 
 @dataclass
@@ -64,7 +64,7 @@ def transfer(lab: Lab, *client_options: str) -> Iterator[Run]:
     common: list[str | int] = ["--base-port", next(base_ports), "--connections", CONNECTIONS]
     common += ["--send", SIZE, "--receive", SIZE]
     with running(lab.server, "stream_rings", "--listen", PORT, *common) as server:
-        server.wait_for_output("listening", 60)
+        server.wait_for_output("listening", PATIENCE)
         common += client_options
         with running(lab.client, "stream_sockets", "--connect", PORT, *common) as client:
             yield Run(server, client)
@@ -111,14 +111,14 @@ def test_after_stalls(lab: Lab, capture: Path) -> None:
     lab.wire.configure(loss=0.05, reorder=0.25, duplicate=0.02, seed=6)
     with transfer(lab, "--wait") as run:
         # The clients do not read: their windows close.
-        run.server.wait_for_output("connected", 60)
-        run.server.wait_for_output("stalled", 60)
+        run.server.wait_for_output("connected", PATIENCE)
+        run.server.wait_for_output("stalled", PATIENCE)
         assert run.client.poll() is None
         run.client.send(b"read\n")
         # Nothing is acknowledged: congestion windows fill.
         run.server.wait_for_output("progress 3", PATIENCE)
         stalls = run.server.stdout.count("stalled")
         lab.wire.configure(drop_acks="to-server", drop="to-server")
-        run.server.wait_for_output("(?s)" + "stalled.*" * (stalls + 1), 60)
+        run.server.wait_for_output("(?s)" + "stalled.*" * (stalls + 1), PATIENCE)
         lab.wire.configure(drop_acks="off", drop="off")
         check(lab, run, capture)

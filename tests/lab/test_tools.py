@@ -27,7 +27,7 @@ UNDER_WAY, LOOKS = 8_000_000, 5
 
 pytestmark = [
     pytest.mark.usefixtures("rings"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         not all(map(shutil.which, PROGRAMS)), reason=f"one is not installed: {PROGRAMS}"
     ),
@@ -131,7 +131,7 @@ def test_they_show_what_the_rings_carry(lab: Lab, tmp_path: Path) -> None:
     # It may be behind, and an interrupt ends it where it is.
     written = -1
     while written != (written := int(lab.server.run("stat -c %s /tmp/rings.pcap").stdout)):
-        time.sleep(2)
+        time.sleep(5)
     tcpdump.kill(signal.SIGINT)
     assert tcpdump.wait(PATIENCE) == 0, tcpdump.output()
     capture = tmp_path / "rings.pcap"

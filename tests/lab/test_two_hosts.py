@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from scapy.layers.inet import ICMP, TCP
 from scapy.utils import rdpcap
+
+from tests.lab.hosts import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +42,7 @@ def transfer(lab: Lab) -> str:
     server = lab.server.popen([sys.executable, "-I", "-S", "-c", SERVER])
     server.wait_for_output("listening")
     result = lab.client.run([sys.executable, "-I", "-S", "-c", CLIENT], timeout=100)
-    assert server.wait(20) == 0
+    assert server.wait(120) == 0
     return result.stdout.strip()
 
 
@@ -83,10 +86,13 @@ def test_withheld_acks_stall_the_sender_until_they_pass(lab: Lab) -> None:
     server = lab.server.popen([sys.executable, "-I", "-S", "-c", SERVER])
     server.wait_for_output("listening")
     client = lab.client.popen([sys.executable, "-I", "-S", "-c", CLIENT])
+    deadline = time.monotonic() + PATIENCE
+    while lab.wire.stats()["to-client"]["acks_dropped"] == 0:
+        assert time.monotonic() < deadline, client.output()
+        time.sleep(0.2)
     lab.client.run("sleep 3")
     assert client.poll() is None
-    assert lab.wire.stats()["to-client"]["acks_dropped"] > 0
     lab.wire.configure(drop_acks="off")
-    assert client.wait(60) == 0
+    assert client.wait(PATIENCE) == 0
     assert client.stdout == "1000000\n"
-    assert server.wait(20) == 0
+    assert server.wait(120) == 0
