@@ -121,7 +121,8 @@ module_for() {
 		cmp -s "$file" "$copy" || cp "$file" "$copy"
 	done
 	[ -e "$folder/stackmap.ko" ] || say "building stackmap.ko for the kernel in $build"
-	quietly make -C "$build" M="$folder" W=1 "$@" modules
+	# Not as a part of the make that may have started this: its jobs are not to be had from here.
+	quietly env -u MAKEFLAGS -u MFLAGS make -C "$build" -j"$(nproc)" M="$folder" W=1 "$@" modules
 	if grep -E '(warning|error):' "$log" >&2; then
 		rm -f "$folder"/*.o
 		fail "stackmap.ko does not build cleanly for the kernel in $build"

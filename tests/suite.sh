@@ -8,6 +8,8 @@ set -uo pipefail
 
 cd "$(dirname "$0")/.." || exit
 out=out/test
+# A make that a suite starts is none of the one that starts suites.
+unset MAKEFLAGS MFLAGS MAKELEVEL
 
 run() {
 	name=$1

@@ -18,10 +18,10 @@ class Suites:
         (root / "tests").mkdir()
         self._script = shutil.copy(SCRIPT, root / "tests")
 
-    def __call__(self, *words: str, quiet: str = "yes") -> tuple[int, str]:
+    def __call__(self, *words: str, quiet: str = "yes", **more: str) -> tuple[int, str]:
         done = subprocess.run(
             [self._script, *words],
-            env={"PATH": "/usr/bin:/bin", "QUIET": quiet},
+            env={"PATH": "/usr/bin:/bin", "QUIET": quiet, **more},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -72,3 +72,8 @@ def test_a_suite_that_passed_before_does_not_hide_that_it_fails(suites: Suites) 
     suites("run", "suite", "true")
     suites("run", "suite", "false")
     assert suites("show", "suite")[0] == 1
+
+
+def test_a_make_in_a_suite_has_its_own_options(suites: Suites) -> None:
+    command = ("sh", "-c", 'test -z "$MAKEFLAGS"')
+    assert suites("run", "inner", *command, MAKEFLAGS="k -j3 -o setup")[0] == 0
