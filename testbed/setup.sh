@@ -129,6 +129,15 @@ module_for() {
 	fi
 }
 
+# kbuild refuses spaces and colons; make or the shell misreads the others.
+here=$(pwd -P)
+case $here in
+*[[:space:]:\;\#%\$\"\'\`\\\&\|\(\)\<\>\*\?]*)
+	fail "modules cannot be built in '$here': move this folder to a path without spaces, colons and" \
+		"other characters that make or the shell take for their own"
+	;;
+esac
+
 step=${1:-}
 case $step in
 packages)
