@@ -10,6 +10,7 @@ import errno
 import grp
 import pwd
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,28 @@ from pyroute2 import IPRoute
 from pyroute2.netlink import NLA_F_NESTED, nla
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import TC_H_ROOT
-from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOOPBACK, IFF_UP
 from pyroute2.netlink.rtnl.tcmsg import plugins
 
 from stackmap._errors import StackmapError
 
+from .topology import read_topology
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 KIND = "stackmap"
-_MAIN_TABLE = 254
+
+#: Devices that hand their packets on to others, which have the queues to drivers; and how to call
+#: one.
+_MASTERS = {"bond": "a bond", "bridge": "a bridge", "team": "a team", "vrf": "a VRF"}
+_STACKED = {
+    **{kind: f"a {kind} device" for kind in ("ipvlan", "ipvtap", "macsec", "macvlan", "macvtap")},
+    **{kind: f"a {kind} tunnel" for kind in ("bareudp", "erspan", "geneve", "gre", "gretap")},
+    **{kind: f"a {kind} tunnel" for kind in ("ip6erspan", "ip6gre", "ip6gretap", "ip6tnl")},
+    **{kind: f"a {kind} tunnel" for kind in ("ipip", "sit", "vti", "vti6", "vxlan", "wireguard")},
+    "vlan": "a VLAN",
+    "xfrm": "an IPsec interface",
+}
 
 
 class NicError(StackmapError):
@@ -90,21 +103,33 @@ class Nic:
     index: int
     up: bool
     loopback: bool
+    kind: str | None
     master: str | None
+    #: The devices that its packets leave by, if it is not one with a driver itself.
+    below: tuple[str, ...]
     qdisc: str
     configured: bool
-    carries_default_route: bool
 
 
-def check_bindable(nic: Nic, *, force: bool) -> None:
-    """Check that nothing else uses the NIC in a way that binding would disturb.
+def check_bindable(nic: Nic) -> None:
+    """Check that the NIC has a queue to a driver, and that nobody else has set that.
 
     Raises:
-        NicError: something does.
+        NicError: it has not, or somebody has.
     """
     if nic.loopback:
         raise NicError(
             f"{nic.name} is the loopback device and has no driver to send to: name a NIC"
+        )
+    if nic.kind in _MASTERS:
+        raise NicError(_has_parts(nic, _MASTERS[nic.kind]))
+    if nic.kind in _STACKED:
+        what = f"{nic.name} is {_STACKED[nic.kind]} and has no queue to a driver"
+        lower = _listed(nic.below, "or")
+        raise NicError(
+            f"{what}: bind {lower}, which its packets leave by"
+            if lower
+            else f"{what}: name the NIC that its packets leave by"
         )
     if not nic.up:
         raise NicError(f"{nic.name} is down: bring it up with 'ip link set {nic.name} up'")
@@ -118,67 +143,101 @@ def check_bindable(nic: Nic, *, force: bool) -> None:
             f"{nic.name} is busy: somebody set its queueing to {nic.qdisc}; "
             f"remove that with 'tc qdisc del dev {nic.name} root'"
         )
-    if nic.carries_default_route and not force:
+
+
+def _has_parts(nic: Nic, what: str) -> str:
+    if not nic.below:
+        return f"{nic.name} is {what} and has no queue to a driver: name a NIC"
+    part = nic.below[0]
+    return (
+        f"{nic.name} is {what} of {_listed(nic.below, 'and')} and has no queue to a driver: "
+        f"take one out with 'ip link set {part} nomaster' and bind that"
+    )
+
+
+def check_unused(nic: Nic, uses: Sequence[str]) -> None:
+    """Check that the machine does not need the NIC itself; ``--force`` passes this over.
+
+    Args:
+        nic: the NIC.
+        uses: what it carries, as :func:`.uses.uses_of` says it.
+
+    Raises:
+        NicError: it does.
+    """
+    if uses:
         raise NicError(
-            f"{nic.name} carries the default route and stackmap wants a NIC to itself: "
+            f"{nic.name} carries {_listed(uses, 'and')}, and stackmap wants a NIC to itself: "
             f"name another, or insist with --force"
         )
 
 
+def _listed(names: Sequence[str], conjunction: str) -> str:
+    *first, last = names or ("",)
+    return f"{', '.join(first)} {conjunction} {last}" if first else last
+
+
 def read_nic(route: IPRoute, name: str) -> Nic:
-    """Ask the kernel about a NIC.
+    """Ask the kernel about a NIC, by its name or an alternative name.
 
     Raises:
         NicError: there is none of that name.
     """
-    found = route.link_lookup(ifname=name)
-    if not found:
-        others = sorted(link.get_attr("IFLA_IFNAME") for link in route.get_links())
-        raise NicError(f"there is no NIC {name} here: name one of {', '.join(others)}")
-    index = found[0]
-    link = route.get_links(index)[0]
-    master = link.get_attr("IFLA_MASTER")
-    qdisc, configured = _root_qdisc(route, index)
+    topology = read_topology(route)
+    device = topology.find(name)
+    if device is None:
+        others = sorted(device.name for device in topology.devices.values())
+        raise NicError(f"there is no NIC {name!r} here: name one of {', '.join(others)}")
+    qdisc, configured = root_qdisc(route, device.index)
+    master = topology.devices.get(device.master) if device.master is not None else None
     return Nic(
-        name=name,
-        index=index,
-        up=bool(link["flags"] & IFF_UP),
-        loopback=bool(link["flags"] & IFF_LOOPBACK),
-        master=None if master is None else route.get_links(master)[0].get_attr("IFLA_IFNAME"),
+        name=device.name,
+        index=device.index,
+        up=device.up,
+        loopback=device.loopback,
+        kind=device.kind,
+        master=master.name if master else None,
+        below=tuple(lower.name for lower in topology.below(device)),
         qdisc=qdisc,
         configured=configured,
-        carries_default_route=index in set(_default_route_nics(route)),
     )
 
 
-def _root_qdisc(route: IPRoute, index: int) -> tuple[str, bool]:
+def root_qdisc(route: IPRoute, index: int) -> tuple[str, bool]:
     """Return the kind of the root qdisc, and whether somebody chose it.
 
     The kernel's default has no handle; one that was configured has.
     """
-    for qdisc in route.get_qdiscs(index):
+    for qdisc in list(route.get_qdiscs(index)):
         if qdisc["parent"] == TC_H_ROOT:
             return qdisc.get_attr("TCA_KIND"), qdisc["handle"] != 0
     return "noqueue", False
 
 
-def _default_route_nics(route: IPRoute) -> Iterator[int]:
-    for entry in route.get_routes(table=_MAIN_TABLE):
-        if entry["dst_len"] != 0:
-            continue
-        hops: list[Any] = entry.get_attr("RTA_MULTIPATH") or []
-        yield from (hop["oif"] for hop in hops)
-        if (index := entry.get_attr("RTA_OIF")) is not None:
-            yield index
+def other_qdiscs(route: IPRoute) -> dict[str, str]:
+    """The kinds of root qdiscs that somebody chose instead of the module's, by NIC."""
+    return {
+        name: qdisc.get_attr("TCA_KIND")
+        for name, qdisc in _root_qdiscs(route)
+        if qdisc["handle"] and qdisc.get_attr("TCA_KIND") != KIND
+    }
 
 
 def bound_nics(route: IPRoute) -> list[BoundNic]:
     """The NICs of this network namespace that are bound."""
     return [
-        BoundNic(socket.if_indextoname(qdisc["index"]), qdisc["index"], _grants(qdisc))
-        for qdisc in route.get_qdiscs()
-        if qdisc.get_attr("TCA_KIND") == KIND and qdisc["parent"] == TC_H_ROOT
+        BoundNic(name, qdisc["index"], _grants(qdisc))
+        for name, qdisc in _root_qdiscs(route)
+        if qdisc.get_attr("TCA_KIND") == KIND
     ]
+
+
+def _root_qdiscs(route: IPRoute) -> Iterator[tuple[str, Any]]:
+    """The root qdiscs of all NICs, with the NICs' names; NICs that go away meanwhile left out."""
+    for qdisc in list(route.get_qdiscs()):
+        if qdisc["parent"] == TC_H_ROOT:
+            with suppress(OSError):
+                yield socket.if_indextoname(qdisc["index"]), qdisc
 
 
 def _grants(qdisc: Any) -> Grants:

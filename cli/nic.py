@@ -16,8 +16,9 @@ import click
 
 from stackmap._errors import StackmapError
 
+from .completion import complete_group, complete_nic, complete_user
 from .module import load_module
-from .sentences import SentenceCommand
+from .sentences import SentenceCommand, examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,25 +36,45 @@ class MissingRightError(StackmapError):
     """The command needs a right that its caller does not have."""
 
 
-@click.command(cls=SentenceCommand)
-@click.argument("nic")
+@click.command(
+    cls=SentenceCommand,
+    epilog=examples(
+        "sudo stackmap bind eth1",
+        "sudo stackmap bind eth1 --user www-data",
+        "sudo stackmap bind eth1 --module kmod/stackmap.ko",
+    ),
+)
+@click.argument("nic", shell_complete=complete_nic)
 @click.option(
     "--module", type=click.Path(path_type=Path), help="The stackmap.ko to load if none is."
 )
-@click.option("--force", is_flag=True, help="Bind it even if the default route leaves through it.")
-@click.option("--user", help="Who may open ports on it besides root: a name or a number.")
-@click.option("--group", help="The group whose members may.")
+@click.option(
+    "--force", is_flag=True, help="Bind it even if it carries a default route or your SSH session."
+)
+@click.option(
+    "--user",
+    shell_complete=complete_user,
+    help="A user, by name or number, who may open ports on it, as root may.",
+)
+@click.option(
+    "--group",
+    shell_complete=complete_group,
+    help="A group, by name or number, whose members may open ports on it.",
+)
 def bind(
     nic: str, module: Path | None, *, force: bool, user: str | None, group: str | None
 ) -> None:
-    """Give NIC to stackmap, loading the kernel module if need be.
+    """Bind NIC to stackmap, and load the kernel module if need be.
+
+    A NIC that the machine needs itself is refused: the default route or your SSH session leaves
+    by it, or by a VLAN, a bridge, a tunnel or another device on it.
 
     Binding a NIC again changes nothing, but for who may open ports: --user and --group replace
     what was said before.  Ports that are open stay open.
     """
     from pyroute2 import IPRoute  # noqa: PLC0415 (takes 0.3 s that other commands need not pay)
 
-    from . import link  # noqa: PLC0415 (imports it too)
+    from . import link, uses  # noqa: PLC0415 (import it too)
 
     grants = link.Grants(_uid(user), _gid(group))
     _require_net_admin("bind")
@@ -61,18 +82,20 @@ def bind(
         state = link.read_nic(route, nic)
         bound_already = state.qdisc == link.KIND
         if not bound_already:
-            link.check_bindable(state, force=force)
+            link.check_bindable(state)
+            if not force:
+                link.check_unused(state, uses.uses_of(route, state.index))
             load_module(module)
         if grants or not bound_already:
             link.set_qdisc(route, state, grants or None)
-    bound = f"{nic} is bound already" if bound_already else f"{nic} is bound"
+    bound = f"{state.name} is bound already" if bound_already else f"{state.name} is bound"
     click.echo(f"{bound}; now {grants}." if grants else f"{bound}.")
 
 
-@click.command(cls=SentenceCommand)
-@click.argument("nic")
+@click.command(cls=SentenceCommand, epilog=examples("sudo stackmap unbind eth1"))
+@click.argument("nic", shell_complete=complete_nic)
 def unbind(nic: str) -> None:
-    """Take NIC back from stackmap; its default queueing returns.
+    """Unbind NIC: its default queueing returns.
 
     Unbinding a NIC that is not bound changes nothing.
     """
@@ -84,10 +107,10 @@ def unbind(nic: str) -> None:
     with IPRoute(ext_ack=True) as route:
         state = link.read_nic(route, nic)
         if state.qdisc != link.KIND:
-            click.echo(f"{nic} is not bound.")
+            click.echo(f"{state.name} is not bound.")
             return
         link.remove_qdisc(route, state)
-    click.echo(f"{nic} is no longer bound.")
+    click.echo(f"{state.name} is no longer bound.")
 
 
 def _uid(user: str | None) -> int | None:
@@ -109,7 +132,7 @@ def _number(what: str, name: str | None, look_up: Callable[[str], int]) -> int |
     try:
         number = int(name) if name.isdecimal() else look_up(name)
     except KeyError:
-        raise UnknownNameError(f"there is no {what} {name} here") from None
+        raise UnknownNameError(f"there is no {what} {name!r} here") from None
     if number > _MAX_ID:
         raise UnknownNameError(f"no {what} has the number {number}: {_MAX_ID} is the largest")
     return number

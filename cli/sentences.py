@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+#: Settings of a group, which its commands inherit.
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
 @contextmanager
 def _in_a_sentence() -> Iterator[None]:
     try:
@@ -38,3 +42,8 @@ class SentenceGroup(click.Group):
     """A group of such commands."""
 
     command_class = SentenceCommand
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: what to type, as it is."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
