@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .sentences import SentenceCommand
+from .sentences import SentenceCommand, examples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.table import Table
 
@@ -24,21 +24,22 @@ _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print all there
 # ruff: noqa: PLC0415
 
 
-@click.command(cls=SentenceCommand)
+@click.command(cls=SentenceCommand, epilog=examples("stackmap ports", "stackmap ports --json"))
 @_AS_JSON
 def ports(*, as_json: bool) -> None:
-    """Show the bound NICs, who may open ports on them, and the open ports.
+    """Show bound NICs and open ports.
 
+    For a NIC it also says who may open ports on it, and for a port if its NIC is no longer bound.
     Everybody may ask; it shows those of this network namespace.
     """
     from pyroute2 import IPRoute
 
     from stackmap._netlink import Inspector
 
-    from .link import bound_nics
+    from .link import bound_nics, other_qdiscs
 
     with Inspector() as inspector, IPRoute() as route:
-        found, nics = inspector.ports(), bound_nics(route)
+        found, nics, others = inspector.ports(), bound_nics(route), other_qdiscs(route)
     if as_json:
         _print_json({"nics": [asdict(nic) for nic in nics], "ports": [asdict(p) for p in found]})
         return
@@ -47,15 +48,15 @@ def ports(*, as_json: bool) -> None:
     if not nics:
         click.echo("No NIC is bound.")
     if found:
-        _print_table(ports_table(found))
+        _print_table(ports_table(found, others))
     else:
         click.echo("No port is open.")
 
 
-@click.command(cls=SentenceCommand)
+@click.command(cls=SentenceCommand, epilog=examples("stackmap conns", "stackmap conns --json"))
 @_AS_JSON
 def conns(*, as_json: bool) -> None:
-    """Show the connections that are attached to ports.
+    """Show connections that are attached to ports.
 
     Everybody may ask; it shows those of this network namespace.  INODE is what `ss -e` calls ino.
     """
@@ -71,17 +72,21 @@ def conns(*, as_json: bool) -> None:
         click.echo("No connection is attached.")
 
 
-@click.command(cls=SentenceCommand)
+@click.command(cls=SentenceCommand, epilog=examples("stackmap stats", "stackmap stats --json"))
 @_AS_JSON
 def stats(*, as_json: bool) -> None:
-    """Show the counters of each open port, and of each of its rings.
+    """Show counters of open ports and their rings.
 
     Everybody may ask; it shows those of this network namespace.
     """
+    from pyroute2 import IPRoute
+
     from stackmap._netlink import Inspector
 
-    with Inspector() as inspector:
-        found, rings = inspector.ports(), inspector.rings()
+    from .link import other_qdiscs
+
+    with Inspector() as inspector, IPRoute() as route:
+        found, rings, others = inspector.ports(), inspector.rings(), other_qdiscs(route)
     of_port = [(port, [ring for ring in rings if ring.mem_id == port.mem_id]) for port in found]
     if as_json:
         _print_json(
@@ -89,20 +94,28 @@ def stats(*, as_json: bool) -> None:
         )
         return
     for port, own in of_port:
-        _print_table(counters_table(port, own))
+        _print_table(counters_table(port, own, others))
     if not found:
         click.echo("No port is open.")
 
 
-def ports_table(found: Sequence[PortInfo]) -> Table:
-    """One line for each port."""
+def _title(port: PortInfo, others: Mapping[str, str]) -> str:
+    """A port's name and, if its NIC is not bound, what has become of the binding."""
+    if port.ifindex is not None:
+        return port.name
+    other = others.get(port.name.removeprefix("tcp:"))
+    return f"{port.name} (no longer bound{f': its qdisc is {other} now' if other else ''})"
+
+
+def ports_table(found: Sequence[PortInfo], others: Mapping[str, str]) -> Table:
+    """One line for each port; ``others`` are qdiscs in place of the module's, by NIC."""
     headings = "PORT NAME PID UID RINGS TX-SLOTS RX-SLOTS BUFFERS FREE PINNED CONNS MAX"
     return _table(
         headings.split(),
         [
             [
                 port.mem_id,
-                port.name if port.ifindex is not None else f"{port.name} (no longer bound)",
+                _title(port, others),
                 port.pid,
                 port.uid,
                 port.rings,
@@ -143,12 +156,12 @@ def connections_table(found: Sequence[ConnectionInfo]) -> Table:
     )
 
 
-def counters_table(port: PortInfo, rings: Sequence[RingInfo]) -> Table:
+def counters_table(port: PortInfo, rings: Sequence[RingInfo], others: Mapping[str, str]) -> Table:
     """One line for each counter; a column for each ring where there are several."""
     own = [ring.counters for ring in rings] if len(rings) > 1 else []
     return _table(
         [
-            f"PORT {port.mem_id}, {port.name}",
+            f"PORT {port.mem_id}, {_title(port, others)}",
             "ALL",
             *(f"RING {ring.index}" for ring in rings if own),
         ],

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +16,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import AsyncGenericNetlinkSocket, GenericNetlinkSocket
 
 from ._errors import StackmapError
+from ._refusal import DEVICE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -235,8 +237,10 @@ class Inspector(GenericNetlinkSocket):
             if error.code != errno.ENOENT:
                 raise
             raise NotLoadedError(
-                "the kernel module is not loaded, or is one without netlink: "
-                "`stackmap bind NIC` loads it"
+                "the kernel module that is loaded is another than this program's: "
+                "unbind all NICs, run `rmmod stackmap`, and bind them again"
+                if os.path.exists(DEVICE)  # noqa: PTH110
+                else "the kernel module is not loaded: `stackmap bind NIC` loads it"
             ) from None
 
     def __enter__(self) -> Self:

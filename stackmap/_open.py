@@ -61,7 +61,9 @@ def bound_nics() -> list[str]:
 
 def _open_rings(nic: str | None) -> tuple[Port, str]:
     if not os.access(DEVICE, os.F_OK):
-        raise BackendUnavailableError(f"{DEVICE} does not exist: the kernel module is not loaded")
+        raise BackendUnavailableError(
+            f"{DEVICE} does not exist: load the kernel module (`stackmap bind NIC` does)"
+        )
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         raise BackendUnavailableError(
             f"you may not open {DEVICE}: run this as root, or give yourself access to it"

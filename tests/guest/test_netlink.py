@@ -252,6 +252,18 @@ def test_the_nic_may_be_unbound(inspector: Inspector) -> None:
             subprocess.run(["tc", "qdisc", "replace", "dev", NIC, "root", "stackmap"], check=True)
 
 
+def test_a_binding_that_somebody_takes_away_is_shown(inspector: Inspector) -> None:
+    """As network managers do."""
+    with RawPort():
+        subprocess.run(["tc", "qdisc", "replace", "dev", NIC, "root", "pfifo"], check=True)
+        try:
+            taken = f"tcp:{NIC} (no longer bound: its qdisc is pfifo now)"
+            assert taken in cli("ports")
+            assert taken in cli("stats")
+        finally:
+            subprocess.run(["tc", "qdisc", "replace", "dev", NIC, "root", "stackmap"], check=True)
+
+
 def test_commands(port: RawPort) -> None:
     peer, sock = connect_pair()
     with closing(peer), closing(sock):

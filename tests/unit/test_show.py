@@ -63,7 +63,7 @@ def lines(table: Table) -> list[list[str]]:
 
 
 def test_a_port_is_a_line() -> None:
-    heading, line = lines(ports_table([PORT]))
+    heading, line = lines(ports_table([PORT], {}))
     assert dict(zip(heading, line, strict=True)) == {
         "PORT": "7", "NAME": "tcp:eth1", "PID": "812", "UID": "1000", "RINGS": "1",
         "TX-SLOTS": "1024", "RX-SLOTS": "2048", "BUFFERS": "7168", "FREE": "4000",
@@ -72,8 +72,15 @@ def test_a_port_is_a_line() -> None:
 
 
 def test_a_port_whose_nic_is_gone_says_so() -> None:
-    line = lines(ports_table([PORT, replace(PORT, ifindex=None)]))[2]
+    line = lines(ports_table([PORT, replace(PORT, ifindex=None)], {"eth2": "fq"}))[2]
     assert "tcp:eth1 (no longer bound)" in " ".join(line)
+
+
+def test_a_port_whose_binding_somebody_took_says_what_is_in_its_place() -> None:
+    taken = replace(PORT, ifindex=None)
+    sentence = "tcp:eth1 (no longer bound: its qdisc is fq now)"
+    assert sentence in " ".join(lines(ports_table([taken], {"eth1": "fq"}))[1])
+    assert sentence in " ".join(lines(counters_table(taken, [], {"eth1": "fq"}))[0])
 
 
 def test_a_connection_is_a_line_with_its_addresses_as_ss_writes_them() -> None:
@@ -88,7 +95,7 @@ def test_a_connection_is_a_line_with_its_addresses_as_ss_writes_them() -> None:
 
 def test_one_ring_needs_no_column_of_its_own() -> None:
     ring = RingInfo(7, 0, None, 0, tx_stalled=False, counters=COUNTERS)
-    heading, *rows = lines(counters_table(PORT, [ring]))
+    heading, *rows = lines(counters_table(PORT, [ring], {}))
     assert heading == ["PORT", "7,", "tcp:eth1", "ALL"]
     assert rows[0] == ["rx-bytes", "1000"]
     assert rows[-1] == ["connections", "1013"]
@@ -99,13 +106,13 @@ def test_several_rings_stand_beside_their_sum() -> None:
     halves = [
         RingInfo(7, i, i, 0, tx_stalled=False, counters=Counters(*[500 + i] * 14)) for i in range(2)
     ]
-    heading, *rows = lines(counters_table(PORT, halves))
+    heading, *rows = lines(counters_table(PORT, halves, {}))
     assert heading[3:] == ["ALL", "RING", "0", "RING", "1"]
     assert rows[0] == ["rx-bytes", "1000", "500", "501"]
 
 
 def test_a_table_names_no_markup() -> None:
-    line = lines(ports_table([replace(PORT, name="tcp:[red]x")]))[1]
+    line = lines(ports_table([replace(PORT, name="tcp:[red]x")], {}))[1]
     assert "tcp:[red]x" in line
 
 
@@ -133,7 +140,7 @@ def test_who_may_open_ports(grants: Grants, sentence: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "sentence"), [("--user", "no user nobody-at-all"), ("--group", "no group")]
+    ("option", "sentence"), [("--user", "no user 'nobody-at-all'"), ("--group", "no group")]
 )
 def test_nobody_can_be_granted_anything_who_does_not_exist(option: str, sentence: str) -> None:
     result = CliRunner().invoke(main, ["bind", "eth0", option, "nobody-at-all"])
