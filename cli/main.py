@@ -6,12 +6,20 @@ import click
 
 from .lab import lab
 from .nic import bind, unbind
-from .sentences import SentenceGroup
+from .sentences import HELP, SentenceGroup, examples
 from .serve import serve
 from .show import conns, ports, stats
 
 
-@click.group(cls=SentenceGroup)
+@click.group(
+    cls=SentenceGroup,
+    context_settings=HELP,
+    epilog=examples(
+        "sudo stackmap bind eth1",
+        "stackmap serve memcached --backend stackmap --nic eth1",
+        'eval "$(_STACKMAP_COMPLETE=bash_source stackmap)"   # complete with Tab; or zsh_source',
+    ),
+)
 @click.version_option(package_name="stackmap")
 def main() -> None:
     """The kernel's TCP with netmap rings as data plane."""

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import selectors
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +30,19 @@ _FILE_CHUNK = 512 * 1024
 
 
 class Child:
-    """A running command, and which of its pipes are still open."""
+    """A running command, and what connects it: pipes, or the master side of a terminal."""
 
-    def __init__(self, number: int, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, number: int, process: subprocess.Popen[bytes], stdin: int | None, outputs: int
+    ) -> None:
         """Track a process just started under the host's number for it."""
         self.number = number
         self.process = process
-        self.open_pipes = 2
+        #: Where its input goes; None once that is closed.
+        self.stdin = stdin
         self.input = bytearray()
         self.input_ended = False
+        self.open_outputs = outputs
         self.status: int | None = None
 
 
@@ -59,6 +66,9 @@ class Agent:
         self._send({"event": "ready", "python": sys.version.split()[0]})
         while True:
             for key, _ in self._selector.select():
+                # What came before it may have closed this one.
+                if self._selector.get_map().get(key.fd) is not key:
+                    continue
                 kind, detail = key.data
                 if kind == "wake":
                     with contextlib.suppress(BlockingIOError):
@@ -84,8 +94,11 @@ class Agent:
             try:
                 reply = getattr(self, "_do_" + request["do"])(request)
             except OSError as error:
+                file = error.filename
                 reply = {
-                    "error": f"{error.strerror}: {error.filename}" if error.filename else str(error)
+                    "error": f"{error.strerror}: {file}" if file else str(error),
+                    "errno": error.errno,
+                    "file": file,
                 }
             except ValueError as error:  # a NUL in an argument
                 reply = {"error": str(error)}
@@ -93,50 +106,95 @@ class Agent:
                 self._send({"event": "reply", "request": request["request"], **reply})
 
     def _do_spawn(self, request: Message) -> Message:
-        process = subprocess.Popen(
-            request["argv"],
-            env=request["env"],
-            cwd=request["cwd"],
-            stdin=subprocess.PIPE if request["stdin"] else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            bufsize=0,
-        )
-        child = Child(request["process"], process)
+        """Start a command on pipes, or on a terminal of its own with a window of this size."""
+        window = request["terminal"]
+        stdin: int | None
+        if window:
+            master, slave = os.openpty()
+            _set_window(master, window)
+            theirs, stdin, outputs = [slave] * 3, os.dup(master), {"stdout": master}
+        else:
+            if request["stdin"]:
+                stdin_read, stdin = os.pipe()
+            else:
+                stdin_read, stdin = os.open(os.devnull, os.O_RDONLY), None
+            stdout, stdout_write = os.pipe()
+            stderr, stderr_write = os.pipe()
+            theirs = [stdin_read, stdout_write, stderr_write]
+            outputs = {"stdout": stdout, "stderr": stderr}
+        try:
+            process = subprocess.Popen(
+                request["argv"],
+                env=request["env"],
+                cwd=request["cwd"],
+                stdin=theirs[0],
+                stdout=theirs[1],
+                stderr=theirs[2],
+                start_new_session=True,
+                preexec_fn=_take_terminal if window else None,  # noqa: PLW1509 (one thread)
+            )
+        except BaseException:
+            for fd in [*outputs.values(), *([] if stdin is None else [stdin])]:
+                os.close(fd)
+            raise
+        finally:
+            for fd in set(theirs):
+                os.close(fd)
+        child = Child(request["process"], process, stdin, len(outputs))
         self._children[process.pid] = child
-        for name, pipe in (("stdout", process.stdout), ("stderr", process.stderr)):
-            assert pipe is not None
-            self._selector.register(pipe.fileno(), selectors.EVENT_READ, (name, child))
+        if stdin is not None:
+            os.set_blocking(stdin, False)
+        for name, fd in outputs.items():
+            self._selector.register(fd, selectors.EVENT_READ, (name, child))
         return {"pid": process.pid}
+
+    def _child(self, number: int) -> Child | None:
+        return next((c for c in self._children.values() if c.number == number), None)
 
     def _do_stdin(self, request: Message) -> Message:
         """Queue input for a command; it is written as fast as the command reads."""
-        for child in self._children.values():
-            pipe = child.process.stdin
-            if child.number != request["process"] or pipe is None or pipe.closed:
-                continue
-            if request["data"] is None:
-                child.input_ended = True
-            else:
-                child.input += base64.b64decode(request["data"])
-            if pipe.fileno() not in self._selector.get_map():
-                os.set_blocking(pipe.fileno(), False)
-                self._selector.register(pipe.fileno(), selectors.EVENT_WRITE, ("stdin", child))
+        child = self._child(request["process"])
+        if child is None:
+            return {}
+        if request["data"] is None:
+            child.input_ended = True
+        else:
+            child.input += base64.b64decode(request["data"])
+        if child.stdin is None:
+            self._drop_input(child)
+        elif child.stdin not in self._selector.get_map():
+            self._selector.register(child.stdin, selectors.EVENT_WRITE, ("stdin", child))
         return {}
 
     def _write_input(self, child: Child) -> None:
-        pipe = child.process.stdin
-        assert pipe is not None
+        assert child.stdin is not None
         try:
-            del child.input[: os.write(pipe.fileno(), child.input)]
-        except BrokenPipeError:
-            child.input.clear()
+            self._take_input(child, os.write(child.stdin, child.input))
+        except BlockingIOError:
+            return
+        except OSError:  # nobody reads it any more
+            self._drop_input(child)
             child.input_ended = True
         if not child.input:
-            self._selector.unregister(pipe.fileno())
+            self._selector.unregister(child.stdin)
             if child.input_ended:
-                pipe.close()
+                os.close(child.stdin)
+                child.stdin = None
+
+    def _take_input(self, child: Child, count: int) -> None:
+        """Forget input that has been dealt with, and say so: the host may send more."""
+        del child.input[:count]
+        self._send({"event": "input", "process": child.number, "bytes": count})
+
+    def _drop_input(self, child: Child) -> None:
+        self._take_input(child, len(child.input))
+
+    def _do_window(self, request: Message) -> Message:
+        """Set the size of a command's terminal, which tells the programs in it."""
+        child = self._child(request["process"])
+        if child is not None and child.stdin is not None:
+            _set_window(child.stdin, request["size"])
+        return {}
 
     def _do_kill(self, request: Message) -> Message:
         send = os.killpg if request["group"] else os.kill
@@ -172,16 +230,17 @@ class Agent:
         return {"records": [r for r in records if int(r.split(",", 2)[1]) > after]}
 
     def _read_output(self, fd: int, stream: str, child: Child) -> None:
-        data = os.read(fd, _CHUNK)
+        try:
+            data = os.read(fd, _CHUNK)
+        except OSError:  # EIO: nobody has the terminal open any more
+            data = b""
         if data:
             text = base64.b64encode(data).decode()
             self._send({"event": "output", "process": child.number, "stream": stream, "data": text})
             return
         self._selector.unregister(fd)
-        child.open_pipes -= 1
-        pipe = child.process.stdout if stream == "stdout" else child.process.stderr
-        assert pipe is not None
-        pipe.close()
+        os.close(fd)
+        child.open_outputs -= 1
         self._finish_if_over(child)
 
     def _reap(self) -> None:
@@ -200,16 +259,25 @@ class Agent:
                 self._finish_if_over(child)
 
     def _finish_if_over(self, child: Child) -> None:
-        """Announce the end of output once the process is gone and its pipes are drained."""
-        if child.status is None or child.open_pipes:
+        """Announce the end of output once the process is gone and all it wrote has been read."""
+        if child.status is None or child.open_outputs:
             return
-        pipe = child.process.stdin
-        if pipe is not None and not pipe.closed:
-            if pipe.fileno() in self._selector.get_map():
-                self._selector.unregister(pipe.fileno())
-            pipe.close()
+        if child.stdin is not None:
+            if child.stdin in self._selector.get_map():
+                self._selector.unregister(child.stdin)
+            os.close(child.stdin)
         del self._children[child.process.pid]
         self._send({"event": "closed", "process": child.number})
+
+
+def _take_terminal() -> None:
+    """Make standard input the terminal that controls this process's session."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _set_window(terminal: int, size: tuple[int, int]) -> None:
+    rows, columns = size
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
 def open_port(name: str) -> int:

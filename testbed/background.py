@@ -15,20 +15,26 @@ import signal
 import socket
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from stackmap._errors import StackmapError
 
-from .errors import LabError
+from .errors import CommandStartError, LabError
 from .lab import Lab
 from .session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
     from types import FrameType
+
+    from .process import GuestProcess
 
 Message = dict[str, Any]
 
 _OUTPUT_SECONDS = 1.0
+#: Bytes of input that may wait in a guest, so that a command that does not read fills no memory.
+_INPUT_WAITING = 256 * 1024
 
 
 class Background:
@@ -56,7 +62,7 @@ class Background:
                     lab.wire.configure(**settings["impairment"])
                 threading.Thread(target=self._accept, args=(listener, lab), daemon=True).start()
                 _report({"up": True})
-                _detach_output()
+                _detach_output(self._session.log)
                 self._stop.wait()
 
     def _listen(self) -> socket.socket:
@@ -72,39 +78,81 @@ class Background:
                 threading.Thread(target=self._serve, args=(connection, lab), daemon=True).start()
 
     def _serve(self, connection: socket.socket, lab: Lab) -> None:
+        """Obey the one command of a connection."""
         with connection, connection.makefile("rb") as lines, contextlib.suppress(OSError):
-            for line in lines:
-                command = json.loads(line)
-                try:
-                    self._obey(command, connection, lab)
-                except StackmapError as error:
-                    _send(connection, {"error": str(error)})
+            line = lines.readline()
+            if not line:
+                return
+            try:
+                self._obey(json.loads(line), connection, lines, lab)
+            except StackmapError as error:
+                _send(connection, {"error": str(error)})
 
-    def _obey(self, command: Message, connection: socket.socket, lab: Lab) -> None:
+    def _obey(self, command: Message, connection: socket.socket, lines: BinaryIO, lab: Lab) -> None:
         if command["do"] == "status":
             _send(connection, {**self._settings, **describe(lab)})
         elif command["do"] == "exec":
-            self._execute(command, connection, lab)
+            _execute(command, connection, lines, lab)
         elif command["do"] == "down":
             self._stop.set()
         else:
             raise LabError(f"the lab knows no command {command['do']!r}")
 
-    @staticmethod
-    def _execute(command: Message, connection: socket.socket, lab: Lab) -> None:
-        """Run a command in a guest; if the one who asked goes away, so does the command."""
-        guest = lab.guests[command["guest"]]
-        process = guest.popen(command["argv"], cwd=command["cwd"])
-        seen: dict[str, int] = {}
-        try:
-            while not (process.finished and not process.unread(seen)):
-                fresh = process.next_output(seen, _OUTPUT_SECONDS)
-                output = {name: base64.b64encode(data).decode() for name, data in fresh.items()}
+
+def _execute(command: Message, connection: socket.socket, lines: BinaryIO, lab: Lab) -> None:
+    """Run a command in a guest, with input from ``lines`` and its output to ``connection``.
+
+    What goes both ways is said in :class:`.foreground.Foreground`.
+    """
+    window = command["terminal"]
+    try:
+        process = lab.guests[command["guest"]].popen(
+            command["argv"],
+            cwd=command["cwd"],
+            env=command["env"],
+            stdin=True,
+            terminal=tuple(window) if window else None,
+        )
+    except CommandStartError as error:
+        _send(connection, {"failed": str(error), "status": error.status})
+        return
+    end = signal.SIGHUP if window else signal.SIGKILL
+    feeder = threading.Thread(target=_feed, args=(process, lines, end), daemon=True)
+    feeder.start()
+    seen: dict[str, int] = {}
+    try:
+        while feeder.is_alive() and not (process.finished and not process.unread(seen)):
+            fresh = process.next_output(seen, _OUTPUT_SECONDS)
+            output = {name: base64.b64encode(data).decode() for name, data in fresh.items() if data}
+            if output:
                 _send(connection, {"output": output})
-        except OSError:
-            process.kill(group=True)
-            raise
-        _send(connection, {"status": process.wait()})
+        if process.finished:
+            _send(connection, {"status": process.wait()})
+    finally:
+        connection.shutdown(socket.SHUT_RDWR)  # ends the feeder
+        feeder.join()
+
+
+def _feed(process: GuestProcess, lines: BinaryIO, end: signal.Signals) -> None:
+    """Pass input on as fast as the command reads it; if whoever sends it goes away, end it."""
+    with contextlib.suppress(LabError):  # the guest has ended
+        for line in _whole_lines(lines):
+            message = json.loads(line)
+            if "window" in message:
+                process.set_window(message["window"])
+            elif message["input"] is None:
+                process.close_input()
+            else:
+                process.send(base64.b64decode(message["input"]))
+                process.wait_until_read(_INPUT_WAITING)
+        if not process.finished:
+            process.kill(end, group=True)
+
+
+def _whole_lines(lines: BinaryIO) -> Iterator[bytes]:
+    """The lines up to the end of the connection, which may cut one off."""
+    with contextlib.suppress(OSError):
+        yield from (line for line in lines if line.endswith(b"\n"))
 
 
 def describe(lab: Lab) -> Message:
@@ -139,9 +187,11 @@ def _report_progress(text: str) -> None:
     _report({"progress": text})
 
 
-def _detach_output() -> None:
-    """Let go of the pipe to ``lab up``, which ends when this lab is ready."""
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+def _detach_output(log: Path) -> None:
+    """Let go of what leads to ``lab up``, which ends when this lab is ready."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

@@ -9,7 +9,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
-from .errors import GuestDiedError, GuestTimeoutError, LabError
+from .errors import GuestDiedError, GuestTimeoutError, RefusalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,7 @@ class Channel:
         Raises:
             GuestDiedError: the guest ended before it answered.
             GuestTimeoutError: it did not answer in time.
-            LabError: it answered that it could not.
+            RefusalError: it answered that it could not.
         """
         number = next(self._numbers)
         with self._lock:
@@ -76,7 +76,7 @@ class Channel:
                 f"the guest's agent did not answer '{do}' within {timeout:g} s: {self._obituary()}"
             )
         if "error" in reply:
-            raise LabError(f"the guest could not do '{do}': {reply['error']}")
+            raise RefusalError(do, reply["error"], reply.get("errno"), reply.get("file"))
         return reply
 
     def close(self) -> None:

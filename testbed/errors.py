@@ -13,6 +13,25 @@ class MissingToolError(LabError):
     """A program or kernel the lab needs is not installed."""
 
 
+class RefusalError(LabError):
+    """A guest's agent could not do what it was asked for."""
+
+    def __init__(self, do: str, message: str, code: int | None, file: str | None) -> None:
+        """Keep the errno and the file that it is about, if there are any."""
+        super().__init__(f"the guest could not do '{do}': {message}")
+        self.errno = code
+        self.file = file
+
+
+class CommandStartError(LabError):
+    """A guest could not start a command."""
+
+    def __init__(self, message: str, status: int) -> None:
+        """Keep the exit status that a shell would have: 127 if there is no such command, or 126."""
+        super().__init__(message)
+        self.status = status
+
+
 class GuestDiedError(LabError):
     """The guest's machine ended (a panic, or QEMU was killed) while it was needed."""
 

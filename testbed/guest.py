@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import itertools
+import os
 import shlex
 import socket
 import subprocess
@@ -19,11 +21,13 @@ from .channel import Channel, Message
 from .children import end_process, start_process
 from .environment import guest_environment, guest_python, visible_paths
 from .errors import (
+    CommandStartError,
     GuestCommandError,
     GuestDiedError,
     GuestTimeoutError,
     KernelLogError,
     LabError,
+    RefusalError,
 )
 from .initramfs import GuestIdentity, build_initramfs
 from .kernel_log import offending_lines, parse_record
@@ -157,15 +161,22 @@ class Guest:
         *,
         env: Mapping[str, str] | None = None,
         stdin: bool = False,
+        terminal: tuple[int, int] | None = None,
         cwd: str | None = None,
     ) -> GuestProcess:
         """Start a command and return at once; a string goes to the shell.
 
-        ``env`` is added to the guest's environment.  With ``stdin`` its standard
-        input is open for ``send``, otherwise it is empty.
+        Args:
+            argv: the command.
+            env: what to add to the guest's environment.
+            stdin: whether its standard input is open for ``send``; it is empty otherwise.
+            terminal: the rows and columns of a terminal that it is to run on, instead of pipes;
+                what it writes is all standard output then.
+            cwd: where to run it, instead of here.
 
         Raises:
-            LabError: the command cannot be started.
+            CommandStartError: there is no such command, or it cannot be run.
+            LabError: it cannot be started for another reason.
         """
         words = ["/bin/sh", "-c", argv] if isinstance(argv, str) else [str(word) for word in argv]
         number = next(self._numbers)
@@ -180,13 +191,28 @@ class Guest:
                 env={**guest_environment(), **(env or {})},
                 cwd=cwd or self._cwd,
                 stdin=stdin,
+                terminal=terminal,
             )
+        except RefusalError as refusal:
+            with self._processes_lock:
+                del self._processes[number]
+            raise self._not_started(words[0], cwd or self._cwd, refusal) from None
         except BaseException:
             with self._processes_lock:
                 del self._processes[number]
             raise
         process.pid = reply["pid"]
         return process
+
+    def _not_started(self, program: str, cwd: str, refusal: RefusalError) -> LabError:
+        if refusal.errno is None:
+            return refusal
+        reason = os.strerror(refusal.errno)
+        if refusal.file == cwd:
+            return LabError(f"{self.name} cannot run commands in {cwd}: {reason}")
+        if refusal.errno == errno.ENOENT:
+            return CommandStartError(f"{self.name} has no command {program!r}", 127)
+        return CommandStartError(f"{self.name} cannot run {program!r}: {reason}", 126)
 
     def run(
         self,
@@ -308,6 +334,10 @@ class Guest:
         text = None if data is None else base64.b64encode(data).decode()
         self._channel.request("stdin", process=process, data=text)
 
+    def set_window(self, process: int, size: tuple[int, int]) -> None:
+        """Set the rows and columns of a started process's terminal."""
+        self._channel.request("window", process=process, size=size)
+
     def obituary(self) -> str:
         """Say whether the guest still runs, with the end of its console or its first complaint."""
         if self._channel.dead:
@@ -322,7 +352,7 @@ class Guest:
         start = lines.index(complaints[0]) if complaints else len(lines) - _CONSOLE_LINES
         shown = "\n".join(lines[max(start, 0) :][:_CONSOLE_LINES])
         if not shown:
-            return f"{self.name} {state} and printed nothing on its console"
+            return f"{self.name} {state}, and its console ({self.console}) is empty"
         return f"{self.name} {state}; from its console ({self.console}):\n{shown}"
 
     def _handle(self, message: Message) -> None:

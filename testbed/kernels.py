@@ -44,10 +44,13 @@ def find_kernel(
         if (modules / "modules.dep").is_file():
             found.append(Kernel(release, image, modules))
     if not found:
-        package = _PACKAGES.get(name, f"linux-image-{name}")
+        remedy = (
+            f"install it with 'apt-get install {_PACKAGES[name]}'"
+            if name in _PACKAGES
+            else f"choose {' or '.join(_PACKAGES)}, or a release that is installed"
+        )
         raise MissingToolError(
-            f"no kernel {name} with its modules is installed under {boot} and {lib}: "
-            f"install it with 'apt-get install {package}'"
+            f"no kernel {name} with its modules is installed under {boot} and {lib}: {remedy}"
         )
     return max(found, key=lambda kernel: _version_key(kernel.release))
 

@@ -38,6 +38,9 @@ class ProcessOwner(Protocol):
     def write_input(self, process: int, data: bytes | None) -> None:
         """Feed a process's standard input; None closes it."""
 
+    def set_window(self, process: int, size: tuple[int, int]) -> None:
+        """Set the rows and columns of a process's terminal."""
+
     def obituary(self) -> str:
         """Say what the guest last printed on its console."""
 
@@ -59,6 +62,7 @@ class GuestProcess:
         }
         self._closed = False
         self._guest_died = False
+        self._input_waiting = 0
         self._changed = threading.Condition()
 
     def handle(self, message: Message) -> None:
@@ -69,6 +73,8 @@ class GuestProcess:
                 data = base64.b64decode(message["data"])
                 self._output[stream] += data
                 self._mixed += self._decoders[stream].decode(data)
+            elif message["event"] == "input":
+                self._input_waiting -= message["bytes"]
             elif message["event"] == "exit":
                 self.returncode = message["status"]
             elif message["event"] == "closed":
@@ -96,12 +102,25 @@ class GuestProcess:
         return self.returncode
 
     def send(self, data: bytes) -> None:
-        """Write to its standard input."""
+        """Write to its standard input; what it does not read yet waits in the guest."""
+        with self._changed:
+            self._input_waiting += len(data)
         self._owner.write_input(self._number, data)
+
+    def wait_until_read(self, most: int) -> None:
+        """Wait until at most so many bytes of its input wait in the guest, or it has ended."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._input_waiting <= most or self.returncode is not None or self.finished
+            )
 
     def close_input(self) -> None:
         """Let it see the end of its standard input."""
         self._owner.write_input(self._number, None)
+
+    def set_window(self, size: tuple[int, int]) -> None:
+        """Set the rows and columns of its terminal."""
+        self._owner.set_window(self._number, size)
 
     def kill(self, number: int = signal.SIGKILL, *, group: bool = False) -> None:
         """Send a signal to it, or with ``group`` to all it started in its session."""

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .errors import LabError
+from .foreground import Foreground, window_size
 from .places import runtime_directory
 
 if TYPE_CHECKING:
@@ -27,6 +30,12 @@ Message = dict[str, Any]
 
 _DOWN_SECONDS = 20.0
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+
+
+def sessions() -> list[Session]:
+    """The labs that are booting or up."""
+    found = [Session(lock.stem) for lock in runtime_directory().glob("*.lock")]
+    return [session for session in found if session.held()]
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,11 @@ class Session:
         return self.directory / "wire.sock"
 
     @property
+    def log(self) -> Path:
+        """What the lab's process says once it is up."""
+        return self.directory / "lab.log"
+
+    @property
     def _lock(self) -> Path:
         return runtime_directory() / f"{self.name}.lock"
 
@@ -68,25 +82,39 @@ class Session:
         Raises:
             LabError: another process holds it.
         """
-        with self._lock.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise LabError(
-                    f"the lab {self.name!r} is up already: use it, or run 'stackmap lab down'"
-                ) from None
+        with self._take_lock():
             shutil.rmtree(self.directory, ignore_errors=True)
             self.directory.mkdir()
             try:
                 yield
             finally:
                 shutil.rmtree(self.directory, ignore_errors=True)
+                self._lock.unlink()
+
+    def _take_lock(self) -> IO[str]:
+        while True:
+            lock = self._lock.open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The last holder may have removed it after it was opened here.
+                if os.path.samestat(os.fstat(lock.fileno()), self._lock.stat()):
+                    return lock
+            except BlockingIOError:
+                lock.close()
+                raise LabError(
+                    f"the lab {self.name!r} is up already: use it, or run {self.command('down')}"
+                ) from None
+            except FileNotFoundError:
+                pass
+            lock.close()
 
     def held(self) -> bool:
         """Whether a process holds this lab, booting or up."""
-        if not self._lock.exists():
+        try:
+            lock = self._lock.open()
+        except FileNotFoundError:
             return False
-        with self._lock.open() as lock:
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -99,7 +127,6 @@ class Session:
         Raises:
             LabError: it does not come up; the reason is the one its process gave.
         """
-        log = runtime_directory() / f"{self.name}.log"
         command = [
             sys.executable,
             "-m",
@@ -107,23 +134,23 @@ class Session:
             self.name,
             json.dumps(settings),
         ]
-        with log.open("w") as errors:
+        with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=errors,
+                stderr=said,
                 start_new_session=True,
             )
-        try:
-            self._follow(process, progress)
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
+            try:
+                self._follow(process, progress, said)
+            except BaseException:
+                process.terminate()
+                process.wait()
+                raise
 
     @staticmethod
-    def _follow(process: subprocess.Popen[bytes], progress: Progress) -> None:
+    def _follow(process: subprocess.Popen[bytes], progress: Progress, said: IO[bytes]) -> None:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
@@ -133,7 +160,10 @@ class Session:
                 if "up" in message:
                     return
                 progress(message["progress"])
-        raise LabError(f"the lab's process ended with {process.wait()} before the lab was up")
+        status = process.wait()
+        said.seek(0)
+        last = (said.read().decode(errors="replace").splitlines() or ["it said nothing"])[-1]
+        raise LabError(f"the lab's process ended with {status} before the lab was up: {last}")
 
     def status(self) -> Message:
         """Return the lab's state; ``{"up": False}`` if it is down.
@@ -145,21 +175,42 @@ class Session:
             return {"up": False}
         return next(self._ask({"do": "status"}))
 
-    def execute(self, guest: str, argv: list[str]) -> Iterator[Message]:
-        """Run a command in a guest: its output as it comes, in base64, at last its exit status.
+    def execute(self, guest: str, argv: list[str], *, terminal: bool = False) -> int:
+        """Run a command in a guest with this process's standard streams.
+
+        Args:
+            guest: which one.
+            argv: the command; it runs in the current directory.
+            terminal: whether it gets a terminal, which stands for the one that standard input is.
+
+        Returns:
+            Its exit status, negative for a signal.
 
         Raises:
-            LabError: the lab is down or ends meanwhile, or the command cannot be run.
+            CommandStartError: there is no such command, or it cannot be run.
+            LabError: the lab is down or ends meanwhile.
         """
-        return self._ask({"do": "exec", "guest": guest, "argv": argv, "cwd": str(Path.cwd())})
+        command = {
+            "do": "exec",
+            "guest": guest,
+            "argv": argv,
+            "cwd": str(Path.cwd()),
+            "env": {"TERM": os.environ.get("TERM", "dumb")} if terminal else {},
+            "terminal": window_size() if terminal else None,
+        }
+        with self._connect() as sock:
+            sock.sendall(json.dumps(command).encode() + b"\n")
+            return Foreground(sock, terminal=terminal, ended=self._ended).run()
 
     def down(self) -> bool:
-        """Take the lab down; return False if it was not up.
+        """Take the lab down and remove what it left; return False if it was not up.
 
         Raises:
             LabError: it does not go down in time.
         """
         if not self.held():
+            with contextlib.suppress(LabError), self.claim():
+                pass  # removes what a lab that was killed left
             return False
         for _ in self._ask({"do": "down"}):
             pass
@@ -171,28 +222,39 @@ class Session:
         return True
 
     def _ask(self, command: Message) -> Iterator[Message]:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            try:
-                sock.connect(str(self.control))
-            except OSError:
-                state = (
-                    "is still booting: try again"
-                    if self.held()
-                    else "is not up: use 'stackmap lab up'"
-                )
-                raise LabError(f"the lab {self.name!r} {state}") from None
-            # What is cut off, as JSON or by a reset, is the end of the lab too.
-            with contextlib.suppress(OSError, json.JSONDecodeError):
-                sock.sendall(json.dumps(command).encode() + b"\n")
-                if command["do"] != "exec":
-                    sock.shutdown(socket.SHUT_WR)
-                with sock.makefile("rb") as lines:
-                    for line in lines:
-                        message = json.loads(line)
-                        if "error" in message:
-                            raise LabError(message["error"])
-                        yield message
-                        if "status" in message:
-                            return
+        # What is cut off, as JSON or by a reset, is the end of the lab too.
+        with self._connect() as sock, contextlib.suppress(OSError, json.JSONDecodeError):
+            sock.sendall(json.dumps(command).encode() + b"\n")
+            sock.shutdown(socket.SHUT_WR)
+            with sock.makefile("rb") as lines:
+                for line in lines:
+                    message = json.loads(line)
+                    if "error" in message:
+                        raise LabError(message["error"])
+                    yield message
         if command["do"] != "down":
-            raise LabError(f"the lab {self.name!r} has ended")
+            raise LabError(self._ended)
+
+    def _connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(str(self.control))
+        except OSError:
+            sock.close()
+            if self.held():
+                raise LabError(f"the lab {self.name!r} is still booting: try again") from None
+            raise LabError(self.is_down) from None
+        return sock
+
+    @property
+    def is_down(self) -> str:
+        """What to say to someone who needs it up."""
+        return f"the lab {self.name!r} is not up: use {self.command('up')}"
+
+    @property
+    def _ended(self) -> str:
+        return f"the lab {self.name!r} has ended"
+
+    def command(self, verb: str) -> str:
+        """What to type, in quotes, to do something with this lab."""
+        return f"'stackmap lab {verb}{'' if self.name == 'lab' else f' --name {self.name}'}'"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import sys
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
@@ -43,18 +45,24 @@ def test_without_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_a_lab_that_is_down() -> None:
     runner = CliRunner()
-    assert runner.invoke(lab_command, ["status"]).output == "down\n"
-    assert runner.invoke(lab_command, ["status", "--json"]).output == '{\n  "up": false\n}\n'
+    down = runner.invoke(lab_command, ["status"])
+    assert (down.exit_code, down.output) == (3, "down\n")
+    down = runner.invoke(lab_command, ["status", "--json"])
+    assert (down.exit_code, down.output) == (3, '{\n  "up": false\n}\n')
     assert runner.invoke(lab_command, ["down"]).output == "The lab was not up.\n"
-    refused = runner.invoke(lab_command, ["exec", "server", "--", "true"])
-    assert refused.exit_code == 1
-    assert refused.output == "Error: the lab 'lab' is not up: use 'stackmap lab up'\n"
+    for command in (["exec", "server", "true"], ["shell", "server"], ["wire", "--clear"]):
+        refused = runner.invoke(lab_command, command)
+        assert refused.exit_code == 1
+        assert refused.output == "Error: the lab 'lab' is not up: use 'stackmap lab up'\n"
+    other = runner.invoke(lab_command, ["exec", "--name", "other", "server", "true"])
+    assert "use 'stackmap lab up --name other'" in other.output
 
 
 def test_a_kernel_that_is_not_installed() -> None:
     refused = CliRunner().invoke(lab_command, ["up", "--kernel", "5.99"])
     assert refused.exit_code == 1
-    assert refused.output.startswith("Error: ")
+    assert refused.output.startswith("Error: no kernel 5.99 ")
+    assert refused.output.endswith(": choose 6.1 or 6.12, or a release that is installed\n")
     assert refused.output.count("\n") == 1
 
 
@@ -82,7 +90,49 @@ def test_what_a_dead_lab_left_is_removed() -> None:
     assert session.status() == {"up": False}
     with session.claim():
         assert list(session.directory.iterdir()) == []
-    assert not session.directory.exists()
+    assert list(session.directory.parent.iterdir()) == []
+
+
+def test_down_removes_what_a_lab_that_was_killed_left() -> None:
+    session = Session("dead")
+    session.directory.mkdir()
+    lock = session.directory.with_suffix(".lock")
+    lock.touch()
+    assert not session.down()
+    assert list(session.directory.parent.iterdir()) == []
+
+
+def test_a_lock_that_its_holder_removes_is_no_lock() -> None:
+    """Two that wait for a lab's end get it one after the other."""
+    session = Session()
+    opened = []
+    flock = fcntl.flock
+
+    def removed_meanwhile(file: IO[str], operation: int) -> None:
+        opened.append(file)
+        if len(opened) == 1:
+            session.directory.with_suffix(".lock").unlink()
+        flock(file, operation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", removed_meanwhile)
+        claim = session.claim()
+        claim.__enter__()
+    assert len(opened) == 2
+    assert session.held()
+    claim.__exit__(None, None, None)
+    assert not session.held()
+
+
+def test_a_process_that_ends_before_the_lab_is_up_is_quoted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(LabError, match="ended with 1 before the lab was up: it said nothing"):
+        Session().up({}, lambda _text: None)
+    monkeypatch.setattr(sys, "executable", "/bin/cp")
+    with pytest.raises(LabError, match="before the lab was up: Try '/bin/cp --help'"):
+        Session().up({}, lambda _text: None)
 
 
 @contextmanager
