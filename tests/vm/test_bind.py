@@ -40,7 +40,7 @@ class Stackmap:
 
     def __init__(self, guest: Guest, module: Path) -> None:
         self._guest = guest
-        self._module = module
+        self.module = module
         program = Path(__file__).with_name("command_server.py")
         self._process: GuestProcess = guest.popen(
             [sys.executable, str(program)], stdin=True, cwd="/tmp"
@@ -54,7 +54,7 @@ class Stackmap:
         return Result(**json.loads(end[1]))
 
     def bind(self, *arguments: str) -> Result:
-        return self("bind", "eth0", "--module", str(self._module), *arguments)
+        return self("bind", "eth0", "--module", str(self.module), *arguments)
 
     def unbind(self) -> Result:
         return self("unbind", "eth0")
@@ -104,6 +104,19 @@ def test_binding_and_unbinding_twice_change_nothing_more(stackmap: Stackmap) -> 
 def test_a_nic_that_does_not_exist(stackmap: Stackmap, server: Guest) -> None:
     there = sorted(server.run("ls /sys/class/net").stdout.split())
     assert f"name one of {', '.join(there)}" in refusal(stackmap("bind", "eth9"))
+
+
+def test_a_nic_by_an_alternative_name(stackmap: Stackmap, server: Guest) -> None:
+    name = "a-name-of-more-than-15-characters"
+    server.run(f"ip link property add dev eth0 altname {name}")
+    try:
+        bound = stackmap("bind", name, "--module", str(stackmap.module))
+        assert bound.stdout == "eth0 is bound.\n"
+        program = f"from stackmap import open_port; open_port('stackmap', '{name}').close()"
+        server.run([sys.executable, "-c", program], timeout=COMMAND_SECONDS)
+        assert stackmap("unbind", name).stdout == "eth0 is no longer bound.\n"
+    finally:
+        server.run(f"ip link property del dev eth0 altname {name}")
 
 
 def test_a_nic_whose_queueing_was_configured(stackmap: Stackmap, server: Guest) -> None:
