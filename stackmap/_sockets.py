@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 #: Bytes taken from one connection per exchange: the bound that keeps a fast sender from starving
 #: the others.
 READ_SIZE = 65536
-#: Ready descriptors handled per exchange; the rest are still ready at the next one.
-MAX_READY = 1024
+#: Ready descriptors handled per exchange; the rest are still ready at the next one.  With
+#: READ_SIZE it bounds what an exchange takes in memory, 16 MB.
+MAX_READY = 256
 
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT

@@ -2,12 +2,15 @@
 
 Strategy: a push parser.  :meth:`Decoder.receive` takes a segment and calls one method per complete
 command.  A line is found with one ``bytes.find`` and cut with one ``bytes.split``, on the segment
-itself when nothing is left over from the one before, which is nearly always.
+itself when nothing is left over from the one before, which is nearly always.  Only a retrieval of
+many keys is not cut at once: two million keys would take 80 MB.
 
 Memory is bounded: an incomplete line may have ``MAX_LINE`` bytes (``MAX_GET_LINE`` when it is a
-retrieval of many keys), and an incomplete value has one buffer of its final size, which never
-exceeds what :meth:`Decoder.accepts` agreed to.  Time is linear in the input: leftovers are kept in
-a ``bytearray``, and the search for the newline goes on where it stopped.
+retrieval of many keys), an incomplete value never exceeds what :meth:`Decoder.accepts` agreed to,
+and both take no more than what has come of them (:attr:`Decoder.held` says how much).  Time is
+linear in the input: leftovers are kept in a ``bytearray``, and the search for the newline goes on
+where it stopped.  Work is bounded as well: after ``TURN`` commands the decoder pauses, so that its
+owner can serve others.
 """
 
 from __future__ import annotations
@@ -26,10 +29,16 @@ MAX_LINE = 2048
 MAX_GET_LINE = 4 << 20
 _MAX_INDENT = 100
 ALWAYS_ACCEPTED = 64 << 10
+#: Commands executed, and keys looked up, until it is the turn of others: about 0.1 ms of work.
+TURN = 64
 
 BAD_FORMAT = b"CLIENT_ERROR bad command line format\r\n"
 BAD_CHUNK = b"CLIENT_ERROR bad data chunk\r\n"
 ERROR = b"ERROR\r\n"
+
+#: The first byte of the binary protocol's requests, and the size of their headers.
+_BINARY = b"\x80"
+_BINARY_HEADER = 24
 
 #: Storage commands, and how many words their lines have without ``noreply``.
 _STORAGE = {
@@ -40,6 +49,7 @@ _STORAGE = {
     b"prepend": 5,
     b"cas": 6,
 }
+_RETRIEVAL = re.compile(rb" *(get|gets|gat|gats) ")
 _NUMBER = re.compile(rb"[\t-\r ]*([+-]?)0*(\d{1,20})(?=[\t-\r ]|\Z)")
 _MAX_LENGTH = (1 << 31) - 3
 
@@ -78,37 +88,47 @@ class Decoder(abc.ABC):
     """Cuts what one client sends into commands, and calls a method for each.
 
     Attributes:
+        idle: nothing is left over: the next segment begins with a new command.
+        paused: a turn has ended; the decoder keeps its input until :meth:`resume`.
         hang_up: the client is to be disconnected; further input is ignored.
-        paused: set by a command that has produced enough output; the decoder then keeps its input
-            until :meth:`resume`.
+        refused: so it is, and has been told why, which it must have time to read.
+        work: how much of this turn is left; what costs more than a command takes more of it.
     """
 
     __slots__ = (
+        "_at",
         "_body",
-        "_filled",
+        "_body_size",
         "_fresh",
         "_header",
-        "_idle",
         "_left",
+        "_rest",
         "_searched",
         "_skip",
         "hang_up",
+        "idle",
         "paused",
+        "refused",
+        "work",
     )
 
     def __init__(self) -> None:
-        self.hang_up = False
+        self.idle = False
         self.paused = False
-        #: Nothing is left over: the next segment begins with a new command.
-        self._idle = False
+        self.hang_up = False
+        self.refused = False
+        self.work = TURN
         #: No command was seen yet.
         self._fresh = True
         #: Input that is not parsed yet, and how much of it is known to have no newline.
         self._left = bytearray()
         self._searched = 0
-        #: The value (with its line end) being received, how much of it is here, and its command.
+        #: What was being parsed, up to where, when a turn ended.  It comes before ``_left``.
+        self._rest = b""
+        self._at = 0
+        #: The value being received, the size it will have with its line end, and its command.
         self._body: bytearray | None = None
-        self._filled = 0
+        self._body_size = 0
         self._header = (b"", b"", 0, 0, 0, False)
         #: Bytes of a refused value still to be ignored.
         self._skip = 0
@@ -120,6 +140,10 @@ class Decoder(abc.ABC):
         """A command without a value; ``words`` has at least one element, none empty or spaced."""
 
     @abc.abstractmethod
+    def retrieval(self, verb: bytes, data: bytes, start: int, end: int) -> None:
+        """A retrieval whose words after the verb are ``data[start:end]``, too many to be cut."""
+
+    @abc.abstractmethod
     def storage(  # noqa: PLR0917 (called by position, once per request)
         self,
         verb: bytes,
@@ -128,7 +152,7 @@ class Decoder(abc.ABC):
         exptime: int,
         cas: int,
         noreply: bool,
-        value: bytes | bytearray,
+        value: bytes,
     ) -> None:
         """A storage command; ``value`` is the callee's to keep."""
 
@@ -143,104 +167,189 @@ class Decoder(abc.ABC):
     def error(self, reply: bytes) -> None:
         """A malformed command is to be answered with ``reply``."""
 
+    @abc.abstractmethod
+    def binary(self, header: bytes) -> None:
+        """The client speaks the binary protocol; ``header`` is that of its first request."""
+
     # -- input --
+
+    @property
+    def held(self) -> int:
+        """Bytes of input in memory: unfinished commands, and those that wait for their turn."""
+        body = self._body
+        return len(self._left) + len(self._rest) + (len(body) if body is not None else 0)
+
+    @property
+    def in_value(self) -> bool:
+        """Whether the value of a storage command is being received."""
+        return self._body is not None
+
+    @property
+    def skipping(self) -> bool:
+        """Whether a value that was refused is being received."""
+        return self._skip > 0
+
+    @property
+    def backlog(self) -> int:
+        """Bytes of input that came while ``paused`` was set."""
+        return len(self._left) if self.paused else 0
 
     def receive(self, view: Buffer) -> None:
         """Take the next segment.  It is not referred to after this returns."""
-        if self._idle:
-            self._parse(bytes(view))
-        elif self.paused:
+        if self.paused:
             self._left += view
         elif not self.hang_up:
-            self._receive_more(memoryview(view))
+            self.work = TURN
+            if self.idle:
+                self._parse(bytes(view), 0)
+            else:
+                self._receive_more(memoryview(view))
 
     def resume(self) -> None:
         """Go on with the input that was kept while ``paused`` was set."""
         self.paused = False
-        self._parse_left()
+        self.work = TURN
+        if self._rest:
+            data, self._rest = self._rest, b""
+            self._parse(data, self._at)
+        elif self._left:
+            self._go_on()
+        else:
+            self.idle = self._body is None and not self._skip
+
+    def drop_value(self) -> bool:
+        """Ignore the rest of the value being received; False if there is none.
+
+        What has come of it is freed, and the client is not told.
+        """
+        if self._body is None:
+            return False
+        self._skip = self._body_size - len(self._body)
+        self._body = None
+        return True
+
+    def drop(self) -> None:
+        """Free everything; the client is to be disconnected."""
+        self.hang_up = True
+        self.paused = False
+        self._body = None
+        self._rest = b""
+        self._left = bytearray()
 
     def _receive_more(self, view: memoryview) -> None:
         """Take a segment that continues something."""
-        if self._fresh:
-            if view[0] == 0x80:
-                # The binary protocol, which is not spoken here.
-                self.hang_up = True
-                return
-            self._fresh = False
+        if self._fresh and not self._begins_with_text(view):
+            return
         start = 0
-        body = self._body
-        if body is not None:
-            start = min(len(body) - self._filled, len(view))
-            body[self._filled : self._filled + start] = view[:start]
-            self._filled += start
-            if self._filled < len(body):
+        if self._body is not None:
+            start = self._body_size - len(self._body)
+            self._body += view[:start]
+            if len(self._body) < self._body_size:
                 return
-            self._complete(body)
+            self._complete(self._body)
         elif self._skip:
             start = min(self._skip, len(view))
             self._skip -= start
         if start < len(view):
             self._left += view[start:]
-            self._parse_left()
+            if not self.paused:
+                self._parse_left()
         else:
-            self._idle = not (self._skip or self.paused or self.hang_up)
+            self.idle = not (self._skip or self.paused or self.hang_up)
+
+    def _begins_with_text(self, view: memoryview) -> bool:
+        """Tell the binary protocol, which is not spoken here, by its first byte."""
+        if self._left or view[:1] == _BINARY:
+            self._left += view[: _BINARY_HEADER - len(self._left)]
+            if len(self._left) == _BINARY_HEADER:
+                header = bytes(self._left)
+                self.drop()
+                self.binary(header)
+            return False
+        self._fresh = False
+        return True
 
     def _parse_left(self) -> None:
         if self._left.find(b"\n", self._searched) < 0:
             self._searched = len(self._left)
-            self._idle = not self._left
+            self.idle = not self._left
             self._check_length()
             return
         data = bytes(self._left)
         self._left.clear()
         self._searched = 0
-        self._parse(data)
+        self._parse(data, 0)
 
     def _complete(self, body: bytearray) -> None:
         """The value that needed several segments is here."""
         self._body = None
         if body.endswith(b"\r\n"):
-            del body[-2:]
-            self.storage(*self._header, body)
+            with memoryview(body) as view:
+                self.storage(*self._header, bytes(view[:-2]))
         elif not self._header[5]:
             self.error(BAD_CHUNK)
 
-    def _parse(self, data: bytes) -> None:
-        """Execute all commands that ``data`` completes, and keep the rest."""
+    def _parse(self, data: bytes, start: int) -> None:
+        """Execute the commands that ``data`` completes from ``start`` on, and keep the rest."""
         find = data.find
         storage = _STORAGE
         size = len(data)
-        start = 0
         while start < size:
             end = find(b"\n", start)
             if end < 0:
                 break
             line_end = end - 1 if end > start and data[end - 1] == 13 else end
-            words = data[start:line_end].split(b" ")
-            start = end + 1
-            if b"" in words:
-                words = [word for word in words if word]
+            if line_end - start > MAX_LINE and (many := _RETRIEVAL.match(data, start, line_end)):
+                self.retrieval(many[1], data, many.end(), line_end)
+                start = end + 1
+            else:
+                words = data[start:line_end].split(b" ")
+                start = end + 1
+                if b"" in words:
+                    words = [word for word in words if word]
                 if not words:
                     self.error(ERROR)
-                    continue
-            if words[0] in storage:
-                start = self._storage_line(words, data, start)
-                if start > size:
-                    # The value, or what is to be skipped, goes on in the next segment.
-                    self._idle = False
-                    return
-            else:
-                self.command(words)
+                elif words[0] in storage:
+                    start = self._storage_line(words, data, start)
+                else:
+                    self.command(words)
+            self.work -= 1
+            if self.work <= 0:
+                self.paused = True
             if self.paused or self.hang_up:
                 break
-        if start < size and not self.hang_up:
-            self._idle = False
-            self._left += data[start:]
-            if not self.paused:
-                self._searched = len(self._left)
-                self._check_length()
+        if self.paused or self.hang_up:
+            self.idle = False
+            if start < size and not self.hang_up:
+                self._rest = data
+                self._at = start
+        elif start < size:
+            self._keep(data[start:])
+        elif self._left:
+            self._go_on()
         else:
-            self._idle = not (self.paused or self.hang_up)
+            # Beyond it, if a value, or what is to be skipped, goes on in the next segment.
+            self.idle = start == size
+
+    def _keep(self, unfinished: bytes) -> None:
+        """Keep the beginning of a line."""
+        self.idle = False
+        if self._left:
+            # It was kept during a pause, and continues the line.
+            self._left[:0] = unfinished
+            self._searched = 0
+            self._parse_left()
+        else:
+            self._left += unfinished
+            self._searched = len(unfinished)
+            self._check_length()
+
+    def _go_on(self) -> None:
+        """Take what came during a pause."""
+        later = bytes(self._left)
+        self._left.clear()
+        self._searched = 0
+        self._receive_more(memoryview(later))
 
     def _storage_line(self, words: list[bytes], data: bytes, start: int) -> int:
         """Handle a storage command whose value begins at ``start``.
@@ -276,9 +385,8 @@ class Decoder(abc.ABC):
         if length > ALWAYS_ACCEPTED and not self.accepts(verb, key, flags, length, noreply=noreply):
             self._skip = max(end + 2 - len(data), 0)
         elif not here:
-            self._body = bytearray(length + 2)
-            self._filled = len(data) - start
-            self._body[: self._filled] = data[start:]
+            self._body = bytearray(data[start:])
+            self._body_size = length + 2
             self._header = (verb, key, flags, exptime, cas, noreply)
         elif data[end : end + 2] == b"\r\n":
             self.storage(verb, key, flags, exptime, cas, noreply, data[start:end])

@@ -1,4 +1,9 @@
-"""The application: one :class:`Session` per connection, above whichever port it is given."""
+"""The application: one :class:`Session` per connection, above whichever port it is given.
+
+Each turn of the loop exchanges with the port once, and gives every connection that sent something
+a bounded amount of work.  Those that are not done after that get on in later turns, a few in each,
+so whatever a client sends, the others wait for no more than a turn.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,14 @@ import functools
 import logging
 import os
 import time
+from collections import OrderedDict
 from typing import IO, TYPE_CHECKING
 
 from stackmap._port import Event
 
 from .session import Session
 from .statistics import ServerStatistics
+from .waiting import Waiting
 
 if TYPE_CHECKING:
     import socket
@@ -25,12 +32,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_CONNECTIONS = 1024
+#: Seconds; a day, which is more than any keep-alive.
+MAX_IDLE_TIMEOUT = 86400
 #: Replies a client has not taken, in bytes, above which no more of its commands are read.
-HIGH_WATER = 256 << 10
+HIGH_WATER = 32 << 10
+#: Input that waits for its turn, in bytes, above which no more is read.
+READ_AHEAD = 64 << 10
 #: Connections accepted per wake-up, so that the established ones get their turn.
 ACCEPTS_PER_TURN = 64
+#: Connections that get on with their commands in a turn in which they received nothing.
+RESUMED_PER_TURN = 64
 #: How long, in seconds, clients have to take their last replies when the server stops.
 GRACE = 5.0
+#: How long, in seconds, a client that is refused has to read why.
+FAREWELL = 2
 
 _TOO_MANY = b"ERROR Too many open connections\r\n"
 _TICK = 1.0
@@ -46,6 +61,8 @@ class Server:
         listeners: listening TCP sockets; the server closes them when it stops.
         store: the items.
         max_connections: clients above this number are told so, and disconnected.
+        idle_timeout: seconds after which clients that sent and took nothing are disconnected; 0 for
+            never.
     """
 
     def __init__(
@@ -55,17 +72,27 @@ class Server:
         store: Store,
         *,
         max_connections: int = DEFAULT_MAX_CONNECTIONS,
+        idle_timeout: int = 0,
     ) -> None:
-        self.statistics = ServerStatistics(store, port, max_connections)
+        self.statistics = ServerStatistics(self, store, port)
+        self.listeners = list(listeners)
+        self.max_connections = max_connections
+        self.idle_timeout = idle_timeout
+        self.accepting = False
+        #: All connections, and since when those that were refused have been.
+        self.connections: set[Connection] = set()
         self._port = port
         self._store = store
-        self._listeners = list(listeners)
-        self._accepting = False
-        self._max_connections = max_connections
-        self._connections: set[Connection] = set()
+        self._waiting = Waiting(store)
+        #: Those whose commands wait for their turn, in the order in which they get it.
+        self._busy: OrderedDict[Connection, None] = OrderedDict()
+        self._refused: dict[Connection, int] = {}
+        self._looked_at = store.now
         self._stopping = False
+        self._aborting = False
         self._wake_fd = -1
         self._exhausted_at = 0
+        self._stopped_accepting_at: float | None = None
 
     def run(self) -> None:
         """Serve until :meth:`stop` is called; then let the clients take what they asked for."""
@@ -78,21 +105,25 @@ class Server:
 
     def _serve(self, wake: IO[bytes]) -> None:
         self._port.watch(wake, self._woken)
-        for listener in self._listeners:
+        for listener in self.listeners:
             listener.setblocking(False)
         self._start_accepting()
         while not self._stopping:
             self._turn(_TICK)
-            if not self._accepting and self._store.now != self._exhausted_at:
+            if not self.accepting and self._store.now != self._exhausted_at:
                 self._start_accepting()
         self._stop_accepting()
-        for listener in self._listeners:
+        for listener in self.listeners:
             listener.close()
         self._drain()
         self._port.unwatch(wake)
 
     def stop(self) -> None:
-        """Make :meth:`run` return soon.  May be called from a signal handler or a thread."""
+        """Make :meth:`run` return soon.  May be called from a signal handler or a thread.
+
+        The second call ends it without waiting for the clients.
+        """
+        self._aborting = self._stopping
         self._stopping = True
         if self._wake_fd >= 0:
             os.eventfd_write(self._wake_fd, 1)
@@ -100,62 +131,154 @@ class Server:
     # -- one turn of the loop --
 
     def _turn(self, timeout: float) -> None:
-        """Exchange with the port once, and serve what arrived."""
-        segments = self._port.exchange(timeout)
+        """Exchange with the port once, and serve what arrived and what waits."""
+        segments = self._port.exchange(0.0 if self._busy else timeout)
         self._store.tick()
+        now = self._store.now
+        waiting = len(self._busy)
         for segment in segments:
             connection = segment.connection
             if segment.event:
                 self._event(connection, segment.event, segment.errno)
                 continue
             session: Session = connection.app
+            session.heard = now
             output = session.respond(segment.view)
             if output:
                 connection.write(output)
-            if session.paused or session.hang_up or connection.pending > HIGH_WATER:
-                self._hold(connection, session)
+            if not session.idle or session.charged or connection.pending:
+                self._settle(connection, session)
+        if waiting:
+            self._resume(min(waiting, RESUMED_PER_TURN))
+        if self._store.overdrawn:
+            self._relieve()
+        if now != self._looked_at:
+            self._looked_at = now
+            self._look_after_connections(now)
 
-    def _hold(self, connection: Connection, session: Session) -> None:
-        """Go on with a session that cannot just wait for its next segment."""
-        while session.paused and connection.pending <= HIGH_WATER:
-            session.resume()
-            connection.write(session.take_output())
+    def _settle(self, connection: Connection, session: Session) -> None:
+        """See what comes next for a connection that cannot just wait for its next segment."""
         if session.hang_up:
-            connection.close()
-        elif connection.pending > HIGH_WATER:
+            self._part(connection, session)
+            return
+        pending = connection.pending
+        if session.paused:
+            if not pending:
+                self.statistics.connections.yields += connection not in self._busy
+                self._busy[connection] = None
+            if pending or session.backlog > READ_AHEAD:
+                connection.pause_reading()
+        elif session.at_end:
+            self._part(connection, session)
+            return
+        elif pending > HIGH_WATER:
             connection.pause_reading()
+        else:
+            connection.resume_reading()
+        self._waiting.account(connection, session)
+
+    def _resume(self, count: int) -> None:
+        """Let the connections go on that have waited longest for their turn."""
+        for _ in range(count):
+            if not self._busy:
+                break
+            connection, _nothing = self._busy.popitem(last=False)
+            session: Session = connection.app
+            session.heard = self._store.now
+            session.resume()
+            output = session.take_output()
+            if output:
+                connection.write(output)
+            self._settle(connection, session)
+
+    def _relieve(self) -> None:
+        """Free memory, because too much waits in connections."""
+        for connection in self._waiting.excess():
+            session: Session = connection.app
+            if session.shed():
+                connection.write(session.take_output())
+                self._waiting.forget(connection, session)
+                self._settle(connection, session)
+                continue
+            if session.refused and not connection.pending:
+                self.statistics.connections.lines_dropped += 1
+                connection.write(session.take_output())
+                self._part(connection, session)
+            else:
+                self.statistics.connections.replies_dropped += 1
+                self._abort(connection, session)
+
+    def _part(self, connection: Connection, session: Session) -> None:
+        """Hang up on a client, after it has read why if it was told that."""
+        session.drop()
+        self._busy.pop(connection, None)
+        self._waiting.account(connection, session)
+        if not session.refused:
+            connection.close()
+        elif connection not in self._refused:
+            # Closing now would reset the connection if more of the client's input came, and with
+            # that take the reply from it: wait until it hangs up as well.
+            self._refused[connection] = self._store.now
+            connection.shutdown_write()
+            connection.resume_reading()
+
+    def _abort(self, connection: Connection, session: Session) -> None:
+        """Disconnect a client at once."""
+        session.drop()
+        self._busy.pop(connection, None)
+        self._waiting.forget(connection, session)
+        connection.abort()
+
+    def _look_after_connections(self, now: int) -> None:
+        """Once a second: disconnect those that have had their time."""
+        for connection, since in list(self._refused.items()):
+            if now - since > FAREWELL:
+                connection.abort()
+        if not self.idle_timeout:
+            return
+        for connection in list(self.connections):
+            session: Session = connection.app
+            if now - session.heard > self.idle_timeout:
+                self.statistics.connections.idle_kicks += 1
+                self._abort(connection, session)
 
     def _event(self, connection: Connection, event: Event, code: int) -> None:
         session: Session = connection.app
         if event & Event.WRITABLE:
-            self._hold(connection, session)
-            if connection.pending <= HIGH_WATER:
-                if session.at_end and not session.paused:
-                    connection.close()
-                else:
-                    connection.resume_reading()
+            session.heard = self._store.now
+            self._settle(connection, session)
         elif event & Event.EOF:
             session.at_end = True
-            if not session.paused:
+            if session.hang_up:
                 connection.close()
+            else:
+                self._settle(connection, session)
         elif event & Event.ERROR:
             log.debug("%r: %s", connection, os.strerror(code))
         elif event & Event.CLOSED:
-            self._connections.discard(connection)
+            session.drop()
+            self._busy.pop(connection, None)
+            self._waiting.forget(connection, session)
+            self._refused.pop(connection, None)
+            self.connections.discard(connection)
             connection.app = None
             self.statistics.connections.current -= 1
 
     # -- accepting --
 
     def _start_accepting(self) -> None:
-        self._accepting = True
-        for listener in self._listeners:
+        self.accepting = True
+        if self._stopped_accepting_at is not None:
+            paused = time.monotonic() - self._stopped_accepting_at
+            self.statistics.connections.listen_disabled_us += int(paused * 1e6)
+            self._stopped_accepting_at = None
+        for listener in self.listeners:
             self._port.watch(listener, functools.partial(self._accept, listener))
 
     def _stop_accepting(self) -> None:
-        if self._accepting:
-            self._accepting = False
-            for listener in self._listeners:
+        if self.accepting:
+            self.accepting = False
+            for listener in self.listeners:
                 self._port.unwatch(listener)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -169,6 +292,8 @@ class Server:
                     log.warning("cannot accept connections now: %s", failure.strerror)
                     # Tried again in the next second.
                     self._exhausted_at = self._store.now
+                    self._stopped_accepting_at = time.monotonic()
+                    self.statistics.connections.listen_disabled += 1
                     self._stop_accepting()
                     return
                 if failure.errno == errno.ECONNABORTED:
@@ -178,7 +303,7 @@ class Server:
 
     def _welcome(self, sock: socket.socket) -> None:
         counters = self.statistics.connections
-        if counters.current >= self._max_connections:
+        if counters.current >= self.max_connections:
             counters.rejected += 1
             try:
                 sock.send(_TOO_MANY)
@@ -194,7 +319,7 @@ class Server:
             sock.close()
             return
         connection.app = Session(self._store, self.statistics)
-        self._connections.add(connection)
+        self.connections.add(connection)
         counters.current += 1
         counters.total += 1
 
@@ -206,19 +331,17 @@ class Server:
     def _drain(self) -> None:
         """Answer what has arrived, and close all connections, each after its last reply."""
         self._turn(0.0)
-        for connection in self._connections:
+        for connection in list(self.connections):
             session: Session = connection.app
             session.at_end = True
-            if session.paused:
-                connection.pause_reading()
-            else:
-                connection.close()
+            connection.pause_reading()
+            self._settle(connection, session)
         deadline = time.monotonic() + GRACE
-        while self._connections:
+        while self.connections and not self._aborting:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
             self._turn(remaining)
-        for connection in self._connections:
-            connection.abort()
+        for connection in list(self.connections):
+            self._abort(connection, connection.app)
         self._turn(0.0)

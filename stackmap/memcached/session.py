@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import functools
+import re
+import struct
 from typing import TYPE_CHECKING, Protocol
 
-from .codec import BAD_FORMAT, ERROR, MAX_KEY, Decoder, parse_signed, parse_unsigned
-from .store import NOT_FOUND, item_fits
+from .codec import BAD_FORMAT, ERROR, MAX_KEY, TURN, Decoder, parse_signed, parse_unsigned
+from .store import NO_MEMORY, NOT_FOUND, item_fits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from stackmap._port import Buffer
 
     from .store import Item, Store
 
-#: What this server says it is compatible with; some clients read the number.
-VERSION = b"1.6.18-stackmap"
+#: The memcached that this server is held to.  Clients read the number to see what they may use, and
+#: some accept nothing but three numbers, so the server's own name is in ``stats stackmap``.
+VERSION = b"1.6.18"
 
-#: A client's commands are put off once they have produced this many bytes of values, until it
-#: has taken them.
-OUTPUT_LIMIT = 256 << 10
+#: A turn ends once it has produced this many bytes of values, and larger values are sent in pieces
+#: of this size, so a client that does not read has no more than that waiting in memory.
+OUTPUT_LIMIT = 32 << 10
+#: What ``stats`` costs, in commands, and what a list of the keys or connections that a long report
+#: has yet to describe takes in memory.
+_REPORT_WORK = 64
+_REPORT_MEMORY = 128 << 10
 
 #: Bounds of cache_memlimit's argument.
 _LEAST_MEMORY = 8
@@ -34,13 +41,27 @@ _BAD_DELTA = b"CLIENT_ERROR invalid numeric delta argument\r\n"
 _NOT_A_NUMBER = b"CLIENT_ERROR cannot increment or decrement non-numeric value\r\n"
 _BAD_DELETE = b"CLIENT_ERROR bad command line format.  Usage: delete <key> [noreply]\r\n"
 _TOO_LARGE = b"SERVER_ERROR object too large for cache\r\n"
+_NO_META = b"SERVER_ERROR meta commands are not supported, use the classic text commands\r\n"
+_NO_ROOM_FOR_LINE = b"SERVER_ERROR out of memory reading request\r\n"
+_NO_BINARY = b"the binary protocol is not supported, use the text protocol"
+#: A response of the binary protocol: magic, opcode, status "unknown command", lengths, opaque, CAS.
+_BINARY_RESPONSE = struct.Struct(">BBHBBHI4sQ")
+_UNKNOWN_COMMAND = 0x81
+_META = frozenset((b"mg", b"ms", b"md", b"ma", b"mn", b"me"))
+
+#: How many bytes of a long line are cut into keys at a time.
+_STRETCH = 4096
+_ANYTHING = re.compile(rb"[^ ]")
 
 
 class Statistics(Protocol):
     """Whoever answers ``stats``."""
 
-    def report(self, words: list[bytes]) -> bytes | None:
-        """The whole reply to ``stats WORDS``; None if there is no such report."""
+    def report(self, words: list[bytes]) -> bytes | Iterator[bytes] | None:
+        """The reply to ``stats WORDS``, if it is long line by line.
+
+        None if there is no such report.
+        """
 
     def reset(self) -> None:
         """Set the counters back to 0."""
@@ -51,36 +72,63 @@ class Session(Decoder):
 
     Attributes:
         at_end: free for the owner: the client will send nothing more.
+        heard: free for the owner: when the client last gave a sign of life.
+        charged: bytes for which the owner has reserved room in the store (:class:`Waiting`).
 
     Feed segments to :meth:`respond`, and send what it returns.  When ``paused`` is set, send that
     first, then call :meth:`resume` and collect what is to be sent with :meth:`take_output`.
     """
 
     __slots__ = (
+        "_after",
+        "_end",
+        "_item",
         "_keys",
+        "_line",
         "_look_up",
+        "_next",
         "_out",
+        "_report",
+        "_sent",
         "_statistics",
         "_store",
         "_value_bytes",
         "_with_cas",
         "at_end",
+        "charged",
+        "heard",
     )
 
     def __init__(self, store: Store, statistics: Statistics) -> None:
         super().__init__()
         self.at_end = False
+        self.heard = store.now
+        self.charged = 0
         self._store = store
         self._statistics = statistics
-        self._out: list[bytes | bytearray] = []
+        self._out: list[bytes] = []
         self._value_bytes = 0
-        #: The keys of a retrieval that was put off, last one first, and its kind.
+        #: The retrieval that was put off: its next keys, last one first, and where in its line the
+        #: others begin and end.
         self._keys: list[bytes] = []
+        self._line = b""
+        self._next = self._end = 0
         self._look_up: Callable[[bytes], Item | None] = store.get
         self._with_cas = False
+        #: The item whose value is being sent in pieces, how much of it was, and what follows it.
+        self._item: Item | None = None
+        self._sent = 0
+        self._after = b""
+        #: The lines that are left of a long report.
+        self._report: Iterator[bytes] | None = None
 
-    def take_output(self) -> bytes | bytearray:
-        """Everything to be sent to the client, in one buffer that is the caller's."""
+    @property
+    def held(self) -> int:
+        """Bytes of input in memory, and what a report that was put off takes."""
+        return super().held + (_REPORT_MEMORY if self._report is not None else 0)
+
+    def take_output(self) -> bytes:
+        """Everything to be sent to the client."""
         out = self._out
         if not out:
             return b""
@@ -89,12 +137,12 @@ class Session(Decoder):
         self._value_bytes = 0
         return output
 
-    def respond(self, view: Buffer) -> bytes | bytearray:
+    def respond(self, view: Buffer) -> bytes:
         """Take a segment and return everything to be sent: receive() and take_output() in one.
 
         The commonest segment by far, one retrieval of one key, takes a short cut.
         """
-        if self._idle:
+        if self.idle:
             data = bytes(view)
             if data.startswith(b"get ") and data.endswith(b"\r\n"):
                 key = data[4:-2]
@@ -102,8 +150,13 @@ class Session(Decoder):
                     item = self._store.get(key)
                     if item is None:
                         return _END
-                    return b"".join((b"VALUE ", key, item.header, item.value, _VALUE_END))
-            self._parse(data)
+                    if len(item.value) <= OUTPUT_LIMIT:
+                        return b"".join((b"VALUE ", key, item.header, item.value, _VALUE_END))
+                    self._answer(key, item.header, item, _VALUE_END)
+                    self.idle = not self.paused
+                    return self.take_output()
+            self.work = TURN
+            self._parse(data, 0)
         else:
             self.receive(view)
         return self.take_output()
@@ -111,10 +164,49 @@ class Session(Decoder):
     def resume(self) -> None:
         """Go on with what was put off while ``paused`` was set."""
         self.paused = False
-        if self._keys:
+        self.work = TURN
+        if self._item is not None:
+            self._send_piece(self._item)
+        if self._report is not None:
+            self._report_more(self._report)
+        if not self.paused and (self._keys or self._next < self._end):
             self._retrieve_many()
-        if not self._keys and not self.paused:
+        if not self.paused:
             super().resume()
+
+    def shed(self) -> bool:
+        """Give up what waits here, because memory is short; True if the client can go on.
+
+        It cannot if what waits is not a value that it sends; then it is to be disconnected.
+        """
+        verb, key, *_, noreply = self._header
+        if self.drop_value():
+            counters = self._store.counters
+            counters.store_no_memory += 1
+            counters.malloc_fails += 1
+            if verb == b"set":
+                # The old value would be stale.
+                self._store.discard(key)
+            if not noreply:
+                self._out.append(NO_MEMORY)
+            return True
+        self.refused = not self.paused
+        self.drop()
+        if self.refused:
+            self._out.append(_NO_ROOM_FOR_LINE)
+        return False
+
+    def drop(self) -> None:
+        """Free everything; the client is to be disconnected."""
+        super().drop()
+        self._out.clear()
+        self._keys = []
+        self._line = b""
+        self._next = self._end = 0
+        self._report = None
+        if self._item is not None:
+            self._store.give_back(self._item)
+            self._item = None
 
     # -- what the decoder found --
 
@@ -127,6 +219,8 @@ class Session(Decoder):
         if item_fits(key, flags, length):
             return True
         self._store.counters.store_too_large += 1
+        if self._store.prefixes.on:
+            self._store.prefixes.set(key)
         if verb == b"set":
             # The old value would be stale.
             self._store.discard(key)
@@ -142,10 +236,16 @@ class Session(Decoder):
         exptime: int,
         cas: int,
         noreply: bool,
-        value: bytes | bytearray,
+        value: bytes,
     ) -> None:
         """Execute a storage command."""
         store = self._store
+        if self.charged:
+            # The value is the store's from here on.
+            store.reserve(-self.charged)
+            self.charged = 0
+        if store.prefixes.on:
+            store.prefixes.set(key)
         if verb == b"set":
             reply = store.set(key, flags, exptime, value)
         elif verb == b"cas":
@@ -168,14 +268,16 @@ class Session(Decoder):
             key = words[1]
             item = self._store.get(key)
             if item is not None:
-                self._out += (b"VALUE ", key, item.header, item.value, _VALUE_END)
-                self._count(item)
+                self._answer(key, item.header, item, _VALUE_END)
             else:
                 self._out.append(_END if len(key) <= MAX_KEY else BAD_FORMAT)
             return
         known = _COMMANDS.get(verb)
         if known is None:
-            if words[-1].startswith(b"HTTP/") and verb[:1] not in _OWN_BRANCH:
+            if verb in _META:
+                self._out.append(_NO_META)
+                self.hang_up = self.refused = True
+            elif words[-1].startswith(b"HTTP/") and verb[:1] not in _OWN_BRANCH:
                 self.hang_up = True
             else:
                 self._out.append(ERROR)
@@ -188,45 +290,47 @@ class Session(Decoder):
         if reply and words[-1] != b"noreply":
             self._out.append(reply)
 
+    def binary(self, header: bytes) -> None:
+        """Say in the binary protocol that it is not spoken here."""
+        opcode, opaque = header[1], header[12:16]
+        size = len(_NO_BINARY)
+        self._out.append(
+            _BINARY_RESPONSE.pack(0x81, opcode, 0, 0, 0, _UNKNOWN_COMMAND, size, opaque, 0)
+        )
+        self._out.append(_NO_BINARY)
+        self.refused = True
+
     # -- retrieval --
 
-    def _count(self, item: Item) -> None:
-        """Put off what follows if this value made the output large."""
-        self._value_bytes += len(item.value)
-        if self._value_bytes > OUTPUT_LIMIT:
-            self.paused = True
+    def retrieval(self, verb: bytes, data: bytes, start: int, end: int) -> None:
+        """Execute a retrieval of so many keys that cutting its line would take much memory."""
+        exptime: int | None = None
+        if verb.startswith(b"gat"):
+            start = _skip_spaces(data, start, end)
+            space = data.find(b" ", start, end)
+            word_end = space if space >= 0 else end
+            exptime = parse_signed(data[start:word_end])
+            if exptime is None:
+                self._out.append(_BAD_EXPTIME if start < end else ERROR)
+                return
+            start = word_end
+        elif _skip_spaces(data, start, end) == end:
+            self._out.append(ERROR)
+            return
+        if _has_long_key(data, start, end):
+            self._out.append(BAD_FORMAT)
+            return
+        self._line, self._next, self._end = data, start, end
+        self._retrieve(verb, exptime)
 
     def _get(self, words: list[bytes]) -> None:
-        self._with_cas = words[0] == b"gets"
         if len(max(words, key=len)) > MAX_KEY:
             self._out.append(BAD_FORMAT)
             return
         self._keys = words[:0:-1]
-        self._look_up = self._store.get
-        self._retrieve_many()
-
-    def _retrieve_many(self) -> None:
-        """Answer as many of the keys as the output limit allows."""
-        look_up = self._look_up
-        keys = self._keys
-        while keys:
-            key = keys.pop()
-            item = look_up(key)
-            if item is not None:
-                self._answer(key, item)
-                if self.paused and keys:
-                    return
-        self._out.append(_END)
-
-    def _answer(self, key: bytes, item: Item) -> None:
-        header = item.header
-        if self._with_cas:
-            header = b"%b %d\r\n" % (header[:-2], item.cas)
-        self._out += (b"VALUE ", key, header, item.value, b"\r\n")
-        self._count(item)
+        self._retrieve(words[0], None)
 
     def _get_and_touch(self, words: list[bytes]) -> None:
-        self._with_cas = words[0] == b"gats"
         exptime = parse_signed(words[1])
         if exptime is None:
             self._out.append(_BAD_EXPTIME)
@@ -235,8 +339,82 @@ class Session(Decoder):
             self._out.append(BAD_FORMAT)
             return
         self._keys = words[:1:-1]
-        self._look_up = functools.partial(self._store.touch, exptime=exptime)
+        self._retrieve(words[0], exptime)
+
+    def _retrieve(self, verb: bytes, exptime: int | None) -> None:
+        self._with_cas = verb.endswith(b"s")
+        if exptime is None:
+            self._look_up = self._store.get
+        else:
+            self._look_up = functools.partial(self._store.get_and_touch, exptime=exptime)
         self._retrieve_many()
+
+    def _retrieve_many(self) -> None:
+        """Answer as many of the keys as this turn allows."""
+        look_up = self._look_up
+        while self._keys or self._cut_more():
+            keys = self._keys
+            while keys:
+                if self.work <= 0:
+                    self.paused = True
+                if self.paused:
+                    return
+                self.work -= 1
+                key = keys.pop()
+                item = look_up(key)
+                if item is not None:
+                    header = item.header
+                    if self._with_cas:
+                        header = b"%b %d\r\n" % (header[:-2], item.cas)
+                    self._answer(key, header, item, b"\r\n")
+        if self.paused and self._item is not None:
+            self._after += _END
+        else:
+            self._out.append(_END)
+
+    def _cut_more(self) -> bool:
+        """Cut the next keys from a long line; False if there are none."""
+        while self._next < self._end:
+            start = self._next
+            stop = self._end
+            if stop - start > _STRETCH:
+                # No key is longer than the stretch, so there is a space in it.
+                stop = self._line.rindex(b" ", start, start + _STRETCH) + 1
+            self._next = stop
+            self._keys = [key for key in self._line[start:stop].split(b" ") if key]
+            if self._keys:
+                self._keys.reverse()
+                return True
+        self._line = b""
+        return False
+
+    def _answer(self, key: bytes, header: bytes, item: Item, after: bytes) -> None:
+        """Answer with an item, and end the turn if that makes the output large."""
+        value = item.value
+        if len(value) > OUTPUT_LIMIT:
+            self._out += (b"VALUE ", key, header)
+            self._store.lend(item)
+            self._item = item
+            self._sent = 0
+            self._after = after
+            self._send_piece(item)
+        else:
+            self._out += (b"VALUE ", key, header, value, after)
+            self._value_bytes += len(value)
+            if self._value_bytes > OUTPUT_LIMIT:
+                self.paused = True
+
+    def _send_piece(self, item: Item) -> None:
+        """Send some more of a large value."""
+        start = self._sent
+        self._sent = start + OUTPUT_LIMIT
+        self._out.append(item.value[start : self._sent])
+        if self._sent < len(item.value):
+            self.paused = True
+            return
+        self._out.append(self._after)
+        self._item = None
+        self._store.give_back(item)
 
     # -- the other commands; each returns its reply --
 
@@ -304,9 +482,25 @@ class Session(Decoder):
         if words[1:2] == [b"reset"]:
             self._statistics.reset()
             self._out.append(b"RESET\r\n")
+            return b""
+        report = self._statistics.report(words[1:])
+        if report is None or isinstance(report, bytes):
+            self.work -= _REPORT_WORK
+            self._out.append(report or ERROR)
         else:
-            self._out.append(self._statistics.report(words[1:]) or ERROR)
+            self._report_more(report)
         return b""
+
+    def _report_more(self, report: Iterator[bytes]) -> None:
+        """Send as many lines of a long report as this turn allows."""
+        for line in report:
+            self._out.append(line)
+            self.work -= 1
+            if self.work <= 0:
+                self._report = report
+                self.paused = True
+                return
+        self._report = None
 
     def _quit(self, _words: list[bytes]) -> bytes:
         self.hang_up = True
@@ -314,6 +508,25 @@ class Session(Decoder):
 
     def _shutdown(self, _words: list[bytes]) -> bytes:
         return b"ERROR: shutdown not enabled\r\n"
+
+
+def _skip_spaces(data: bytes, start: int, end: int) -> int:
+    """Where the first byte other than a space is; ``end`` if there is none."""
+    found = _ANYTHING.search(data, start, end)
+    return found.start() if found is not None else end
+
+
+def _has_long_key(data: bytes, start: int, end: int) -> bool:
+    """Whether one of the words in ``data[start:end]`` is too long for a key.
+
+    It looks at one space in 251 bytes, where it can.
+    """
+    while end - start > MAX_KEY:
+        space = data.rfind(b" ", start, start + MAX_KEY + 1)
+        if space < 0:
+            return True
+        start = space + 1
+    return False
 
 
 _ANY = 1 << 30

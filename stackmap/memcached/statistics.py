@@ -1,20 +1,31 @@
-"""What the server answers to ``stats``."""
+"""What the server answers to ``stats``.
+
+The names are memcached's, all of them and in its order, because clients and monitors look for them
+and some check.  The values are this server's; a thing that it does not have counts 0.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import resource
+import socket
 import time
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from .codec import parse_unsigned
+from .codec import TURN, parse_unsigned
+from .prefixes import DELIMITER
 from .session import VERSION
 from .store import MAX_ITEM, Counters
 
 if TYPE_CHECKING:
-    from stackmap._port import Port
+    from collections.abc import Iterator
 
+    from stackmap._port import Connection, Port
+
+    from .server import Server
+    from .session import Session
     from .store import Store
 
 
@@ -22,6 +33,12 @@ if TYPE_CHECKING:
 _MAX_CLASS = 63
 #: Keys listed by "stats cachedump" at most.
 _MAX_DUMP = 10_000
+#: What waits to be accepted, by the kernel's account, at most.
+BACKLOG = 1024
+#: Descriptors that are not connections: the standard files, the port's, listeners, and what Python
+#: opens for a moment.
+RESERVED_DESCRIPTORS = 32
+_ON_USAGE = b"CLIENT_ERROR usage: stats detail on|off|dump\r\n"
 
 
 @dataclasses.dataclass
@@ -31,6 +48,15 @@ class ConnectionCounters:
     current: int = 0
     total: int = 0
     rejected: int = 0
+    #: Turns that ended with commands left over.
+    yields: int = 0
+    idle_kicks: int = 0
+    #: Disconnected because memory was short for a long line, or for replies it did not take.
+    lines_dropped: int = 0
+    replies_dropped: int = 0
+    #: How often accepting stopped for want of descriptors, and for how many microseconds.
+    listen_disabled: int = 0
+    listen_disabled_us: int = 0
 
 
 class ServerStatistics:
@@ -40,15 +66,19 @@ class ServerStatistics:
     the port are in ``stats stackmap``.
     """
 
-    def __init__(self, store: Store, port: Port, max_connections: int) -> None:
+    def __init__(self, server: Server, store: Store, port: Port) -> None:
         self.connections = ConnectionCounters()
+        self._server = server
         self._store = store
         self._port = port
-        self._max_connections = max_connections
         self._started = time.monotonic()
+        self._started_at = store.now
 
-    def report(self, words: list[bytes]) -> bytes | None:
-        """The whole reply to ``stats WORDS``; None if there is no such report."""
+    def report(self, words: list[bytes]) -> bytes | Iterator[bytes] | None:
+        """The reply to ``stats WORDS``, if it is long line by line.
+
+        None if there is no such report.
+        """
         if not words:
             lines = self._general()
         elif words[0] == b"settings":
@@ -60,9 +90,13 @@ class ServerStatistics:
         elif words[0] == b"sizes":
             lines = {"sizes_status": "disabled"}
         elif words[0] == b"conns":
+            return self._conns()
+        elif words[0] == b"extstore":
             lines = {}
         elif words[0] == b"cachedump":
             return self._cachedump(words[1:])
+        elif words[0] == b"detail":
+            return self._detail(words[1:])
         elif words[0] == b"stackmap":
             lines = self._stackmap()
         else:
@@ -73,8 +107,8 @@ class ServerStatistics:
     def reset(self) -> None:
         """Set the counters back to 0 (but not the port's, which experiments subtract)."""
         self._store.counters = Counters()
-        self.connections.total = 0
-        self.connections.rejected = 0
+        self._store.prefixes.clear()
+        self.connections = ConnectionCounters(current=self.connections.current)
 
     def summary(self) -> str:
         """One sentence about the server's life, for the log."""
@@ -89,29 +123,43 @@ class ServerStatistics:
         )
 
     def _general(self) -> dict[str, object]:
+        server = self._server
         store = self._store
         counters = store.counters
+        connections = self.connections
         port = self._port.stats()
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        return {
+        lines: dict[str, object] = {
             "pid": os.getpid(),
             "uptime": int(time.monotonic() - self._started),
             "time": store.now,
             "version": VERSION.decode(),
+            "libevent": 0,
             "pointer_size": 64,
             "rusage_user": f"{usage.ru_utime:.6f}",
             "rusage_system": f"{usage.ru_stime:.6f}",
-            "max_connections": self._max_connections,
-            "curr_connections": self.connections.current,
-            "total_connections": self.connections.total,
-            "rejected_connections": self.connections.rejected,
+            "max_connections": server.max_connections,
+            "curr_connections": connections.current,
+            "total_connections": connections.total,
+            "rejected_connections": connections.rejected,
+            "connection_structures": connections.current + len(server.listeners),
+            "response_obj_oom": connections.replies_dropped,
+            "response_obj_count": 0,
+            "response_obj_bytes": 0,
+            "read_buf_count": 0,
+            "read_buf_bytes": 0,
+            "read_buf_bytes_free": 0,
+            "read_buf_oom": connections.lines_dropped,
+            "reserved_fds": RESERVED_DESCRIPTORS,
             "cmd_get": counters.get_hits + counters.get_misses,
             "cmd_set": counters.cmd_set,
             "cmd_flush": counters.cmd_flush,
             "cmd_touch": counters.touch_hits + counters.touch_misses,
+            "cmd_meta": 0,
             "get_hits": counters.get_hits,
             "get_misses": counters.get_misses,
             "get_expired": counters.get_expired,
+            "get_flushed": counters.get_flushed,
             "delete_misses": counters.delete_misses,
             "delete_hits": counters.delete_hits,
             "incr_misses": counters.incr_misses,
@@ -125,56 +173,237 @@ class ServerStatistics:
             "touch_misses": counters.touch_misses,
             "store_too_large": counters.store_too_large,
             "store_no_memory": counters.store_no_memory,
+            "auth_cmds": 0,
+            "auth_errors": 0,
+        }
+        if server.idle_timeout:
+            lines["idle_kicks"] = connections.idle_kicks
+        lines |= {
             "bytes_read": port.ring_bytes_rx + port.socket_bytes_rx,
             "bytes_written": port.ring_bytes_tx + port.socket_bytes_tx,
             "limit_maxbytes": store.limit,
-            "accepting_conns": 1,
+            "accepting_conns": int(server.accepting),
+            "listen_disabled_num": connections.listen_disabled,
+            "time_in_listen_disabled_us": connections.listen_disabled_us,
             "threads": 1,
+            "conn_yields": connections.yields,
+        }
+        lines |= dict.fromkeys(
+            (
+                "hash_power_level", "hash_bytes", "hash_is_expanding", "slab_reassign_rescues",
+                "slab_reassign_chunk_rescues", "slab_reassign_evictions_nomem",
+                "slab_reassign_inline_reclaim", "slab_reassign_busy_items",
+                "slab_reassign_busy_deletes", "slab_reassign_running", "slabs_moved",
+                "lru_crawler_running", "lru_crawler_starts", "lru_maintainer_juggles",
+            ),
+            0,
+        )  # fmt: skip
+        lines["malloc_fails"] = counters.malloc_fails
+        lines |= dict.fromkeys(
+            (
+                "log_worker_dropped", "log_worker_written", "log_watcher_skipped",
+                "log_watcher_sent", "log_watchers", "unexpected_napi_ids", "round_robin_fallback",
+            ),
+            0,
+        )  # fmt: skip
+        return lines | {
             "bytes": store.bytes,
             "curr_items": len(store),
             "total_items": counters.total_items,
+            "slab_global_page_pool": 0,
+            "expired_unfetched": counters.expired_unfetched,
+            "evicted_unfetched": counters.evicted_unfetched,
+            # There is one LRU list, and every retrieval moves an item to its head.
+            "evicted_active": 0,
             "evictions": counters.evictions,
             "reclaimed": counters.reclaimed,
+            "crawler_reclaimed": 0,
+            "crawler_items_checked": 0,
+            "lrutail_reflocked": 0,
+            "moves_to_cold": 0,
+            "moves_to_warm": 0,
+            "moves_within_lru": 0,
+            "direct_reclaims": counters.evictions + counters.reclaimed,
+            "lru_bumps_dropped": 0,
         }
 
     def _settings(self) -> dict[str, object]:
+        server = self._server
+        host, port = "NULL", 0
+        if server.listeners:
+            host, port = server.listeners[0].getsockname()[:2]
         return {
             "maxbytes": self._store.limit,
-            "maxconns": self._max_connections,
+            "maxconns": server.max_connections,
+            "tcpport": port,
             "udpport": 0,
+            "inter": host,
             "verbosity": 0,
+            "oldest": 0,
             "evictions": "on",
             "domain_socket": "NULL",
+            "umask": 0,
             "shutdown_command": "no",
+            "growth_factor": 0,
+            "chunk_size": 0,
             "num_threads": 1,
-            "detail_enabled": "no",
+            "num_threads_per_udp": 0,
+            "stat_key_prefix": DELIMITER.decode(),
+            "detail_enabled": "yes" if self._store.prefixes.on else "no",
+            "reqs_per_event": TURN,
             "cas_enabled": "yes",
+            "tcp_backlog": BACKLOG,
             "binding_protocol": "ascii",
             "auth_enabled_sasl": "no",
             "auth_enabled_ascii": "no",
             "item_size_max": MAX_ITEM,
             "maxconns_fast": "yes",
+            "hashpower_init": 0,
+            "slab_reassign": "no",
+            "slab_automove": 0,
+            "slab_automove_ratio": 0,
+            "slab_automove_window": 0,
+            "slab_chunk_max": 0,
+            "lru_crawler": "no",
+            "lru_crawler_sleep": 0,
+            "lru_crawler_tocrawl": 0,
+            "tail_repair_time": 0,
             "flush_enabled": "yes",
+            "dump_enabled": "no",
+            "hash_algorithm": "siphash",
+            "lru_maintainer_thread": "no",
             "lru_segmented": "no",
-            "idle_timeout": 0,
-        }
+            "hot_lru_pct": 0,
+            "warm_lru_pct": 0,
+            "hot_max_factor": 0,
+            "warm_max_factor": 0,
+            "temp_lru": "no",
+            "temporary_ttl": 0,
+            "idle_timeout": server.idle_timeout,
+            "watcher_logbuf_size": 0,
+            "worker_logbuf_size": 0,
+            "read_buf_mem_limit": 0,
+            "track_sizes": "no",
+            "inline_ascii_response": "no",
+            **dict.fromkeys(
+                (
+                    "ext_item_size", "ext_item_age", "ext_low_ttl", "ext_recache_rate",
+                    "ext_wbuf_size", "ext_compact_under", "ext_drop_under", "ext_max_sleep",
+                    "ext_max_frag", "slab_automove_freeratio",
+                ),
+                0,
+            ),
+            "ext_drop_unread": "no",
+            "ssl_enabled": "no",
+            "ssl_chain_cert": "(null)",
+            "ssl_key": "(null)",
+            "ssl_verify_mode": 0,
+            "ssl_keyformat": 0,
+            "ssl_ciphers": "NULL",
+            "ssl_ca_cert": "NULL",
+            "ssl_wbuf_size": 0,
+            "ssl_session_cache": "no",
+            "ssl_kernel_tls": "no",
+            "ssl_min_version": "NULL",
+            "num_napi_ids": "(null)",
+            "memory_file": "(null)",
+        }  # fmt: skip
 
     def _items(self) -> dict[str, object]:
         """Items are not sorted into classes by size, so all of them are in class 1."""
         store = self._store
         if not len(store):
             return {}
-        return {
-            "items:1:number": len(store),
-            "items:1:mem_requested": store.bytes,
-            "items:1:evicted": store.counters.evictions,
-            "items:1:reclaimed": store.counters.reclaimed,
+        counters = store.counters
+        age = store.age
+        lines = {
+            "number": len(store),
+            "number_hot": 0,
+            "number_warm": 0,
+            "number_cold": len(store),
+            "age_hot": 0,
+            "age_warm": 0,
+            "age": age,
+            "mem_requested": store.bytes,
+            "evicted": counters.evictions,
+            "evicted_nonzero": counters.evicted_nonzero,
+            "evicted_time": counters.evicted_time,
+            "outofmemory": counters.store_no_memory,
+            "tailrepairs": 0,
+            "reclaimed": counters.reclaimed,
+            "expired_unfetched": counters.expired_unfetched,
+            "evicted_unfetched": counters.evicted_unfetched,
+            "evicted_active": 0,
+            "crawler_reclaimed": 0,
+            "crawler_items_checked": 0,
+            "lrutail_reflocked": 0,
+            "moves_to_cold": 0,
+            "moves_to_warm": 0,
+            "moves_within_lru": 0,
+            "direct_reclaims": counters.evictions + counters.reclaimed,
+            "hits_to_hot": 0,
+            "hits_to_warm": 0,
+            "hits_to_cold": counters.get_hits,
+            "hits_to_temp": 0,
         }
+        return {f"items:1:{name}": value for name, value in lines.items()}
 
     def _slabs(self) -> dict[str, object]:
-        return {"active_slabs": 0, "total_malloced": self._store.bytes}
+        """There are no slabs: class 1 has as many chunks as there are items."""
+        store = self._store
+        counters = store.counters
+        if not counters.cmd_set and not len(store):
+            return {"active_slabs": 0, "total_malloced": 0}
+        return {
+            "1:chunk_size": 0,
+            "1:chunks_per_page": 0,
+            "1:total_pages": 0,
+            "1:total_chunks": len(store),
+            "1:used_chunks": len(store),
+            "1:free_chunks": 0,
+            "1:free_chunks_end": 0,
+            "1:get_hits": counters.get_hits,
+            "1:cmd_set": counters.cmd_set,
+            "1:delete_hits": counters.delete_hits,
+            "1:incr_hits": counters.incr_hits,
+            "1:decr_hits": counters.decr_hits,
+            "1:cas_hits": counters.cas_hits,
+            "1:cas_badval": counters.cas_badval,
+            "1:touch_hits": counters.touch_hits,
+            "active_slabs": 1,
+            "total_malloced": store.bytes,
+        }
 
-    def _cachedump(self, words: list[bytes]) -> bytes:
+    def _conns(self) -> Iterator[bytes]:
+        now = self._store.now
+        for listener in self._server.listeners:
+            address = _address(listener, listener.getsockname())
+            yield _conn(listener, address, "", "conn_listening", now - self._started_at)
+        for connection in list(self._server.connections):
+            session: Session | None = connection.app
+            sock = connection.sock
+            try:
+                peer, name = sock.getpeername(), sock.getsockname()
+            except OSError:
+                continue  # it has ended
+            if session is not None:
+                idle = self._store.now - session.heard
+                yield _conn(
+                    sock, _address(sock, peer), _address(sock, name), _state(connection), idle
+                )
+        yield b"END\r\n"
+
+    def _detail(self, words: list[bytes]) -> bytes:
+        prefixes = self._store.prefixes
+        what = words[0] if words else b""
+        if what == b"dump":
+            return prefixes.dump()
+        if what not in {b"on", b"off"}:
+            return _ON_USAGE
+        prefixes.on = what == b"on"
+        return b"OK\r\n"
+
+    def _cachedump(self, words: list[bytes]) -> bytes | Iterator[bytes]:
         if len(words) < 2:
             return b"CLIENT_ERROR bad command line\r\n"
         slab_class = parse_unsigned(words[0])
@@ -183,14 +412,58 @@ class ServerStatistics:
             return b"CLIENT_ERROR bad command line format\r\n"
         if slab_class > _MAX_CLASS:
             return b"CLIENT_ERROR Illegal slab id\r\n"
-        lines = []
-        if slab_class == 1:
-            for key, item in self._store.newest(min(limit or _MAX_DUMP, _MAX_DUMP)):
-                lines.append(b"ITEM %b [%d b; %d s]\r\n" % (key, len(item.value), item.expires))
-        return b"".join(lines) + b"END\r\n"
+        most = min(limit or _MAX_DUMP, _MAX_DUMP) if slab_class == 1 else 0
+        return self._dump(self._store.newest(most))
+
+    def _dump(self, keys: list[bytes]) -> Iterator[bytes]:
+        for key in keys:
+            item = self._store.peek(key)
+            if item is not None:
+                yield b"ITEM %b [%d b; %d s]\r\n" % (key, len(item.value), item.expires)
+        yield b"END\r\n"
 
     def _stackmap(self) -> dict[str, object]:
-        lines: dict[str, object] = {"backend": self._port.backend}
+        try:
+            release = version("stackmap")
+        except PackageNotFoundError:  # run from a folder that was never installed
+            release = "unknown"
+        lines: dict[str, object] = {
+            "server": "stackmap",
+            "release": release,
+            "backend": self._port.backend,
+            "waiting_bytes": self._store.reserved,
+        }
         for name, value in dataclasses.asdict(self._port.stats()).items():
             lines[f"stackmap_{name}"] = value
         return lines
+
+
+def _conn(sock: socket.socket, address: str, listen_address: str, state: str, idle: int) -> bytes:
+    """What ``stats conns`` says of one socket."""
+    fields = {"addr": address, "listen_addr": listen_address, "state": state}
+    fields["secs_since_last_cmd"] = str(idle)
+    number = sock.fileno()
+    return "".join(
+        f"STAT {number}:{name} {value}\r\n" for name, value in fields.items() if value
+    ).encode()
+
+
+def _address(sock: socket.socket, address: tuple[str, int]) -> str:
+    """An address as memcached writes it."""
+    if sock.family == socket.AF_INET6:
+        return f"tcp6:[{address[0]}]:{address[1]}"
+    return f"tcp:{address[0]}:{address[1]}"
+
+
+def _state(connection: Connection) -> str:
+    """What memcached would call what a connection is at."""
+    session: Session = connection.app
+    if session.hang_up:
+        return "conn_closing"
+    if connection.pending:
+        return "conn_mwrite"
+    if session.paused:
+        return "conn_parse_cmd"
+    if session.in_value:
+        return "conn_nread"
+    return "conn_swallow" if session.skipping else "conn_read"

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .codec import parse_unsigned
+from .prefixes import Prefixes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 #: What an item costs besides the bytes of its key and value: the two bytes objects' headers, the
 #: Item, its numbers and header text, and its places in the dictionary and in the order.
@@ -25,8 +26,6 @@ _MEMCACHED_FLAGS = 4
 MAX_RELATIVE = 60 * 60 * 24 * 30
 _NEVER_FLUSH = math.inf
 _MODULUS = 1 << 64
-
-Value = bytes | bytearray
 
 #: How a storage command ended, in the words the client is told.
 Outcome = bytes
@@ -51,16 +50,19 @@ class Item:
         flags: the client's 32 bits.
         expires: when it does, in seconds of the store's clock; 0 for never.
         cas: unique among all values ever stored.
+        used: when it was last retrieved, in seconds of the store's clock; if it never was, when it
+            was stored, as a negative number.
         header: what goes between the key and the value in a reply, ``b" FLAGS LENGTH\\r\\n"``.
     """
 
-    __slots__ = ("cas", "expires", "flags", "header", "value")
+    __slots__ = ("cas", "expires", "flags", "header", "used", "value")
 
-    def __init__(self, value: Value, flags: int, expires: int, cas: int) -> None:
+    def __init__(self, value: bytes, flags: int, expires: int, cas: int, used: int) -> None:
         self.value = value
         self.flags = flags
         self.expires = expires
         self.cas = cas
+        self.used = used
         self.header = b" %d %d\r\n" % (flags, len(value))
 
 
@@ -73,6 +75,7 @@ class Counters:
     get_hits: int = 0
     get_misses: int = 0
     get_expired: int = 0
+    get_flushed: int = 0
     delete_hits: int = 0
     delete_misses: int = 0
     incr_hits: int = 0
@@ -88,14 +91,22 @@ class Counters:
     store_no_memory: int = 0
     total_items: int = 0
     evictions: int = 0
+    evicted_unfetched: int = 0
+    evicted_nonzero: int = 0
+    #: Seconds for which the item that was evicted last had not been used.
+    evicted_time: int = 0
     reclaimed: int = 0
+    expired_unfetched: int = 0
+    #: Half values that were given up for want of memory.
+    malloc_fails: int = 0
 
 
 class Store:
     """All items of a server.
 
     Args:
-        limit: how many bytes of memory the items may take, overhead included.
+        limit: how many bytes of memory the items may take, overhead included, together with what
+            is reserved for other uses.
         clock: seconds since the epoch.
 
     Time stands still between calls of :meth:`tick`, as in memcached, whose clock has a resolution
@@ -103,22 +114,35 @@ class Store:
 
     Attributes:
         bytes: memory taken by the items now, overhead included.
+        reserved: memory taken by what waits in connections (:meth:`reserve`), and by lent values
+            that have left the store (:meth:`lend`).
         counters: see :class:`Counters`.
+        prefixes: counters of keys by their prefix, if they are turned on.
         now: the time of the last tick, in whole seconds.
     """
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.time) -> None:
         self.limit = limit
         self.bytes = 0
+        self.reserved = 0
         self.counters = Counters()
+        self.prefixes = Prefixes()
         self._clock = clock
         self._items: OrderedDict[bytes, Item] = OrderedDict()
+        #: Items that were flushed: nobody gets them, and they are the first to make room.  Freeing
+        #: all of them at once would take seconds of a large store's clients.
+        self._flushed: OrderedDict[bytes, Item] = OrderedDict()
         self._cas = 0
+        #: What the items may take at present.
+        self._room = limit
+        #: How many connections are sending an item's value, and those that are no longer stored.
+        self._lent: dict[Item, int] = {}
+        self._gone: set[Item] = set()
         self._flush_at = _NEVER_FLUSH
         self.now = self._started = int(clock())
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._items) + len(self._flushed)
 
     def tick(self) -> None:
         """Look at the clock."""
@@ -130,32 +154,65 @@ class Store:
     def set_limit(self, limit: int) -> None:
         """Change how many bytes the items may take, and evict what is too much."""
         self.limit = limit
-        while self.bytes > limit:
+        self.reserve(0)
+
+    def reserve(self, size: int) -> None:
+        """Take room from the items for ``size`` more bytes of something else; negative: give back.
+
+        Items are evicted to make room, but more may be reserved than there are.
+        """
+        self.reserved += size
+        self._room = self.limit - self.reserved
+        while self.bytes > self._room and self.bytes:
             self._evict()
 
-    def newest(self, count: int) -> Iterator[tuple[bytes, Item]]:
-        """Up to ``count`` live items, most recently used ones first."""
-        live = (
-            (key, item)
-            for key, item in reversed(self._items.items())
-            if not item.expires or item.expires > self.now
-        )
-        return itertools.islice(live, count)
+    @property
+    def overdrawn(self) -> bool:
+        """Whether more than half of the memory is reserved."""
+        return self.reserved * 2 > self.limit
+
+    def lend(self, item: Item) -> None:
+        """The value is going to be sent piece by piece, whatever becomes of the item meanwhile."""
+        self._lent[item] = self._lent.get(item, 0) + 1
+
+    def give_back(self, item: Item) -> None:
+        """Undo :meth:`lend`."""
+        count = self._lent.pop(item) - 1
+        if count:
+            self._lent[item] = count
+        elif item in self._gone:
+            self._gone.remove(item)
+            self.reserve(-len(item.value))
+
+    def newest(self, count: int) -> list[bytes]:
+        """Up to ``count`` keys, most recently used ones first."""
+        return list(itertools.islice(reversed(self._items), count))
+
+    def peek(self, key: bytes) -> Item | None:
+        """The item, if it is live, without using it."""
+        item = self._items.get(key)
+        return item if item and not 0 < item.expires <= self.now else None
+
+    @property
+    def age(self) -> int:
+        """For how many seconds the least recently used item has not been used."""
+        oldest = next(iter((self._flushed or self._items).values()), None)
+        return self.now - abs(oldest.used) if oldest is not None else 0
 
     # -- retrieval --
 
     def get(self, key: bytes) -> Item | None:
         """The item, which becomes the most recently used one."""
         item = self._items.get(key)
+        if item is None or (item.expires and item.expires <= self.now):
+            item = self._find(key)
+        if self.prefixes.on:
+            self.prefixes.got(key, hit=item is not None)
         if item is None:
             self.counters.get_misses += 1
             return None
-        if item.expires and item.expires <= self.now:
-            self._expire(key, item)
-            self.counters.get_expired += 1
-            self.counters.get_misses += 1
-            return None
         self._items.move_to_end(key)
+        item.used = self.now
         self.counters.get_hits += 1
         return item
 
@@ -167,17 +224,25 @@ class Store:
             return None
         self.counters.touch_hits += 1
         item.expires = self._deadline(exptime)
+        item.used = self.now
         self._items.move_to_end(key)
+        return item
+
+    def get_and_touch(self, key: bytes, exptime: int) -> Item | None:
+        """As :meth:`touch`, for a client that wants the item."""
+        item = self.touch(key, exptime)
+        if self.prefixes.on:
+            self.prefixes.got(key, hit=item is not None)
         return item
 
     # -- storage --
 
-    def set(self, key: bytes, flags: int, exptime: int, value: Value) -> Outcome:
+    def set(self, key: bytes, flags: int, exptime: int, value: bytes) -> Outcome:
         """Store unconditionally."""
         self.counters.cmd_set += 1
         return self._put(key, value, flags, self._deadline(exptime) if exptime else 0)
 
-    def add(self, key: bytes, flags: int, exptime: int, value: Value) -> Outcome:
+    def add(self, key: bytes, flags: int, exptime: int, value: bytes) -> Outcome:
         """Store only if the key has no item; if it has, that becomes the most recently used."""
         self.counters.cmd_set += 1
         if self._find(key) is not None:
@@ -185,23 +250,23 @@ class Store:
             return NOT_STORED
         return self._put(key, value, flags, self._deadline(exptime))
 
-    def replace(self, key: bytes, flags: int, exptime: int, value: Value) -> Outcome:
+    def replace(self, key: bytes, flags: int, exptime: int, value: bytes) -> Outcome:
         """Store only if the key has an item."""
         self.counters.cmd_set += 1
         if self._find(key) is None:
             return NOT_STORED
         return self._put(key, value, flags, self._deadline(exptime))
 
-    def append(self, key: bytes, value: Value) -> Outcome:
+    def append(self, key: bytes, value: bytes) -> Outcome:
         """Add to the end of an item; its flags and exptime stay."""
         return self._extend(key, b"", value)
 
-    def prepend(self, key: bytes, value: Value) -> Outcome:
+    def prepend(self, key: bytes, value: bytes) -> Outcome:
         """Add to the beginning of an item; its flags and exptime stay."""
         return self._extend(key, value, b"")
 
     def compare_and_set(
-        self, key: bytes, flags: int, exptime: int, cas: int, value: Value
+        self, key: bytes, flags: int, exptime: int, cas: int, value: bytes
     ) -> Outcome:
         """Store only if the item is still the one with this ``cas``."""
         self.counters.cmd_set += 1
@@ -251,6 +316,8 @@ class Store:
 
     def delete(self, key: bytes) -> bool:
         """Remove the item; False if there is none."""
+        if self.prefixes.on:
+            self.prefixes.deleted(key)
         if self._find(key) is None:
             self.counters.delete_misses += 1
             return False
@@ -276,11 +343,25 @@ class Store:
     # -- inside --
 
     def _find(self, key: bytes) -> Item | None:
+        """The item, if it is live.  If it is not, it is removed."""
         item = self._items.get(key)
-        if item is not None and item.expires and item.expires <= self.now:
-            self._expire(key, item)
+        if item is None:
+            if self._flushed and self._drop_flushed(key):
+                self.counters.get_flushed += 1
+            return None
+        if item.expires and item.expires <= self.now:
+            self._remove(key)
+            self.counters.get_expired += 1
             return None
         return item
+
+    def _drop_flushed(self, key: bytes) -> bool:
+        item = self._flushed.pop(key, None)
+        if item is None:
+            return False
+        self.bytes -= len(key) + len(item.value) + ITEM_OVERHEAD
+        self._let_go(item)
+        return True
 
     def _deadline(self, exptime: int) -> int:
         """When an item with this exptime expires; 0 for never."""
@@ -292,7 +373,7 @@ class Store:
             return self.now + exptime
         return max(exptime, self._started)
 
-    def _put(self, key: bytes, value: Value, flags: int, expires: int, pad: int = 0) -> Outcome:
+    def _put(self, key: bytes, value: bytes, flags: int, expires: int, pad: int = 0) -> Outcome:
         items = self._items
         if pad > len(value):
             value = value.ljust(pad)
@@ -300,16 +381,19 @@ class Store:
         size = len(value)
         if old is None:
             size += len(key) + ITEM_OVERHEAD
+            if self._flushed:
+                self._drop_flushed(key)
         else:
             size -= len(old.value)
-        if self.bytes + size > self.limit and not self._make_room(key, size):
+        if self.bytes + size > self._room and not self._make_room(key, size):
             return NO_MEMORY
         self._cas += 1
-        items[key] = Item(value, flags, expires, self._cas)
-        if old is not None:
-            items.move_to_end(key)
+        items[key] = Item(value, flags, expires, self._cas, -self.now)
         self.bytes += size
         self.counters.total_items += 1
+        if old is not None:
+            items.move_to_end(key)
+            self._let_go(old)
         return STORED
 
     def _make_room(self, key: bytes, size: int) -> bool:
@@ -317,22 +401,41 @@ class Store:
         items = self._items
         old = items.get(key)
         kept = len(key) + len(old.value) + ITEM_OVERHEAD if old is not None else 0
-        if kept + size > self.limit:
-            self.counters.store_no_memory += 1
-            self.discard(key)
-            return False
-        if old is not None:
-            items.move_to_end(key)
-        while self.bytes + size > self.limit:
-            self._evict()
-        return True
+        if kept + size <= self._room:
+            if old is not None:
+                items.move_to_end(key)
+            # An item whose value is being sent gives no room: all may have to go, this one too.
+            while self.bytes + size > self._room and self.bytes > kept:
+                self._evict()
+            if self.bytes + size <= self._room and (old is None or key in items):
+                return True
+        self.counters.store_no_memory += 1
+        self.discard(key)
+        return False
 
     def _evict(self) -> None:
-        victim, item = self._items.popitem(last=False)
+        """Remove the least recently used item, or one that was flushed."""
+        counters = self.counters
+        dead = bool(self._flushed)
+        victim, item = (self._flushed or self._items).popitem(last=False)
         self.bytes -= len(victim) + len(item.value) + ITEM_OVERHEAD
-        self.counters.evictions += 1
+        if dead or (item.expires and item.expires <= self.now):
+            counters.reclaimed += 1
+            counters.expired_unfetched += item.used < 0
+        else:
+            counters.evictions += 1
+            counters.evicted_unfetched += item.used < 0
+            counters.evicted_nonzero += item.expires != 0
+            counters.evicted_time = self.now - abs(item.used)
+        self._let_go(item)
 
-    def _extend(self, key: bytes, before: Value, after: Value) -> Outcome:
+    def _let_go(self, item: Item) -> None:
+        """The item has left the store; if its value is being sent, it still takes memory."""
+        if self._lent and item in self._lent:
+            self._gone.add(item)
+            self.reserve(len(item.value))
+
+    def _extend(self, key: bytes, before: bytes, after: bytes) -> Outcome:
         self.counters.cmd_set += 1
         item = self._find(key)
         if item is None:
@@ -342,15 +445,16 @@ class Store:
             return NOT_STORED
         return self._put(key, value, item.flags, item.expires)
 
-    def _expire(self, key: bytes, item: Item) -> None:
-        del self._items[key]
-        self.bytes -= len(key) + len(item.value) + ITEM_OVERHEAD
-        self.counters.reclaimed += 1
-
     def _remove(self, key: bytes) -> None:
         item = self._items.pop(key)
         self.bytes -= len(key) + len(item.value) + ITEM_OVERHEAD
+        self._let_go(item)
 
     def _clear(self) -> None:
-        self._items.clear()
-        self.bytes = 0
+        """Make all items unreachable."""
+        if self._flushed:
+            # No key is in both.
+            self._flushed.update(self._items)
+            self._items.clear()
+        else:
+            self._flushed, self._items = self._items, self._flushed
