@@ -36,8 +36,12 @@ _MEMCCAPABLE_LINE = re.compile(r"^(ascii .*?)\s+\[(\w+)\]$", re.MULTILINE)
 
 
 @contextlib.contextmanager
-def oracle(memory: int = 64) -> Iterator[Address]:
+def oracle(memory: int = 64, options: str = _NO_THREADS) -> Iterator[Address]:
     """Run Debian's memcached on a free port of the loopback interface.
+
+    Args:
+        memory: its ``-m``, in MB.
+        options: its ``-o``.
 
     Raises:
         FileNotFoundError: memcached is not installed.
@@ -47,7 +51,7 @@ def oracle(memory: int = 64) -> Iterator[Address]:
         address: Address = reserved.getsockname()
     command = [
         "memcached", "-u", "nobody", "-l", address[0], "-p", str(address[1]), "-U", "0",
-        "-m", str(memory), "-o", _NO_THREADS,
+        "-m", str(memory), "-o", options,
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:

@@ -209,6 +209,9 @@ class Decoder(abc.ABC):
         """Go on with the input that was kept while ``paused`` was set."""
         self.paused = False
         self.work = TURN
+        self._proceed()
+
+    def _proceed(self) -> None:
         if self._rest:
             data, self._rest = self._rest, b""
             self._parse(data, self._at)

@@ -161,10 +161,8 @@ class Session(Decoder):
             self.receive(view)
         return self.take_output()
 
-    def resume(self) -> None:
-        """Go on with what was put off while ``paused`` was set."""
-        self.paused = False
-        self.work = TURN
+    def _proceed(self) -> None:
+        """Finish the command that was put off, before those that follow it."""
         if self._item is not None:
             self._send_piece(self._item)
         if self._report is not None:
@@ -172,7 +170,7 @@ class Session(Decoder):
         if not self.paused and (self._keys or self._next < self._end):
             self._retrieve_many()
         if not self.paused:
-            super().resume()
+            super()._proceed()
 
     def shed(self) -> bool:
         """Give up what waits here, because memory is short; True if the client can go on.

@@ -300,7 +300,7 @@ class Store:
             else:
                 counters.incr_misses += 1
             return None
-        number = parse_unsigned(bytes(item.value))
+        number = parse_unsigned(item.value)
         if number is None:
             raise ValueError("not a number")
         if down:
@@ -309,7 +309,14 @@ class Store:
         else:
             counters.incr_hits += 1
             number = (number + delta) % _MODULUS
-        self._put(key, b"%d" % number, item.flags, item.expires, pad=len(item.value))
+        value = b"%d" % number
+        if len(value) > len(item.value):
+            self._put(key, value, item.flags, item.expires)
+        else:
+            # As memcached, which changes it in place: the item is neither new nor used.
+            self._cas += 1
+            value = value.ljust(len(item.value))
+            self._items[key] = Item(value, item.flags, item.expires, self._cas, item.used)
         return number
 
     # -- removal --
@@ -373,10 +380,8 @@ class Store:
             return self.now + exptime
         return max(exptime, self._started)
 
-    def _put(self, key: bytes, value: bytes, flags: int, expires: int, pad: int = 0) -> Outcome:
+    def _put(self, key: bytes, value: bytes, flags: int, expires: int) -> Outcome:
         items = self._items
-        if pad > len(value):
-            value = value.ljust(pad)
         old = items.get(key)
         size = len(value)
         if old is None:

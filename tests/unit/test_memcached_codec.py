@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import gc
 import random
+import struct
 import time
+import tracemalloc
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stackmap.memcached import Session, Store
-from stackmap.memcached.codec import MAX_GET_LINE, parse_signed, parse_unsigned
+from stackmap import SocketPort
+from stackmap.memcached import Server, Session, Store
+from stackmap.memcached.codec import MAX_GET_LINE, TURN, parse_signed, parse_unsigned
 from stackmap.memcached.session import OUTPUT_LIMIT
 from stackmap_testbed.conformance import random_command
+
+if TYPE_CHECKING:
+    from stackmap.memcached.store import Item
 
 
 class NoStatistics:
@@ -25,7 +32,9 @@ class NoStatistics:
 
 
 def new_session(store: Store | None = None) -> Session:
-    return Session(store or Store(64 << 20, clock=lambda: 1_000_000.0), NoStatistics())
+    if store is None:
+        store = Store(64 << 20, clock=lambda: 1_000_000.0)
+    return Session(store, NoStatistics())
 
 
 def feed(session: Session, data: bytes, size: int | None = None) -> bytes:
@@ -159,6 +168,32 @@ def test_hanging_up(data: bytes) -> None:
     assert feed(session, b"version\r\n") == b""
 
 
+@pytest.mark.parametrize("verb", [b"mg", b"ms", b"md", b"ma", b"mn", b"me"])
+def test_meta_commands_are_refused_in_a_line(verb: bytes) -> None:
+    session = new_session()
+    reply = feed(session, verb + b" k 3\r\nget\r\nversion\r\n")
+    assert reply == (
+        b"SERVER_ERROR meta commands are not supported, use the classic text commands\r\n"
+    )
+    assert session.hang_up
+    assert session.refused
+
+
+@pytest.mark.parametrize("size", [1, 23, 24, 100])
+def test_the_binary_protocol_is_refused_in_its_own_form(size: int) -> None:
+    session = new_session()
+    request = bytes([0x80, 0x0A]) + bytes(10) + b"abcd" + bytes(8)
+    reply = feed(session, request + b"more", size)
+    magic, opcode, key_length, extras, _type, status, length, opaque, cas = struct.unpack(
+        ">BBHBBHI4sQ", reply[:24]
+    )
+    assert (magic, opcode, key_length, extras, opaque, cas) == (0x81, 0x0A, 0, 0, b"abcd", 0)
+    assert status == 0x81
+    assert reply[24:] == b"the binary protocol is not supported, use the text protocol"
+    assert length == len(reply) - 24
+    assert session.refused
+
+
 @pytest.mark.parametrize(
     "data",
     [b"x" * 2048, b"get " + b"k " * 2000, b" " * 100 + b"gets " + b"k " * 2000, b"x\x80\r\n"],
@@ -189,6 +224,94 @@ def test_output_is_put_off_until_it_is_taken() -> None:
     assert rounds >= 40
     assert total > 40 * len(value)
     assert output.count(b"VERSION") == 2
+
+
+class CountingStore(Store):
+    """It knows how many keys were looked up."""
+
+    def __init__(self) -> None:
+        super().__init__(64 << 20, clock=lambda: 1_000_000.0)
+        self.looked_up = 0
+
+    def get(self, key: bytes) -> Item | None:
+        self.looked_up += 1
+        return super().get(key)
+
+    def touch(self, key: bytes, exptime: int) -> Item | None:
+        self.looked_up += 1
+        return super().touch(key, exptime)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"get" + b" k" * 100_000 + b"\r\n",
+        b"  gets  " + b" k " * 100_000 + b"\r\n",
+        b"gat 0" + b" k" * 30_000 + b"\r\n",
+        b"get k\r\n" * 9000,
+        b"get a b c\r\n" * 5000,
+        (b"get" + b" k" * 1000 + b"\r\n") * 20,
+    ],
+)
+def test_the_work_of_a_turn_is_bounded(stream: bytes) -> None:
+    store = CountingStore()
+    session = new_session(store)
+    session.receive(stream)
+    looked_up = [store.looked_up]
+    while session.paused:
+        before = store.looked_up
+        session.resume()
+        looked_up.append(store.looked_up - before)
+    expected = stream.count(b" k") + 3 * stream.count(b" a b c")
+    assert sum(looked_up) == expected
+    # A command of several keys may begin at the end of a turn.
+    assert max(looked_up) <= TURN + 1
+
+
+def test_a_report_is_sent_in_turns() -> None:
+    with SocketPort() as port:
+        store = Store(64 << 20)
+        server = Server(port, [], store)
+        session = Session(store, server.statistics)
+        keys = [b"key-%d" % number for number in range(3000)]
+        for key in keys:
+            store.set(key, 0, 0, b"x")
+        session.receive(b"stats cachedump 1 0\r\nversion\r\n")
+        lines = [session.take_output().count(b"\n")]
+        store.delete(b"key-5")
+        while session.paused:
+            session.resume()
+            lines.append(session.take_output().count(b"\n"))
+        assert max(lines) <= TURN
+        assert sum(lines) == 2999 + 2
+
+
+def test_a_long_line_takes_no_more_memory_than_its_bytes() -> None:
+    session = new_session()
+    session.receive(b"get")
+    for _ in range(30):
+        session.receive(b" k" * 10_000)
+    tracemalloc.start()
+    try:
+        session.receive(b"\r\n")
+        while session.paused:
+            session.resume()
+        assert session.take_output() == b"END\r\n"
+        # A copy of the line; the keys alone would take 10 MB.
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_value_takes_no_more_memory_than_what_came_of_it() -> None:
+    session = new_session()
+    tracemalloc.start()
+    try:
+        session.receive(b"set k 0 0 1000000\r\nx")
+        assert tracemalloc.get_traced_memory()[1] < 10_000
+        assert session.held == 1
+    finally:
+        tracemalloc.stop()
 
 
 def test_time_is_linear() -> None:

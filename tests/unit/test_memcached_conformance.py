@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from stackmap.memcached.prefixes import Prefixes
 from stackmap_testbed.conformance import (
     Address,
     Conversation,
@@ -20,6 +22,7 @@ from stackmap_testbed.conformance import (
     pymemcache_outcomes,
     until_hang_up,
 )
+from stackmap_testbed.pressure import server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,8 +89,65 @@ def test_hanging_up(ours: Address, theirs: Address, data: bytes) -> None:
     assert until_hang_up(ours, data) == until_hang_up(theirs, data)
 
 
-def test_the_binary_protocol_is_refused(ours: Address) -> None:
-    assert until_hang_up(ours, b"\x80" + bytes(23)) == b""
+def test_the_binary_protocol_is_refused_as_memcached_refuses_a_command(
+    ours: Address, theirs: Address
+) -> None:
+    request = b"\x80\xee" + bytes(10) + b"abcd" + bytes(8)
+    refusal = until_hang_up(ours, request + b"more")
+    with socket.create_connection(theirs, 10) as sock:
+        sock.sendall(request)
+        unknown = sock.recv(100)
+    assert refusal.endswith(b"the binary protocol is not supported, use the text protocol")
+    # All but the length of the text: magic, opcode, status, opaque.
+    assert refusal[:8] + refusal[12:24] == unknown[:8] + unknown[12:24]
+
+
+def test_a_client_that_is_refused_can_read_why(ours: Address) -> None:
+    """A connection closed with input unread is reset, which takes the reply away."""
+    with socket.create_connection(ours, 30) as sock:
+        sock.sendall(b"ms k S1000000\r\n")
+        for _ in range(100):
+            sock.sendall(bytes(10_000))
+        sock.shutdown(socket.SHUT_WR)
+        reply = b""
+        while data := sock.recv(1000):
+            reply += data
+    assert reply == (
+        b"SERVER_ERROR meta commands are not supported, use the classic text commands\r\n"
+    )
+
+
+def test_the_version_is_one_that_all_clients_can_parse(ours: Address, theirs: Address) -> None:
+    replies = [until_hang_up(address, b"version\r\nquit\r\n") for address in (ours, theirs)]
+    assert replies[0] == replies[1]
+    # What npm's memcached looks for in the word after VERSION.
+    assert re.search(rb"(\d+)(?:\.)(\d+)(?:\.)(\d+)$", replies[0].split()[1])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"get" + b" a b c" * 3000,
+        b"  gets " + b" a  c " * 3000 + b"a",
+        b"get " + b" ".join(b"%d" % n for n in range(20_000)),
+        b"gets a " + b"k" * 250 + b" " + b"x " * 2000 + b"b",
+        b"get a " + b"k" * 251 + b" " + b"x " * 2000 + b"b",
+        b"get " + b"x " * 2000 + b"k" * 251,
+        b"get " + b" " * 3000,
+        b"get" + b" " * 3000 + b"a",
+    ],
+)
+def test_long_lines(ours: Address, theirs: Address, line: bytes) -> None:
+    replies = []
+    for address in (ours, theirs):
+        conversation = Conversation(address)
+        conversation.ask(b"flush_all\r\n")
+        for key in (b"a", b"b", b"9999"):
+            conversation.ask(b"set %b 5 0 1\r\nx\r\n" % key)
+        reply = conversation.ask(line + b"\r\n")
+        replies.append(re.sub(rb"(VALUE \S+ 5 1) \d+", rb"\1 CAS", reply))
+        conversation.close()
+    assert replies[0] == replies[1]
 
 
 def test_a_large_conversation_in_one_write(ours: Address, theirs: Address) -> None:
@@ -105,19 +165,152 @@ def test_a_large_conversation_in_one_write(ours: Address, theirs: Address) -> No
     assert replies[0] == replies[1]
 
 
-@pytest.mark.parametrize("report", [b"", b" ", b" settings", b" items", b" slabs", b" sizes"])
-def test_reports_have_no_lines_that_memcached_has_not(
-    ours: Address, theirs: Address, report: bytes
+@pytest.fixture(scope="module")
+def as_installed() -> Iterator[Address]:
+    """Memcached with all that it does by itself, which its reports have lines for."""
+    with oracle(options="lru_maintainer") as address:
+        yield address
+
+
+def report(address: Address, words: bytes) -> dict[str, str]:
+    """The lines of a report by their names, without the numbers of connections."""
+    conversation = Conversation(address)
+    conversation.ask(b"set k 0 0 1\r\nx\r\n")
+    reply = conversation.ask(b"stats%b\r\n" % words).decode()
+    conversation.close()
+    lines = reply.removesuffix("END\r\n").splitlines()
+    assert all(line.startswith("STAT ") for line in lines)
+    return {re.sub(r"^\d+:(?=[a-z])", "", name): value for name, value in map(_split, lines)}
+
+
+def _split(line: str) -> tuple[str, str]:
+    _stat, name, value = line.split(" ", 2)
+    return name, value
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"", b" ", b" settings", b" items", b" slabs", b" sizes", b" conns", b" conns x",
+        b" extstore",
+    ],
+)  # fmt: skip
+def test_reports_have_the_lines_of_memcached(
+    ours: Address, as_installed: Address, words: bytes
 ) -> None:
-    lines = []
+    # Slabs are counted by memcached: "1:used_chunks" is of its first class.
+    assert list(report(ours, words)) == list(report(as_installed, words))
+
+
+def test_the_report_of_an_idle_timeout(as_installed: Address) -> None:
+    with (
+        oracle(options="idle_timeout=100") as theirs,
+        server("--backend", "sockets", "--idle-timeout", "100") as (ours, _pid),
+    ):
+        assert list(report(ours, b"")) == list(report(theirs, b""))
+        assert report(ours, b" settings")["idle_timeout"] == "100"
+
+
+def test_the_report_of_connections(ours: Address) -> None:
+    with (
+        socket.create_connection(ours) as half_value,
+        socket.create_connection(ours) as refused_value,
+        socket.create_connection(ours) as idle,
+    ):
+        half_value.sendall(b"set k 0 0 100\r\nx")
+        refused_value.sendall(b"set k 0 0 2000000\r\nx")
+        idle.sendall(b"version\r\n")
+        idle.recv(100)
+        assert refused_value.recv(100).startswith(b"SERVER_ERROR")
+        conversation = Conversation(ours)
+        reply = conversation.ask(b"stats conns\r\n").decode()
+        conversation.close()
+        name = "tcp:%s:%d"
+        for sock, state in (
+            (half_value, "conn_nread"), (refused_value, "conn_swallow"), (idle, "conn_read"),
+        ):  # fmt: skip
+            found = re.search(
+                r"STAT (\d+):addr " + re.escape(name % sock.getsockname()) + "\r\n"
+                r"STAT \1:listen_addr " + re.escape(name % ours) + "\r\n"
+                r"STAT \1:state (\w+)\r\nSTAT \1:secs_since_last_cmd \d+\r\n",
+                reply,
+            )
+            assert found is not None, reply
+            assert found[2] == state
+    assert f":addr tcp:{ours[0]}:{ours[1]}\r\n" in reply
+    assert ":state conn_listening\r\n" in reply
+
+
+def test_settings_are_those_of_the_server(ours: Address) -> None:
+    settings = report(ours, b" settings")
+    assert (settings["inter"], int(settings["tcpport"])) == ours
+    assert settings["maxconns"] == "1024"
+    assert settings["maxbytes"] == str(64 << 20)
+
+
+_COUNTED = [
+    b"set a 0 0 1\r\nx\r\n", b"get a\r\n", b"get b\r\n", b"gets a b\r\n", b"gat 0 a\r\n",
+    b"gat 0 b\r\n", b"gats 0 a b\r\n", b"touch a 0\r\n", b"touch b 0\r\n", b"delete b\r\n",
+    b"delete a\r\n", b"set n 0 0 1\r\n5\r\n", b"incr n 1\r\n", b"decr n 1\r\n",
+    b"incr m 1\r\n", b"decr m 1\r\n", b"cas a 0 0 1 1\r\nx\r\n", b"cas n 0 0 1 999999999\r\nx\r\n",
+    b"set a 0 0 2000000\r\n" + bytes(2_000_000) + b"\r\n", b"append q 0 0 1\r\nx\r\n",
+    b"add n 0 0 1\r\nx\r\n", b"get" + b" n" * 40 + b"\r\n", b"set e 0 -1 1\r\nx\r\n", b"get e\r\n",
+    b"set e 0 -1 1\r\nx\r\n", b"gat 0 e\r\n", b"set e 0 -1 1\r\nx\r\n", b"delete e\r\n",
+    b"set e 0 -1 1\r\nx\r\n", b"touch e 0\r\n", b"flush_all -1\r\n", b"get n\r\n",
+]  # fmt: skip
+_SAME = (
+    "cmd_get", "cmd_set", "cmd_flush", "cmd_touch", "get_hits", "get_misses", "get_expired",
+    "get_flushed", "delete_misses", "delete_hits", "incr_misses", "incr_hits", "decr_misses",
+    "decr_hits", "cas_misses", "cas_hits", "cas_badval", "touch_hits", "touch_misses",
+    "store_too_large", "store_no_memory", "total_items", "evictions", "accepting_conns",
+)  # fmt: skip
+
+
+def test_the_same_is_counted() -> None:
+    with oracle() as theirs, server("--backend", "sockets") as (ours, _pid):
+        pair = Conversation(ours), Conversation(theirs)
+        for command in _COUNTED:
+            counters = []
+            for conversation in pair:
+                conversation.ask(command)
+                lines = dict(map(_split, conversation.ask(b"stats\r\n").decode().splitlines()[:-1]))
+                counters.append({name: lines[name] for name in _SAME})
+            assert counters[0] == counters[1], command[:80]
+        for conversation in pair:
+            conversation.close()
+
+
+def test_details_by_prefix(ours: Address, theirs: Address) -> None:
+    commands = (
+        b"set foo:1 0 0 1\r\nx\r\nget foo:1 foo:2 bar\r\ndelete foo:1\r\ngets foo:1 foo:2\r\n"
+        b"gat 0 foo:1\r\ntouch foo:1 0\r\nincr foo:1 1\r\nset a:b:c 0 0 1\r\nx\r\n"
+        b"add a:b:c 0 0 1\r\ny\r\nget a:b:c\r\nset a: 0 0 2000000\r\n" + bytes(2_000_000) + b"\r\n"
+    )
+    dumps = []
     for address in (ours, theirs):
         conversation = Conversation(address)
-        conversation.ask(b"set k 0 0 1\r\nx\r\n")
-        reply = conversation.ask(b"stats%b\r\n" % report)
+        answers = [
+            conversation.ask(b"stats detail %b\r\n" % word) for word in (b"", b"x", b"dump", b"on")
+        ]
+        conversation.ask(commands)
+        dump = conversation.ask(b"stats detail dump\r\n")
+        answers.append(b"".join(sorted(dump.splitlines(keepends=True))))
+        answers.append(conversation.ask(b"stats detail off\r\n"))
+        conversation.ask(b"get foo:1\r\n")
+        dump = conversation.ask(b"stats detail dump\r\n")
+        answers.append(b"".join(sorted(dump.splitlines(keepends=True))))
+        conversation.ask(b"stats reset\r\n")
+        answers.append(conversation.ask(b"stats detail dump\r\n"))
+        dumps.append(answers)
         conversation.close()
-        assert reply.endswith(b"END\r\n")
-        lines.append({line.split()[1] for line in reply.splitlines() if b"STAT" in line})
-    assert lines[0] <= lines[1]
+    assert dumps[0] == dumps[1]
+
+
+def test_prefixes_are_not_counted_without_bound() -> None:
+    prefixes = Prefixes()
+    for number in range(10_000):
+        prefixes.set(b"%d:x" % number)
+    assert prefixes.dump().count(b"PREFIX") == 4096
 
 
 def test_our_own_report(ours: Address) -> None:

@@ -146,7 +146,7 @@ def test_exptimes(kit: Kit) -> None:
     kit.wait(10 * DAY)
     assert alive() == {b"never"}
     assert kit.store.bytes == 5 + 1 + ITEM_OVERHEAD
-    assert kit.store.counters.reclaimed == 5
+    assert kit.store.counters.get_expired == 5
 
 
 def test_an_expired_item_is_no_item(kit: Kit) -> None:
@@ -243,7 +243,7 @@ def test_changing_the_limit() -> None:
         kit.store.set(b"%d" % number, 0, 0, b"v" * 100)
     kit.store.set_limit(10 * (ITEM_OVERHEAD + 102))
     assert len(kit.store) == 10
-    assert [key for key, _item in kit.store.newest(3)] == [b"99", b"98", b"97"]
+    assert kit.store.newest(3) == [b"99", b"98", b"97"]
 
 
 keys = st.sampled_from([b"a", b"bb", b"ccc", b"dddd", b"eeeee"])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import resource
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pytest
@@ -17,19 +21,20 @@ from click.testing import CliRunner
 from stackmap import BackendUnavailableError, open_port
 from stackmap._refusal import DEVICE
 from stackmap_cli.main import main
+from stackmap_testbed.conformance import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+COMMAND = [sys.executable, "-m", "stackmap_cli.main", "serve", "memcached"]
 without_module = pytest.mark.skipif(os.path.exists(DEVICE), reason="the kernel module is loaded")  # noqa: PTH110
 
 
 @contextmanager
 def serving(*options: str) -> Iterator[tuple[subprocess.Popen[str], IO[str], list[str]]]:
     """A running server, its output, and the lines it printed until it was ready."""
-    command = [sys.executable, "-m", "stackmap_cli.main", "serve", "memcached"]
     with subprocess.Popen(
-        [*command, "--listen", "127.0.0.1:0", *options], stdout=subprocess.PIPE, text=True
+        [*COMMAND, "--listen", "127.0.0.1:0", *options], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline()]
@@ -49,7 +54,7 @@ def connect(lines: list[str]) -> socket.socket:
     return socket.create_connection((found[1], int(found[2])), 10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_ends_it_after_the_last_reply(number: int) -> None:
     with serving("--backend", "sockets") as (process, output, lines), connect(lines) as client:
         assert len(lines) == 1
@@ -109,29 +114,188 @@ def test_one_client_too_many() -> None:
         assert reply.startswith(b"VERSION ")
 
 
+def receive_until_end(client: socket.socket) -> None:
+    while client.recv(1 << 20):
+        pass
+
+
+def ask(client: socket.socket, command: bytes, expected: int = 100) -> bytes:
+    client.sendall(command)
+    return client.recv(expected)
+
+
 def test_it_waits_at_the_limit_of_descriptors() -> None:
-    command = "ulimit -n 24; exec " + sys.executable + " -m stackmap_cli.main serve memcached "
-    with subprocess.Popen(
-        ["/bin/sh", "-c", command + "--backend sockets --listen 127.0.0.1:0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with (
+        serving("--backend", "sockets") as (process, _output, lines),
+        contextlib.ExitStack() as stack,
+    ):
+        first = stack.enter_context(connect(lines))
+        assert ask(first, b"version\r\n").startswith(b"VERSION ")
+        used = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (used + 10, used + 10))
+        others = [stack.enter_context(connect(lines)) for _ in range(20)]
+        report = b""
+        while b"STAT listen_disabled_num 0" in (report := ask(first, b"stats\r\n", 10_000)):
+            pass
+        assert b"STAT accepting_conns 0\r\n" in report
+        for client in others[:15]:
+            client.close()
+        assert ask(others[-1], b"version\r\n").startswith(b"VERSION ")
+        while b"STAT accepting_conns 0\r\n" in (report := ask(first, b"stats\r\n", 10_000)):
+            pass
+        assert b"STAT time_in_listen_disabled_us 0\r\n" not in report
+
+
+def limited(limit: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """What the server says and returns when the shell command ``limit`` was run before."""
+    command = shlex.join([*COMMAND, "--backend", "sockets", "--listen", "127.0.0.1:0", *options])
+    return subprocess.run(
+        ["/bin/sh", "-c", f"{limit}; exec {command}"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("option", [[], ["--max-connections", "300"]])
+def test_more_connections_than_descriptors_are_refused(option: list[str]) -> None:
+    run = limited("ulimit -n 200", *option)
+    assert run.returncode == 1
+    assert re.fullmatch(
+        r"Error: \d+ connections need \d+ file descriptors, and this process may have 200: "
+        r"use --max-connections 168, or raise the limit \(ulimit -Hn\)\n",
+        run.stderr,
+    )
+    assert run.stdout == ""
+
+
+def test_the_soft_limit_of_descriptors_is_raised() -> None:
+    command = shlex.join([*COMMAND, "--backend", "sockets", "--listen", "127.0.0.1:0"])
+    with (
+        subprocess.Popen(
+            ["/bin/sh", "-c", f"ulimit -Sn 64; exec {command}"], stdout=subprocess.PIPE, text=True
+        ) as process,
+        contextlib.ExitStack() as stack,
+    ):
         assert process.stdout is not None
-        lines = [process.stdout.readline()]
         try:
-            clients = [connect(lines) for _ in range(30)]
-            clients[0].sendall(b"version\r\n")
-            assert clients[0].recv(100).startswith(b"VERSION ")
-            for client in clients[:20]:
-                client.close()
-            clients[-1].sendall(b"version\r\n")
-            assert clients[-1].recv(100).startswith(b"VERSION ")
-            for client in clients[20:]:
-                client.close()
+            lines = [process.stdout.readline()]
+            clients = [stack.enter_context(connect(lines)) for _ in range(150)]
+            for client in clients:
+                assert ask(client, b"version\r\n").startswith(b"VERSION ")
         finally:
             process.terminate()
-            process.communicate()
+
+
+def test_a_hangup_does_not_end_it() -> None:
+    with serving("--backend", "sockets") as (process, _output, lines), connect(lines) as client:
+        assert ask(client, b"version\r\n").startswith(b"VERSION ")
+        process.send_signal(signal.SIGHUP)
+        assert ask(client, b"version\r\n").startswith(b"VERSION ")
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+def test_the_second_signal_does_not_wait_for_clients() -> None:
+    with serving("--backend", "sockets") as (process, _output, lines), connect(lines) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        assert ask(client, b"set k 0 0 1000000\r\n" + bytes(1_000_000) + b"\r\n") == b"STORED\r\n"
+        client.sendall(b"get k\r\n" * 50)
+        with connect(lines) as other:
+            assert ask(other, b"version\r\n").startswith(b"VERSION ")
+            process.send_signal(signal.SIGINT)
+            # It stops listening, and then waits for the client that does not read.
+            assert other.recv(1) == b""
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(ConnectionResetError):
+            receive_until_end(client)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("closed", ["reader", "descriptor"])
+def test_it_does_not_need_anybody_to_read_what_it_prints(closed: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = free.getsockname()
+    listen = f"{address[0]}:{address[1]}"
+    command = shlex.join([*COMMAND, "--backend", "sockets", "--listen", listen])
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f"exec {command}" + (" >&-" if closed == "descriptor" else "")],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    with process:
+        wait_for(address)
+        with socket.create_connection(address) as client:
+            assert ask(client, b"version\r\n").startswith(b"VERSION ")
+            process.terminate()
+        _out, complaint = process.communicate(timeout=60)
+    assert (process.returncode, complaint) == (0, "")
+
+
+def test_idle_clients_are_disconnected() -> None:
+    with (
+        serving("--backend", "sockets", "--idle-timeout", "2") as (_process, _output, lines),
+        connect(lines) as idle,
+        connect(lines) as half,
+        connect(lines) as busy,
+    ):
+        idle.settimeout(0.2)
+        half.sendall(b"set k 0 0 100\r\nx")
+        ended = b"not yet"
+        while ended:
+            assert ask(busy, b"version\r\n").startswith(b"VERSION ")
+            try:
+                ended = idle.recv(1)
+            except TimeoutError:
+                continue
+            except ConnectionResetError:
+                ended = b""
+        with pytest.raises(ConnectionResetError):
+            half.recv(1)
+        assert b"STAT idle_kicks 2\r\n" in ask(busy, b"stats\r\n", 10_000)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--nic", "eth9"], "--nic names a NIC for rings"),
+        (["--nic", ""], "Invalid value for '--nic': a NIC has a name"),
+        (["--memory", "99999999999999999999"], "is more than this machine has"),
+        (["--memory", "0"], "Invalid value for '--memory'"),
+        (["--memory", "-5"], "Invalid value for '--memory'"),
+        (["--memory", "1.5"], "Invalid value for '--memory'"),
+        (["--max-connections", "0"], "Invalid value for '--max-connections'"),
+        (["--idle-timeout", "-1"], "Invalid value for '--idle-timeout'"),
+        (["--idle-timeout", "99999999"], "Invalid value for '--idle-timeout'"),
+        (["--backend", "ring"], "Invalid value for '--backend'"),
+        (["--listen", ":::1"], "write an IPv6 address in brackets"),
+        (["--listen", "::1:11211"], "write an IPv6 address in brackets"),
+        (["--listen", "[::1:11211"], "write an IPv6 address in brackets"),
+        (["--listen", "[127.0.0.1]:1"], "'127.0.0.1' is no IPv6 address"),
+        (["--listen", "[]:1"], "'' is no IPv6 address"),
+        (["--listen", "127.0.0.1:\u0663"], "is not HOST:PORT"),
+        (["--listen", "127.0.0.1:-1"], "is not HOST:PORT"),
+    ],
+)
+def test_a_bad_option_is_a_usage_error(options: list[str], complaint: str) -> None:
+    arguments = ["serve", "memcached", "--backend", "sockets", *options]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert complaint in " ".join(result.output.split())
+
+
+def test_as_many_connections_as_nobody_has() -> None:
+    result = CliRunner().invoke(main, ["serve", "memcached", "--max-connections", str(10**19)])
+    assert result.exit_code == 1
+    assert "file descriptors" in result.output
+
+
+def test_what_is_refused_is_in_the_help() -> None:
+    result = CliRunner().invoke(main, ["serve", "memcached", "--help"])
+    text = " ".join(result.output.split())
+    assert "Meta commands (mg, ms, ...) and the binary protocol are refused" in text
 
 
 def test_a_port_in_use_is_one_sentence() -> None:

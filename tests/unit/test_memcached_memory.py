@@ -1,0 +1,182 @@
+"""``--memory`` bounds the server's memory, and nobody keeps the others waiting for good."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stackmap_testbed.conformance import Address, Conversation
+from stackmap_testbed.pressure import LOADS, allow_descriptors, peak, press, server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MOST = 160_000_000
+NO_MEMORY = b"SERVER_ERROR out of memory storing object\r\n"
+
+
+@pytest.fixture(scope="module")
+def pressed() -> Iterator[tuple[Address, int]]:
+    """One server for all loads: what one leaves behind adds to the next."""
+    allow_descriptors()
+    options = ["--backend", "sockets", "--memory", "64", "--max-connections", "2000"]
+    with server(*options) as running:
+        yield running
+
+
+@pytest.fixture
+def small() -> Iterator[Address]:
+    """A server with room for 8 MB."""
+    with server("--backend", "sockets", "--memory", "8") as (address, _pid):
+        yield address
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("load", LOADS)
+def test_memory_is_bounded_and_another_client_is_served(
+    pressed: tuple[Address, int], load: str
+) -> None:
+    address, pid = pressed
+    assert press(address, load).count > 0
+    assert peak(pid) < MOST
+
+
+def connect(address: Address) -> socket.socket:
+    sock = socket.create_connection(address, 60)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def receive(sock: socket.socket, size: int) -> bytes:
+    received = bytearray()
+    while len(received) < size:
+        data = sock.recv(size - len(received))
+        if not data:
+            break
+        received += data
+    return bytes(received)
+
+
+def waiting_bytes(conversation: Conversation) -> int:
+    report = conversation.ask(b"stats stackmap\r\n").decode()
+    return int(dict(line.split()[1:3] for line in report.splitlines()[:-1])["waiting_bytes"])
+
+
+def wait_until(conversation: Conversation, held: range) -> None:
+    """Return once what waits in connections is so much."""
+    while waiting_bytes(conversation) not in held:
+        pass
+
+
+def test_the_oldest_half_value_gives_way(small: Address) -> None:
+    other = Conversation(small)
+    other.ask(b"set k0 0 0 3\r\nold\r\n")
+    clients = [connect(small) for _ in range(6)]
+    for number, client in enumerate(clients):
+        client.sendall(b"set k%d 0 0 1000000\r\n" % number + bytes(900_000))
+        # The fifth is more than half of the memory, and so is the sixth after it.
+        held = min(number + 1, 4) * 900_000
+        wait_until(other, range(held, held + 1))
+    for client in clients[:2]:
+        assert receive(client, len(NO_MEMORY)) == NO_MEMORY
+    # The old value would be stale, as in memcached.
+    assert other.ask(b"get k0\r\n") == b"END\r\n"
+    for client in clients:
+        client.sendall(bytes(100_000) + b"\r\nversion\r\n")
+    for client in clients[:2]:
+        assert receive(client, 8) == b"VERSION "
+    for client in clients[2:]:
+        assert receive(client, 16) == b"STORED\r\nVERSION "
+    assert waiting_bytes(other) == 0
+    assert b"STAT store_no_memory 2\r\n" in other.ask(b"stats\r\n")
+    assert b"STAT malloc_fails 2\r\n" in other.ask(b"stats\r\n")
+    for client in clients:
+        client.close()
+    other.close()
+
+
+def test_a_value_larger_than_half_of_the_memory_is_stored() -> None:
+    with server("--backend", "sockets", "--memory", "1") as (address, _pid):
+        conversation = Conversation(address)
+        value = b"v" * 700_000
+        for _ in range(3):
+            assert conversation.ask(b"set k 0 0 700000\r\n%b\r\n" % value) == b"STORED\r\n"
+        assert conversation.ask(b"get k\r\n") == b"VALUE k 0 700000\r\n%b\r\nEND\r\n" % value
+        conversation.close()
+
+
+def test_the_oldest_long_line_is_told_why_it_has_to_go(small: Address) -> None:
+    other = Conversation(small)
+    clients = [connect(small) for _ in range(2)]
+    line = b"get" + b" k" * 1_250_000
+    for client in clients:
+        client.sendall(line)
+        wait_until(other, range(len(line), len(line) + 1))
+    reply = b"SERVER_ERROR out of memory reading request\r\n"
+    assert receive(clients[0], 100) == reply
+    clients[1].sendall(b"\r\n")
+    assert receive(clients[1], 5) == b"END\r\n"
+    assert b"STAT read_buf_oom 1\r\n" in other.ask(b"stats\r\n")
+    for client in clients:
+        client.close()
+    other.close()
+
+
+def test_the_oldest_that_takes_nothing_gives_way() -> None:
+    with contextlib.ExitStack() as stack:
+        address, _pid = stack.enter_context(server("--backend", "sockets", "--memory", "1"))
+        other = Conversation(address)
+        other.ask(b"set big 0 0 200000\r\n" + bytes(200_000) + b"\r\n")
+        clients = [stack.enter_context(connect(address)) for _ in range(80)]
+        for client in clients:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.sendall(b"get big\r\n" * 50)
+        while b"STAT response_obj_oom 0\r\n" in other.ask(b"stats\r\n"):
+            assert other.ask(b"get nothing\r\n") == b"END\r\n"
+        with pytest.raises(ConnectionResetError):
+            receive(clients[0], 1 << 30)
+        other.close()
+
+
+@pytest.mark.parametrize("removal", [b"set k 0 0 1\r\nx\r\n", b"delete k\r\n", b"flush_all\r\n"])
+def test_a_value_that_goes_while_it_is_sent_arrives_whole(small: Address, removal: bytes) -> None:
+    other = Conversation(small)
+    with connect(small) as slow:
+        other.ask(b"set k 0 0 1000000\r\n" + b"v" * 1_000_000 + b"\r\n")
+        slow.sendall(b"get k\r\n" * 12)
+        whole = b"VALUE k 0 1000000\r\n" + b"v" * 1_000_000 + b"\r\nEND\r\n"
+        # The rest is more than the sockets hold.
+        assert receive(slow, len(whole)) == whole
+        other.ask(removal)
+        received = bytearray()
+        while received.count(b"END\r\n") < 11:
+            received += slow.recv(1 << 20)
+        later = received.replace(whole, b"")
+        assert later
+        assert later.replace(b"VALUE k 0 1\r\nx\r\n", b"").replace(b"END\r\n", b"") == b""
+    # What was kept for that client is free again.
+    assert waiting_bytes(other) == 0
+    other.close()
+
+
+def test_others_are_served_in_the_middle_of_a_line(small: Address) -> None:
+    other = Conversation(small)
+    with connect(small) as client:
+        line = b"get" + b" k" * 400_000
+        client.sendall(line)
+        wait_until(other, range(len(line), len(line) + 1))
+        client.sendall(b"\r\n")
+        turns = 0
+        while not select.select([client], [], [], 0)[0]:
+            assert other.ask(b"get other\r\n") == b"END\r\n"
+            turns += 1
+        assert turns > 10
+        assert receive(client, 5) == b"END\r\n"
+    report = other.ask(b"stats\r\n").decode()
+    lines = dict(line.split()[1:3] for line in report.splitlines()[:-1])
+    assert int(lines["conn_yields"]) >= 400_000 // 64
+    other.close()
