@@ -195,7 +195,7 @@ def serving(host: Host, plan: Plan, backend: str) -> Iterator[Process]:
             "--backend", backend,
             "--listen", f"{plan.address}:{plan.port}",
             "--memory", str(plan.memory_mb),
-            "--nic", plan.nic,
+            *(["--nic", plan.nic] if backend == "stackmap" else []),
         ]
     )  # fmt: skip
     try:

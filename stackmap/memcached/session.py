@@ -145,15 +145,14 @@ class Session(Decoder):
         if self.idle:
             data = bytes(view)
             if data.startswith(b"get ") and data.endswith(b"\r\n"):
+                # What was stored is one key, and needs no look at its bytes.
                 key = data[4:-2]
-                if b" " not in key and b"\n" not in key and 0 < len(key) <= MAX_KEY:
-                    item = self._store.get(key)
-                    if item is None:
-                        return _END
+                item = self._store.hit(key)
+                if item is not None:
                     if len(item.value) <= OUTPUT_LIMIT:
                         return b"".join((b"VALUE ", key, item.header, item.value, _VALUE_END))
                     self._answer(key, item.header, item, _VALUE_END)
-                    self.idle = not self.paused
+                    self.idle = False
                     return self.take_output()
             self.work = TURN
             self._parse(data, 0)

@@ -201,6 +201,16 @@ class Store:
 
     # -- retrieval --
 
+    def hit(self, key: bytes) -> Item | None:
+        """As :meth:`get`, but if there is no such item, nothing is counted."""
+        item = self._items.get(key)
+        if item is None or self.prefixes.on or (item.expires and item.expires <= self.now):
+            return None
+        self._items.move_to_end(key)
+        item.used = self.now
+        self.counters.get_hits += 1
+        return item
+
     def get(self, key: bytes) -> Item | None:
         """The item, which becomes the most recently used one."""
         item = self._items.get(key)
