@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ._errors import BackendUnavailableError
 from ._refusal import DEVICE
-from ._ring_port import RingPort
+from ._ring_port import RingPort, check_nic_name
 from ._sockets import SocketPort
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def open_port(backend: Backend = "auto", nic: str | None = None) -> Port:
 
     Raises:
         BackendUnavailableError: ``backend`` is ``"stackmap"``, and rings cannot be had.
+        ValueError: ``backend`` is none of these, or ``nic`` cannot be the name of a NIC, or is
+            given with ``"sockets"``, which use all NICs.
     """
     return choose_port(backend, nic)[0]
 
@@ -35,8 +37,15 @@ def choose_port(backend: Backend, nic: str | None) -> tuple[Port, str]:
     """Like :func:`open_port`; also says, for people to read, why it is this backend.
 
     Raises:
-        BackendUnavailableError: as :func:`open_port`.
+        BackendUnavailableError, ValueError: as :func:`open_port`.
     """
+    if backend not in get_args(Backend):
+        names = ", ".join(repr(name) for name in get_args(Backend))
+        raise ValueError(f"there is no backend {backend!r}: choose one of {names}")
+    if nic is not None:
+        check_nic_name(nic)
+        if backend == "sockets":
+            raise ValueError(f"sockets use all NICs: leave out nic={nic!r}, or ask for rings")
     if backend == "sockets":
         return SocketPort(), "as asked"
     try:
@@ -68,7 +77,7 @@ def _open_rings(nic: str | None) -> tuple[Port, str]:
         raise BackendUnavailableError(
             f"you may not open {DEVICE}: run this as root, or give yourself access to it"
         )
-    nic = nic or _only_bound_nic()
+    nic = _only_bound_nic() if nic is None else nic
     return RingPort(nic), f"on {nic}"
 
 

@@ -191,7 +191,7 @@ class Connection(abc.ABC):
             BrokenPipeError: after :meth:`shutdown_write` or :meth:`close`.
         """
         if self._shutdown:
-            raise BrokenPipeError("write after shutdown_write() or close()")
+            raise BrokenPipeError("write after the program's own shutdown_write() or close()")
         if not isinstance(data, bytes):
             data = memoryview(data).cast("B")  # its items may be larger than bytes
         taken = 0 if self._waiting else self._send(data)
@@ -326,6 +326,7 @@ class Port(abc.ABC):
 
         Raises:
             OSError: the socket cannot be attached (not TCP, listening, not connected, in use).
+            ValueError: the port is closed.
         """
 
     @abc.abstractmethod
@@ -336,6 +337,7 @@ class Port(abc.ABC):
 
         Raises:
             OSError: the socket is not listening, not TCP, or in use.
+            ValueError: the port is closed.
         """
 
     @abc.abstractmethod
@@ -367,12 +369,27 @@ class Port(abc.ABC):
         return kept
 
     @abc.abstractmethod
-    def watch(self, file: HasFileno, callback: Callable[[], None]) -> None:
-        """Call ``callback`` from :meth:`exchange` whenever ``file`` is readable."""
+    def watch(self, file: HasFileno | int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` from :meth:`exchange` whenever ``file`` is readable.
+
+        Args:
+            file: a listener, a timer, a pipe...: whatever has a ``fileno()``, or its descriptor.
+                It stays the caller's, who stops watching it before closing it.
+            callback: what to call.  It may attach, write, watch and unwatch.
+
+        Raises:
+            FileExistsError: the file is watched already, or attached.
+            PermissionError: it is a regular file or a folder, which epoll cannot wait for.
+            ValueError: the file is closed, or the port is.
+        """
 
     @abc.abstractmethod
-    def unwatch(self, file: HasFileno) -> None:
-        """Stop watching ``file``."""
+    def unwatch(self, file: HasFileno | int) -> None:
+        """Stop watching ``file``.
+
+        Raises:
+            ValueError: it is not watched, or is closed, or the port is closed.
+        """
 
     @abc.abstractmethod
     def stats(self) -> PortStats:

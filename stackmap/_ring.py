@@ -276,6 +276,9 @@ class Ring(Port):
             lib.smr_close_pair(self._pair)
             raise
 
+    def __repr__(self) -> str:
+        return f"<Ring {self.index} of {self._port!r}>"
+
     def fileno(self) -> int:
         """A descriptor that is readable when :meth:`exchange` would return something."""
         return self._epoll.fileno()
@@ -361,13 +364,13 @@ class Ring(Port):
                 raise
         return super().keep(segment)
 
-    def watch(self, file: HasFileno, callback: Callable[[], None]) -> None:
-        """Call ``callback`` from :meth:`exchange` whenever ``file`` is readable."""
+    def watch(self, file: HasFileno | int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever ``file`` is readable; see :meth:`Port.watch`."""
         self._watches.add(file, callback)
         self._pair.watching = True
 
-    def unwatch(self, file: HasFileno) -> None:
-        """Stop watching ``file``."""
+    def unwatch(self, file: HasFileno | int) -> None:
+        """Stop watching ``file``; see :meth:`Port.unwatch`."""
         self._watches.remove(file)
         self._pair.watching = bool(self._watches)
 

@@ -8,6 +8,7 @@ import socket
 import threading
 from typing import Any
 
+from ._attach_errors import attach_error
 from ._port import PortStats
 from ._refusal import DEVICE, refusal
 from ._ring import Ring, RingConnection
@@ -17,6 +18,16 @@ from ._ring_listener import RingListener
 #: Seconds (SM_MAX_SPIN_US in kmod/pair.c).
 _SPIN_MAX = 0.001
 _UINT16_MAX, _UINT32_MAX = (1 << 16) - 1, (1 << 32) - 1
+
+
+def check_nic_name(nic: str) -> None:
+    """Refuse what the kernel would cut off or take for another name.
+
+    Raises:
+        ValueError: it is empty, or has a NUL in it.
+    """
+    if not nic or "\0" in nic:
+        raise ValueError(f"{nic!r} cannot be the name of a NIC")
 
 
 class RingPort(Ring):
@@ -43,7 +54,7 @@ class RingPort(Ring):
 
     Raises:
         BackendUnavailableError: no module, no right, the NIC is not bound, or a limit was hit.
-        ValueError: ``spin`` or a size is out of range.
+        ValueError: ``spin`` or a size is out of range, or ``nic`` cannot be the name of a NIC.
     """
 
     def __init__(
@@ -58,22 +69,24 @@ class RingPort(Ring):
         extra_buffers: int = 0,
         spin: float = 0.0,
     ) -> None:
+        check_nic_name(nic)
         if not 0 <= spin <= _SPIN_MAX:  # the kernel would refuse each exchange
             raise ValueError(f"spin must be 0 to {_SPIN_MAX} seconds, not {spin}")
-        if not rings:  # the kernel would take it for one
-            raise ValueError("a port has at least one pair of rings")
         asked = {
             "rings": rings,
             "tx_slots": tx_slots,
             "rx_slots": rx_slots,
-            "spare_buffers": spare_buffers or 0,
-            "connections": connections or 0,
+            "spare_buffers": spare_buffers,
+            "connections": connections,
             "extra_buffers": extra_buffers,
         }
-        for name, number in asked.items():  # which of these are too much, the kernel says itself
-            if not 0 <= number <= (_UINT16_MAX if name == "rings" else _UINT32_MAX):
-                raise ValueError(f"{name} must be a size, not {number}")
-        sizes = ffi.new("struct smr_sizes *", asked)
+        given = {name: number for name, number in asked.items() if number is not None}
+        for name, number in given.items():  # which of these are too much, the kernel says itself
+            # The kernel would take 0 for "the default", but for extra buffers.
+            least = 0 if name == "extra_buffers" else 1
+            if not least <= number <= (_UINT16_MAX if name == "rings" else _UINT32_MAX):
+                raise ValueError(f"{name} must be a size from {least} on, not {number}")
+        sizes = ffi.new("struct smr_sizes *", given)
         self._shared: Any = ffi.new("struct smr_port *", {"fd": -1})
         error = lib.smr_open(self._shared, DEVICE.encode(), nic.encode(), sizes)
         if error:
@@ -82,6 +95,7 @@ class RingPort(Ring):
         self._rx_slots: int = sizes.rx_slots
         self._placing = threading.Lock()
         self._listeners: dict[int, RingListener] = {}
+        self._nic = nic
         self._final_stats: PortStats | None = None
         # Buffers that are in no slot, and how many kept segments are out with one.
         self._extra: list[int] = []
@@ -104,6 +118,10 @@ class RingPort(Ring):
         while buffer:
             self._extra.append(buffer)
             buffer = ffi.cast("uint32_t *", lib.smr_buffer(self._pair, buffer))[0]
+
+    def __repr__(self) -> str:
+        closed = ", closed" if self._final_stats is not None else ""
+        return f"<RingPort on {self._nic}, {len(self.rings)} rings{closed}>"
 
     def place(self, sock: socket.socket) -> RingConnection:
         """Attach a connection to the ring whose thread runs on the CPU that receives its packets.
@@ -163,18 +181,25 @@ class RingPort(Ring):
     # -- what the rings ask of their port --
 
     def _attach(self, sock: socket.socket, ring: int) -> Any:
-        attached = ffi.new("struct smr_attached *", {"ring": ring})
-        self._check(lib.smr_attach(self._shared, sock.fileno(), False, attached), "attach")
+        attached = self._hand_over(sock, ring, listener=False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return attached
 
     def _attach_listener(self, sock: socket.socket, ring: Ring | None) -> RingListener:
         wanted = lib.SM_RING_ANY if ring is None else ring.index
-        attached = ffi.new("struct smr_attached *", {"ring": wanted})
-        self._check(lib.smr_attach(self._shared, sock.fileno(), True, attached), "attach")
+        attached = self._hand_over(sock, wanted, listener=True)
         listener = RingListener(sock, ring or self, attached.id, placed=ring is None)
         self._listeners[attached.id] = listener
         return listener
+
+    def _hand_over(self, sock: socket.socket, ring: int, *, listener: bool) -> Any:
+        if self._final_stats is not None:
+            raise ValueError("the port is closed")
+        attached = ffi.new("struct smr_attached *", {"ring": ring})
+        error = lib.smr_attach(self._shared, sock.fileno(), listener, attached)
+        if error:
+            raise attach_error(-error, listener=listener)
+        return attached
 
     def _accepted_by(self, listener: int, peer: tuple[bytes, bytes]) -> RingConnection | None:
         """The connection from this peer that a listener has accepted; None: not yet."""

@@ -19,6 +19,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
+from ._attach_errors import attach_error
 from ._fast import Segment
 from ._port import Buffer, Connection, Event, HasFileno, Listener, Port, PortStats
 from ._watch import Watches
@@ -212,6 +213,10 @@ class SocketPort(Port):
         self._bytes_rx = 0
         self._bytes_tx = 0
 
+    def __repr__(self) -> str:
+        state = "closed" if self._epoll.closed else f"{len(self._connections)} connections"
+        return f"<SocketPort, {state}>"
+
     # -- the contract --
 
     def attach(self, sock: socket.socket) -> SocketConnection:
@@ -221,15 +226,14 @@ class SocketPort(Port):
 
         Raises:
             OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (listening), ``ENOTCONN``, ``EALREADY``
-                (attached here before).
+                (attached here before), ``EBADF`` (closed).
+            ValueError: the port is closed.
         """
-        if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
-            raise OSError(errno.EOPNOTSUPP, "only TCP sockets can be attached")
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise OSError(errno.EINVAL, "a listening socket cannot be attached")
-        if sock.fileno() in self._connections:
-            raise OSError(errno.EALREADY, "the socket is attached already")
-        sock.getpeername()
+        self._check_attachable(sock, listener=False)
+        try:
+            sock.getpeername()
+        except OSError as failure:
+            raise attach_error(failure.errno or errno.EIO) from failure
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = SocketConnection(self, sock)
@@ -241,18 +245,18 @@ class SocketPort(Port):
         """Attach what a listening socket accepts; see :meth:`Port.attach_listener`.
 
         Raises:
-            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (not listening).
+            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (not listening), ``EALREADY`` (attached
+                here before), ``EBADF`` (closed).
+            ValueError: the port is closed.
         """
-        if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
-            raise OSError(errno.EOPNOTSUPP, "only TCP sockets can be attached")
-        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise OSError(errno.EINVAL, "the socket is not listening")
+        self._check_attachable(sock, listener=True)
         listener = SocketListener(self, sock)
         self._listeners.append(listener)
         return listener
 
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
         """Return everything received (at most 64 KiB per connection); see :meth:`Port.exchange`."""
+        self._check_open()
         if self._held:
             held, self._held = self._held, []
             return held
@@ -311,12 +315,12 @@ class SocketPort(Port):
                 raise
         return segments
 
-    def watch(self, file: HasFileno, callback: Callable[[], None]) -> None:
-        """Call ``callback`` from :meth:`exchange` whenever ``file`` is readable."""
+    def watch(self, file: HasFileno | int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever ``file`` is readable; see :meth:`Port.watch`."""
         self._watches.add(file, callback)
 
-    def unwatch(self, file: HasFileno) -> None:
-        """Stop watching ``file``."""
+    def unwatch(self, file: HasFileno | int) -> None:
+        """Stop watching ``file``; see :meth:`Port.unwatch`."""
         self._watches.remove(file)
 
     def stats(self) -> PortStats:
@@ -345,6 +349,27 @@ class SocketPort(Port):
         if not self._epoll.closed:
             self._watches.clear()
             self._epoll.close()
+
+    # -- what cannot be done --
+
+    def _check_open(self) -> None:
+        if self._epoll.closed:
+            raise ValueError("the port is closed")
+
+    def _check_attachable(self, sock: socket.socket, *, listener: bool) -> None:
+        self._check_open()
+        fd = sock.fileno()
+        if fd < 0:
+            raise attach_error(errno.EBADF)
+        if (
+            sock.family not in (socket.AF_INET, socket.AF_INET6)
+            or sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) != socket.IPPROTO_TCP
+        ):
+            raise attach_error(errno.EOPNOTSUPP)
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != listener:
+            raise attach_error(errno.EINVAL, listener=listener)
+        if fd in self._connections or any(known.sock is sock for known in self._listeners):
+            raise attach_error(errno.EALREADY)
 
     # -- buffers --
 

@@ -5,6 +5,8 @@ Both backends wait in an epoll of their own; this class keeps the extra files in
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import select
 from typing import TYPE_CHECKING
 
@@ -26,26 +28,32 @@ class Watches:
     def __len__(self) -> int:
         return len(self._callbacks)
 
-    def add(self, file: HasFileno, callback: Callable[[], None]) -> None:
+    def add(self, file: HasFileno | int, callback: Callable[[], None]) -> None:
         """Have ``callback`` run when ``file`` is readable.
 
         Raises:
             FileExistsError: the file is watched already or, on sockets, attached.
-            OSError: the file cannot be waited for (closed, or a regular file).
+            PermissionError: it is a regular file or a folder, which epoll cannot wait for.
+            ValueError: the file is closed, or the port is.
         """
-        fd = file.fileno()
-        self._epoll.register(fd, select.EPOLLIN)
+        fd = self._descriptor(file)
+        try:
+            self._epoll.register(fd, select.EPOLLIN)
+        except OSError as failure:
+            raise _refusal(failure, fd, watched=fd in self._callbacks) from failure
         self._callbacks[fd] = callback
 
-    def remove(self, file: HasFileno) -> None:
+    def remove(self, file: HasFileno | int) -> None:
         """Forget ``file``.  Do this before closing it.
 
         Raises:
-            KeyError: the file is not watched.
+            ValueError: the file is not watched, or is closed, or the port is closed.
         """
-        fd = file.fileno()
-        del self._callbacks[fd]
-        self._epoll.unregister(fd)
+        fd = self._descriptor(file)
+        if self._callbacks.pop(fd, None) is None:
+            raise ValueError(f"descriptor {fd} is not watched")
+        with contextlib.suppress(OSError):  # closed by its number: epoll has forgotten it
+            self._epoll.unregister(fd)
 
     def run(self, ready: list[int]) -> None:
         """Call the callbacks of the descriptors in ``ready``.
@@ -60,3 +68,24 @@ class Watches:
     def clear(self) -> None:
         """Forget all files, some of which may be closed already: the epoll is closed next."""
         self._callbacks.clear()
+
+    def _descriptor(self, file: HasFileno | int) -> int:
+        if self._epoll.closed:
+            raise ValueError("the port is closed")
+        fd = file if isinstance(file, int) else file.fileno()
+        if fd < 0:
+            raise ValueError(f"{file!r} is closed")
+        return fd
+
+
+def _refusal(failure: OSError, fd: int, *, watched: bool) -> Exception:
+    """What to raise for an error of epoll's."""
+    if failure.errno == errno.EEXIST:
+        how = "watched" if watched else "attached"
+        return FileExistsError(errno.EEXIST, f"descriptor {fd} is {how} already")
+    if failure.errno == errno.EPERM:
+        what = f"descriptor {fd} is a regular file or a folder: it is never waited for"
+        return PermissionError(errno.EPERM, what)
+    if failure.errno == errno.EBADF:
+        return ValueError(f"descriptor {fd} is closed")
+    return failure

@@ -215,10 +215,21 @@ def test_the_library_says_which_limit(sizes: dict[str, int], sentence: str) -> N
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"rings": 0}, {"rings": 1 << 16}, {"tx_slots": -4}, {"spare_buffers": 1 << 32}]
+    "sizes",
+    [
+        {"rings": 0},
+        {"rings": 1 << 16},
+        {"tx_slots": -4},
+        {"tx_slots": 0},
+        {"rx_slots": 0},
+        {"spare_buffers": 0},
+        {"spare_buffers": 1 << 32},
+        {"connections": 0},
+        {"extra_buffers": -1},
+    ],
 )
 def test_what_is_no_size(sizes: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"size|at least one pair"):
+    with pytest.raises(ValueError, match=f"{next(iter(sizes))} must be a size"):
         RingPort(NIC, **sizes)
 
 
