@@ -22,7 +22,7 @@ JOBS ?= $(shell expr $$(nproc) + 1)
 
 PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackmap/_ring_build.py stackmap/_fast.c \
 	kmod/uapi/*.h testbed/_load.[ch] testbed/_mark.h testbed/_load_build.py)
-CHECKED_PYTHON := stackmap cli testbed tests setup.py
+CHECKED_PYTHON := stackmap cli testbed tests examples setup.py
 
 TEST_SUITES := $(KERNELS:%=test-vm-%) $(KERNELS:%=test-lab-%) test-unit
 CHECK_SUITES := check-kmod check-python check-shell
@@ -141,7 +141,7 @@ check: $(CHECK_SUITES)
 
 check-python: setup build/typing
 	$(SUITE) sh -ec '$(VENV)/bin/ruff check $(CHECKED_PYTHON); \
-		$(VENV)/bin/mypy -p stackmap -p stackmap_cli -p stackmap_testbed; $(VENV)/bin/mypy tests'
+		$(VENV)/bin/mypy -p stackmap -p stackmap_cli -p stackmap_testbed; $(VENV)/bin/mypy tests examples'
 
 check-shell: check-packages
 	$(SUITE) shellcheck testbed/*.sh tests/suite.sh tests/debug/kernel/build.sh .ci/run

@@ -369,13 +369,14 @@ class Port(abc.ABC):
         return kept
 
     @abc.abstractmethod
-    def watch(self, file: HasFileno | int, callback: Callable[[], None]) -> None:
+    def watch(self, file: HasFileno | int, callback: Callable[[], object]) -> None:
         """Call ``callback`` from :meth:`exchange` whenever ``file`` is readable.
 
         Args:
             file: a listener, a timer, a pipe...: whatever has a ``fileno()``, or its descriptor.
                 It stays the caller's, who stops watching it before closing it.
-            callback: what to call.  It may attach, write, watch and unwatch.
+            callback: what to call.  It may attach, write, watch and unwatch; what it returns is
+                ignored.
 
         Raises:
             FileExistsError: the file is watched already, or attached.

@@ -364,7 +364,7 @@ class Ring(Port):
                 raise
         return super().keep(segment)
 
-    def watch(self, file: HasFileno | int, callback: Callable[[], None]) -> None:
+    def watch(self, file: HasFileno | int, callback: Callable[[], object]) -> None:
         """Call ``callback`` whenever ``file`` is readable; see :meth:`Port.watch`."""
         self._watches.add(file, callback)
         self._pair.watching = True

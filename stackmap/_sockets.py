@@ -315,7 +315,7 @@ class SocketPort(Port):
                 raise
         return segments
 
-    def watch(self, file: HasFileno | int, callback: Callable[[], None]) -> None:
+    def watch(self, file: HasFileno | int, callback: Callable[[], object]) -> None:
         """Call ``callback`` whenever ``file`` is readable; see :meth:`Port.watch`."""
         self._watches.add(file, callback)
 

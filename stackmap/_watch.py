@@ -23,12 +23,12 @@ class Watches:
 
     def __init__(self, epoll: select.epoll) -> None:
         self._epoll = epoll
-        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._callbacks: dict[int, Callable[[], object]] = {}
 
     def __len__(self) -> int:
         return len(self._callbacks)
 
-    def add(self, file: HasFileno | int, callback: Callable[[], None]) -> None:
+    def add(self, file: HasFileno | int, callback: Callable[[], object]) -> None:
         """Have ``callback`` run when ``file`` is readable.
 
         Raises:

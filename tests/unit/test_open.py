@@ -29,4 +29,4 @@ def test_what_is_no_name_of_a_nic(nic: str) -> None:
         RingPort(nic)
     for backend in ("auto", "stackmap", "sockets"):
         with pytest.raises(ValueError, match="cannot be the name of a NIC"):
-            open_port(backend, nic)  # type: ignore[arg-type]
+            open_port(backend, nic)

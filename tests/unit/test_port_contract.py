@@ -846,13 +846,14 @@ def test_everything_says_that_the_port_is_closed(
     peer, sock = socket_pair()
     listener, _connect = listening()
     with peer, sock, listener:
-        for attempt in (
+        attempts: list[Callable[[], object]] = [
             port.exchange,
             lambda: port.attach(sock),
             lambda: port.attach_listener(listener),
             lambda: port.watch(listener, lambda: None),
             lambda: port.unwatch(listener),
-        ):
+        ]
+        for attempt in attempts:
             with pytest.raises(ValueError, match=r"^the port is closed$"):
                 attempt()
         assert "closed" in repr(port)
