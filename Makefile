@@ -29,7 +29,7 @@ CHECK_SUITES := check-kmod check-python check-shell
 
 .PHONY: demo lab bench-gate bench-connections soak test $(TEST_SUITES) test-long durations ci \
 	test-debug test-lifetimes debug-kernel fuzz check check-python check-shell \
-	check-kmod kmod bytecode setup packages check-packages clean
+	check-kmod kmod bytecode setup packages test-packages check-packages clean
 
 demo: setup
 	@$(PYTHON) -m stackmap_testbed.demo --kernel $(KERNEL) --out $(OUT)
@@ -41,15 +41,15 @@ lab: setup
 define together
 @rm -rf out/test out/junit
 @echo 'running $(1); their output is in out/test'
-@QUIET=yes $(MAKE) --no-print-directory -k -j$(JOBS) -o packages -o setup -o check-packages $(1) || :
+@QUIET=yes $(MAKE) --no-print-directory -k -j$(JOBS) -o packages -o setup -o test-packages -o check-packages $(1) || :
 @tests/suite.sh show $(1)
 endef
 
-test: setup
+test: setup test-packages
 	$(call together,$(TEST_SUITES))
 
 # What CI runs.  The gate counts instructions: what else runs beside it does not matter.
-ci: setup check-packages
+ci: setup test-packages check-packages
 	$(call together,bench-gate $(TEST_SUITES) $(CHECK_SUITES))
 
 # What takes hours.
@@ -64,10 +64,10 @@ test-long:
 durations:
 	@$(PYTHON) -m tests.durations
 
-test-unit: setup
+test-unit: setup test-packages
 	$(call SUITE_PYTEST,unit) tests/unit
 
-$(KERNELS:%=test-vm-%): test-vm-%: setup
+$(KERNELS:%=test-vm-%): test-vm-%: setup test-packages
 	$(call SUITE_PYTEST,vm) $(ON_KERNEL) tests/vm
 
 $(KERNELS:%=test-lab-%): test-lab-%: setup
@@ -84,13 +84,14 @@ debug-kernel: packages
 	@for variant in uml smp kcsan; do $(DEBUG_KERNEL) $$variant || exit 1; done
 
 # Of what runs in one guest, smp is spared ten thousand connections, because KASAN keeps what is freed,
-# and the sockets of SMC, which it does not have.
+# the sockets of SMC, which it does not have, and what DKMS installs for a kernel of Debian's.
 test-debug: setup debug-kernel
 	STACKMAP_REQUIRE=debug $(PYTEST) -o faulthandler_timeout=0 tests/debug
 	kernel=$$($(DEBUG_KERNEL) smp) && \
 	testbed/setup.sh module-for $$kernel $(CURDIR)/build/kmod/$$(ls $$kernel/lib/modules) && \
 	STACKMAP_REQUIRE=vm $(PYTEST) -o faulthandler_timeout=0 --timeout 900 --kernel $$kernel --cpus 2 \
-		--ignore tests/vm/test_ten_thousand.py --ignore tests/vm/test_smc.py tests/vm
+		--ignore tests/vm/test_ten_thousand.py --ignore tests/vm/test_smc.py \
+		--ignore tests/vm/test_installed.py tests/vm
 
 # Hostile applications at random, beside an honest one.  KERNEL=uml (the default), smp, kcsan, 6.12
 # or 6.1; SEED=n repeats what a run's threads did; SLOTS=n fails a run that mutated fewer.
@@ -159,6 +160,9 @@ setup: packages bytecode kmod
 
 packages:
 	@testbed/setup.sh packages
+
+test-packages: packages
+	@testbed/setup.sh test-packages
 
 check-packages: packages
 	@testbed/setup.sh check-packages

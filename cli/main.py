@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from stackmap import __version__
+
 from .lab import lab
 from .nic import bind, unbind
 from .sentences import HELP, SentenceGroup, examples
@@ -20,7 +22,7 @@ from .show import conns, ports, stats
         'eval "$(_STACKMAP_COMPLETE=bash_source stackmap)"   # complete with Tab; or zsh_source',
     ),
 )
-@click.version_option(package_name="stackmap")
+@click.version_option(__version__, prog_name="stackmap")
 def main() -> None:
     """The kernel's TCP with netmap rings as data plane."""
 

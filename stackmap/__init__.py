@@ -13,6 +13,7 @@ from ._ring_listener import RingListener
 from ._ring_port import RingPort
 from ._sockets import SocketPort
 from ._tcp_state import TcpState
+from ._version import __version__
 
 __all__ = [
     "BackendUnavailableError",
@@ -30,5 +31,6 @@ __all__ = [
     "SocketPort",
     "StackmapError",
     "TcpState",
+    "__version__",
     "open_port",
 ]

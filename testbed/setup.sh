@@ -7,8 +7,9 @@
 #   setup.sh module OUT [MAKE...]   stackmap.ko for Debian's kernels, as OUT/<release>/stackmap.ko
 #                                   (OUT absolute; warnings are errors)
 #
-# and for static checks and debug kernels
+# and for tests, static checks and debug kernels
 #
+#   setup.sh test-packages                  what the tests take besides
 #   setup.sh check-packages                 what the checks take besides
 #   setup.sh debug-packages                 what building one takes besides
 #   setup.sh module-for BUILD OUT [MAKE...] OUT/stackmap.ko for the kernel in the directory BUILD
@@ -23,6 +24,7 @@ qemu-system-x86 qemu-system-common busybox-static
 gcc libc6-dev make cpio kmod xz-utils
 python3-dev python3-venv
 iproute2 tcpdump ethtool memcached libmemcached-tools"
+TEST_PACKAGES="dkms systemd udev"
 CHECK_PACKAGES="sparse shellcheck coccinelle linux-source-6.12"
 DEBUG_PACKAGES="linux-source-6.12 patch flex bison bc libelf-dev libssl-dev ccache"
 POLICY=/usr/sbin/policy-rc.d
@@ -144,6 +146,10 @@ packages)
 	# shellcheck disable=SC2086 # a list of words
 	packages $PACKAGES
 	;;
+test-packages)
+	# shellcheck disable=SC2086
+	packages $TEST_PACKAGES
+	;;
 check-packages)
 	# shellcheck disable=SC2086
 	packages $CHECK_PACKAGES
@@ -160,5 +166,5 @@ module-for)
 	shift
 	module_for "$@"
 	;;
-*) fail "name a step: packages, python, module, check-packages, debug-packages or module-for" ;;
+*) fail "name a step: packages, python, module, test-packages, check-packages, debug-packages or module-for" ;;
 esac

@@ -826,9 +826,10 @@ def test_watching_a_closed_file(port: Port) -> None:
     fd = here.fileno()
     here.close()
     there.close()
-    for watch in (lambda: port.watch(here, lambda: None), lambda: port.unwatch(here)):
-        with pytest.raises(ValueError, match=r"^<socket\.socket \[closed\].*> is closed$"):
-            watch()
+    with pytest.raises(ValueError, match=r"^<socket\.socket \[closed\].*> is closed$"):
+        port.watch(here, lambda: None)
+    with pytest.raises(ValueError, match=r"^<socket\.socket \[closed\].*> is closed$"):
+        port.unwatch(here)
     with pytest.raises(ValueError, match=f"^descriptor {fd} is closed$"):
         port.watch(fd, lambda: None)
 

@@ -5,29 +5,40 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from stackmap import __version__
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [
     "pyproject.toml",
     "setup.py",
     "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "LICENSE",
+    "LICENSES",
     "MANIFEST.in",
+    "Makefile",
     "stackmap",
     "cli",
     "testbed",
     "kmod",
+    "docs",
+    "examples",
 ]
+SDIST = "import setuptools.build_meta as backend, sys; backend.build_sdist(sys.argv[1])"
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The names of the files in a wheel built from a copy of the sources."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources."""
+    source = tmp_path_factory.mktemp("wheel") / "source"
     source.mkdir()
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -35,6 +46,26 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
             shutil.copytree(ROOT / name, source / name, ignore=ignored)
         else:
             shutil.copy(ROOT / name, source)
+    return source
+
+
+@pytest.fixture(scope="module")
+def sdist(source: Path) -> list[str]:
+    """The names of the files in a source distribution, below its folder."""
+    folder = source.parent / "sdist"
+    folder.mkdir()
+    subprocess.run(
+        [sys.executable, "-c", SDIST, str(folder)], check=True, cwd=source, capture_output=True
+    )
+    (path,) = folder.glob(f"stackmap-{__version__}.tar.gz")
+    with tarfile.open(path) as archive:
+        return [name.partition("/")[2] for name in archive.getnames()]
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> list[str]:
+    """The names of the files in a wheel."""
+    folder = source.parent
     subprocess.run(
         [
             sys.executable,
@@ -50,7 +81,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         ],
         check=True,
     )
-    (path,) = folder.glob("stackmap-*.whl")
+    (path,) = folder.glob(f"stackmap-{__version__}-*.whl")
     return zipfile.ZipFile(path).namelist()
 
 
@@ -83,6 +114,37 @@ def test_extension_modules(wheel: list[str], module: str) -> None:
 )
 def test_modules(wheel: list[str], module: str) -> None:
     assert module in wheel
+
+
+@pytest.mark.parametrize("text", ["LICENSE", "LICENSES/Linux-syscall-note", "LICENSES/MIT"])
+def test_licences(wheel: list[str], sdist: list[str], text: str) -> None:
+    assert f"stackmap-{__version__}.dist-info/licenses/{text}" in wheel
+    assert text in sdist
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "Makefile",
+        "cli/systemd/stackmap-bind@.service",
+        "docs/programming.md",
+        "examples/chat.py",
+        "kmod/dkms.conf",
+        "kmod/uapi/stackmap.h",
+        "stackmap/_ring.c",
+    ],
+)
+def test_sources(sdist: list[str], file: str) -> None:
+    assert file in sdist
+
+
+def test_what_is_for_systemd(wheel: list[str]) -> None:
+    assert "stackmap_cli/systemd/stackmap-bind@.service" in wheel
+    assert "stackmap_cli/systemd/90-stackmap.rules" in wheel
 
 
 def test_the_command(wheel: list[str]) -> None:
