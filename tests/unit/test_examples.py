@@ -16,7 +16,7 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import pytest
 from pyroute2 import netns
@@ -46,9 +46,16 @@ class Place:
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
 
-    def command(self, *arguments: str) -> list[str]:
-        """A command that runs Python there."""
-        return ["ip", "netns", "exec", self._namespace, sys.executable, *arguments]
+    @contextmanager
+    def python(self, *arguments: str) -> Iterator[tuple[int, IO[str]]]:
+        """Run Python there; gives its process id, and what it prints."""
+        command = ["ip", "netns", "exec", self._namespace, sys.executable, *arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+            assert process.stdout
+            try:
+                yield process.pid, process.stdout
+            finally:
+                process.kill()
 
     @contextmanager
     def clients(self) -> Iterator[None]:
@@ -76,9 +83,9 @@ def place() -> Iterator[Place]:
 class Program:
     """A program that runs, and listens."""
 
-    def __init__(self, place: Place, process: subprocess.Popen[str], number: int) -> None:
+    def __init__(self, place: Place, pid: int, number: int) -> None:
         self.place = place
-        self.process = process
+        self.pid = pid
         self.number = number
         self.memory = self.resident()
 
@@ -94,35 +101,28 @@ class Program:
 
     def resident(self) -> int:
         """Bytes of memory that are the program's own."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
-        assert found
+        assert found, "the program has ended"
         return int(found[1]) << 10
 
     def check(self, bound: int = BOUND) -> None:
         """It runs, and has not taken more memory than that since it started."""
-        assert self.process.poll() is None
         assert self.resident() - self.memory < bound
 
 
 @contextmanager
 def running(place: Place, *arguments: str, number: int = 0) -> Iterator[Program]:
     """Run Python with these arguments; the program listens on ``number``, or says where."""
-    with subprocess.Popen(
-        place.command(*arguments), stdout=subprocess.PIPE, text=True, cwd=ROOT
-    ) as process:
-        assert process.stdout
-        try:
-            if not number:
-                line = process.stdout.readline()
-                found = re.fullmatch(rf"listening on .*:(\d+), backend {place.backend}\n", line)
-                assert found, line
-                number = int(found[1])
-            wait_until(lambda: is_listening(process.pid, number))
-            assert has_device_open(process.pid) == (place.backend == "stackmap")
-            yield Program(place, process, number)
-        finally:
-            process.kill()
+    with place.python(*arguments) as (pid, output):
+        if not number:
+            line = output.readline()
+            found = re.fullmatch(rf"listening on .*:(\d+), backend {place.backend}\n", line)
+            assert found, line
+            number = int(found[1])
+        wait_until(lambda: is_listening(pid, number))
+        assert has_device_open(pid) == (place.backend == "stackmap")
+        yield Program(place, pid, number)
 
 
 def is_listening(pid: int, number: int) -> bool:
@@ -524,3 +524,39 @@ def test_rpc_forgets_who_vanishes_in_mid_message(rpc: Program) -> None:
         client.sendall(request(1, b"x"))
         assert replies(client, 1) == {1: hashlib.sha256(b"x").digest()}
     rpc.check()
+
+
+# -- all of them --
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "smaller"),
+    [
+        ("chat", "MAX_CLIENTS = 500", "MAX_CLIENTS = 2"),
+        ("proxy", "MAX_SOCKETS = 1000", "MAX_SOCKETS = 4"),
+        ("rpc_server", "MAX_CLIENTS = 500", "MAX_CLIENTS = 2"),
+    ],
+)
+def test_one_client_too_many_waits_until_another_leaves(
+    place: Place, chat: Program, name: str, limit: str, smaller: str
+) -> None:
+    source = (ROOT / "examples" / f"{name}.py").read_text()
+    assert source.count(limit) == 1
+    options = ["--backend", place.backend, "--listen", f"{place.address}:0"]
+    if name == "proxy":
+        options += ["--to", f"{place.address}:{chat.number}"]
+    with running(place, "-c", source.replace(limit, smaller), *options) as program:
+        served: list[socket.socket] = []
+        for _ in range(5):
+            client = program.connect()
+            client.sendall(request(1, b"x") if name == "rpc_server" else b"hello\n")
+            if len(served) == 2:
+                client.settimeout(STANDSTILL)
+                with pytest.raises(TimeoutError):
+                    client.recv(1)
+                client.settimeout(PATIENCE)
+                served.pop(0).close()
+            assert client.recv(1)
+            served.append(client)
+        for client in served:
+            client.close()
