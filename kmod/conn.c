@@ -354,6 +354,16 @@ int sm_check_socket(const struct sm_port *port, const struct socket *sock)
 	return 0;
 }
 
+/*
+ * Is it established, or has it failed without anybody having been told?  A connection may be reset
+ * before accept() returns it: then its events say so, as with one that is reset a moment later.
+ */
+static bool sm_conn_attachable(const struct sock *sk)
+{
+	return sk->sk_state == TCP_ESTABLISHED || sk->sk_state == TCP_CLOSE_WAIT ||
+	       tcp_passive_fastopen(sk) || (sk->sk_state == TCP_CLOSE && READ_ONCE(sk->sk_err));
+}
+
 /* Caller holds the socket lock. */
 static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 {
@@ -362,8 +372,7 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 
 	if (sk->sk_state == TCP_LISTEN)
 		return -EINVAL;
-	if (sk->sk_state != TCP_ESTABLISHED && sk->sk_state != TCP_CLOSE_WAIT &&
-	    !tcp_passive_fastopen(sk))
+	if (!sm_conn_attachable(sk))
 		return -ENOTCONN;
 	if (sm_conn_of_locked(sk))
 		return -EALREADY;
@@ -557,6 +566,19 @@ static bool sm_conn_announce(struct sm_conn *conn)
 	return sm_rx_open_event(conn->pair, conn->id, &open);
 }
 
+/* Tell of the end of the stream, if it has come; false if data or the event found no room. */
+static bool sm_conn_end_of_input(struct sm_conn *conn)
+{
+	const struct sock *sk = conn->sk;
+
+	if (!skb_queue_empty(&sk->sk_receive_queue))
+		return false;
+	/* SOCK_DONE: a FIN came.  RCV_SHUTDOWN alone may also be what a reset leaves. */
+	if (!sock_flag(sk, SOCK_DONE) && (!(sk->sk_shutdown & RCV_SHUTDOWN) || conn->err))
+		return true;
+	return sm_conn_event(conn, SM_CONN_EOF_SENT, SM_SLOT_EOF, 0);
+}
+
 /*
  * Move data and events of one connection into the ring, in order; false if something is left
  * for lack of room.  Caller holds pair->mutex and the socket lock.
@@ -564,6 +586,7 @@ static bool sm_conn_announce(struct sm_conn *conn)
 static bool sm_conn_service(struct sm_conn *conn)
 {
 	struct sock *sk = conn->sk;
+	bool paused;
 
 	if (test_bit(SM_CONN_CLOSED_SENT, &conn->bits))
 		return true;		/* a late ACK still kicks it */
@@ -575,7 +598,8 @@ static bool sm_conn_service(struct sm_conn *conn)
 
 	if (conn->attached && conn->rest_len && sk_stream_is_writeable(sk))
 		sm_tx_flush_rest(conn, false);
-	if (test_and_clear_bit(SM_CONN_WRITABLE, &conn->bits) &&
+	/* A reset frees the send buffer, but nothing can be sent any more. */
+	if (test_and_clear_bit(SM_CONN_WRITABLE, &conn->bits) && sk->sk_state != TCP_CLOSE &&
 	    !sm_rx_event(conn->pair, conn->id, SM_SLOT_WRITABLE, 0)) {
 		set_bit(SM_CONN_WRITABLE, &conn->bits);
 		return false;
@@ -583,16 +607,14 @@ static bool sm_conn_service(struct sm_conn *conn)
 	if (conn->attached) {
 		sm_rx_drain(conn);
 		sm_state_update(conn);
-		if (!skb_queue_empty(&sk->sk_receive_queue))
-			return test_bit(SM_CONN_PAUSED, &conn->bits);
-		/* SOCK_DONE: a FIN came.  RCV_SHUTDOWN alone may also be what a reset leaves. */
-		if ((sock_flag(sk, SOCK_DONE) || (sk->sk_shutdown & RCV_SHUTDOWN && !conn->err)) &&
-		    !sm_conn_event(conn, SM_CONN_EOF_SENT, SM_SLOT_EOF, 0))
+		paused = test_bit(SM_CONN_PAUSED, &conn->bits);
+		if (!paused && !sm_conn_end_of_input(conn))
 			return false;
 		if (conn->err &&
 		    !sm_conn_event(conn, SM_CONN_ERROR_SENT, SM_SLOT_ERROR, conn->err))
 			return false;
-		if (sk->sk_state != TCP_CLOSE)
+		/* What a paused connection has left to receive waits, but for nothing if it failed. */
+		if (sk->sk_state != TCP_CLOSE || (paused && !conn->err))
 			return true;
 	}
 	if (!sm_conn_event(conn, SM_CONN_CLOSED_SENT, SM_SLOT_CLOSED, 0))

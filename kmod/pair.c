@@ -129,7 +129,7 @@ static int sm_pair_wait(struct sm_pair *pair, s64 deadline_ns)
 		prepare_to_wait(pair->wait, &wait, TASK_INTERRUPTIBLE);
 		sm_pair_arm(pair);
 		if (signal_pending(current))
-			err = -EINTR;
+			err = -ERESTARTNOHAND;	/* the deadline is absolute */
 		else if (!sm_pair_has_news(pair) && READ_ONCE(pair->port->registered))
 			expired = !schedule_hrtimeout(deadline_ns < 0 ? NULL : &deadline,
 						      HRTIMER_MODE_ABS);

@@ -196,9 +196,14 @@ static void sm_rx_take_back_some(struct sm_pair *pair, u32 head)
 
 	spin_lock_bh(&rx->lock);
 	for (i = rx->head, n = 0; i != head && n < SM_RX_CHUNK; i = sm_next(i, rx->n), n++) {
-		int idx = sm_pool_claim(&pair->port->pool, READ_ONCE(rx->ring->slot[i].buf_idx),
-					SM_RX_FILL);
+		u32 given = READ_ONCE(rx->ring->slot[i].buf_idx);
+		int idx;
 
+		if (unlikely(!given)) {
+			rx->slot[i].buf = 0;	/* kept; another when needed */
+			continue;
+		}
+		idx = sm_pool_claim(&pair->port->pool, given, SM_RX_FILL);
 		if (unlikely(idx < 0)) {
 			sm_count(pair, SM_BAD_SLOT, 1);
 			/* What we gave, if it is the application's still; else one when needed. */

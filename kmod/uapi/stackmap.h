@@ -40,8 +40,9 @@
  * was not accepted keeps its buffer, and has SM_SLOT_REFUSED and an errno in ptr:
  *
  *	EAGAIN	the connection can take no more now.  All later slots of the connection in the
- *		same sync are refused too, so order is kept.  An SM_SLOT_WRITABLE event follows.
- *		Once a slot was refused so, all for which no buffer is left are.
+ *		same sync are refused too, so order is kept.  An SM_SLOT_WRITABLE event follows,
+ *		or SM_SLOT_CLOSED if the connection ends before.  Once a slot was refused so, all
+ *		for which no buffer is left are.
  *	EINVAL	len is 0, offset + len exceeds the buffer, or a reserved bit is set
  *	ERANGE	buf_idx is not the index of a buffer
  *	EPERM	the buffer is not the application's: it is pinned, on its way to the receive
@@ -52,7 +53,8 @@
  * Receive.  Slots from head to tail are the application's; it gives them back by advancing head.
  * Slots with an SM_SLOT_* flag are events, in order with the data of their connection.  They have
  * no payload, but for SM_SLOT_OPEN.  A slot given back with a bad buf_idx is counted (bad_slots)
- * and its place gets another buffer.
+ * and its place gets another buffer.  With buf_idx 0 the application keeps the buffer, and the
+ * place gets a spare one: the kept buffer may go into any slot later.
  *
  * After SM_SLOT_ERROR comes SM_SLOT_CLOSED, if the error ended the connection.  It does not always:
  * with IP_RECVERR or IPV6_RECVERR, ICMP messages are errors too, and the connection goes on.
@@ -220,7 +222,9 @@ struct sm_req_register {
  *	EBADF, ENOTSOCK		fd is not a socket
  *	EOPNOTSUPP		not TCP over IPv4 or IPv6 (MPTCP is another protocol)
  *	EINVAL			listening, unknown flags, or no such ring
- *	ENOTCONN		not established
+ *	ENOTCONN		not established, nor failed without anybody having been told: such
+ *				a connection gives what it had received, SM_SLOT_ERROR and
+ *				SM_SLOT_CLOSED
  *	EBUSY			taken by kTLS, sockmap, KCM or SMC, or in TCP_REPAIR mode, or a call
  *				waits to send on it
  *	EALREADY		attached already, to this port or another
@@ -265,7 +269,10 @@ struct sm_open {
  * what it took from slots.
  *	ENOENT			no such connection or listener
  *
- * SMIOC_RXCTL: with SM_RX_PAUSE, take no more data from TCP, so that its window closes.
+ * SMIOC_RXCTL: with SM_RX_PAUSE, take no more data from TCP, so that its window closes, until the
+ * call is made without it.  While a connection is paused neither data nor SM_SLOT_EOF is put into
+ * the ring, but SM_SLOT_ERROR is, at once, and SM_SLOT_CLOSED if the error ended the connection:
+ * what TCP still had is not received then.
  */
 struct sm_conn_ctl {
 	__u32 id;
@@ -288,7 +295,9 @@ struct sm_ring_req {
  * SMIOC_SYNC: any of the steps below, in this order, in one call.
  *	EINVAL			a ring was bad and has been reset; or unknown flags, what needs a
  *				flag that is not set, or spin_us above 1000
- *	EINTR			a signal ended the wait; what came before it is done
+ *	EINTR			a signal's handler ended the wait; what came before it is done, and
+ *				the call may be made again as it was.  A process that is stopped
+ *				and continued waits on.
  */
 struct sm_sync {
 	__u32 flags;		/* SM_SYNC_* */

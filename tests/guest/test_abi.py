@@ -197,11 +197,42 @@ def test_a_bad_index_given_back_by_the_receiver(two: Attached) -> None:
         port.sync(SYNC_RX)
         i = port.rx.head
         assert i != port.rx.tail
-        port.rx.fill(i, buf=(0, 2**32 - 1, port.tx.slot(5).buf)[number])
+        port.rx.fill(i, buf=(1, 2**32 - 1, port.tx.slot(5).buf)[number])
         port.rx.set_head((i + 1) % port.rx.n)
         port.sync(SYNC_RX)
     # Slot 5's buffer was the application's to give: only the first two were bad.
     assert port.stats()["bad_slots"] == 2
+
+
+def test_a_receiver_may_keep_buffers(two: Attached) -> None:
+    """Slots given back with index 0 get spare buffers; those kept may go back in others' place."""
+    port = two.port
+    free = port.stats()["bufs_free"]
+    kept: list[int] = []
+    for number in range(2 * port.rx.n):
+        two.peer.sendall(b"%04d" % number)
+        port.await_bytes(4 * (number + 1))
+        port.sync(SYNC_RX)
+        i = port.rx.head
+        slot = port.rx.slot(i)
+        at = port.rx.address(slot.buf)
+        assert port.memory[at : at + 4] == b"%04d" % number
+        if len(kept) < 10:
+            assert slot.buf not in kept
+            kept.append(slot.buf)
+            port.rx.fill(i, buf=0)
+        port.rx.set_head((i + 1) % port.rx.n)
+        port.sync(SYNC_RX)
+    for number, buf in enumerate(kept):
+        at = port.rx.address(buf)
+        assert port.memory[at : at + 4] == b"%04d" % number
+    assert port.stats()["bufs_free"] == free - len(kept)
+    assert port.stats()["bad_slots"] == 0
+    i = port.tx.head
+    port.put(i, two.id, b"", buf=kept[0], len=4)
+    port.tx.set_head((i + 1) % port.tx.n)
+    port.sync(SYNC_TX)
+    assert two.peer.recv(10) == b"0000"
 
 
 def test_a_received_buffer_may_be_sent(two: Attached) -> None:

@@ -19,7 +19,9 @@ from tests.guest.children import Child
 from tests.guest.held import WaitingCall, under_way
 from tests.guest.raw import (
     ATTACH_LISTENER,
+    CLOSED,
     EOF,
+    ERROR,
     OPEN,
     RING_ANY,
     SMIOC_STATS,
@@ -220,20 +222,27 @@ def test_what_cannot_be_attached_as_a_listener(port: RawPort) -> None:
 def test_a_connection_that_is_reset_before_it_was_accepted(
     port: RawPort, listening: Callable[[], Listening]
 ) -> None:
-    """accept() fails as the kernel's own does, or returns it; the next one is not harmed."""
+    """accept() returns it, as the kernel's own does; its events say what became of it."""
     listener, connect = listening()
     port.attach_to(0, listener, ATTACH_LISTENER)
     peer = connect()
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     number = peer.getsockname()[1]
+    peer.sendall(b"early")
     peer.close()
     eventually(lambda: number not in remote_ports(), remote_ports)
-    assert code(listener.accept) == errno.ENOTCONN
+    dead, name = listener.accept()
+    slots = hear(port, lambda slots: len(slots) == 4)
+    ((id, _l, _f, told, _a),) = opened(slots)
+    assert told == name[1] == number
+    assert slots[1:] == [
+        (id, b"early", 0, 0), (id, b"", ERROR, errno.ECONNRESET), (id, b"", CLOSED, 0)
+    ]  # fmt: skip
     peer = connect()
     sock, name = listener.accept()
     ((_id, _l, _f, number, _a),) = opened(hear(port, lambda slots: len(slots) == 1))
     assert number == name[1]
-    for s in (peer, sock, listener):
+    for s in (dead, peer, sock, listener):
         s.close()
 
 

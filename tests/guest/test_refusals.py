@@ -23,7 +23,7 @@ from tests.guest.bpf import (
     remove_from_sockmap,
 )
 from tests.guest.held import WaitingCall
-from tests.guest.raw import RawPort
+from tests.guest.raw import CLOSED, ERROR, RawPort
 from tests.guest.wire import (
     ADDRESS,
     ADDRESS6,
@@ -130,6 +130,16 @@ def test_a_connection_that_has_ended(port: RawPort) -> None:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.close()
         time.sleep(0.1)
+        id = port.attach(sock)
+        assert port.receive() == [(id, b"", ERROR, errno.ECONNRESET), (id, b"", CLOSED, 0)]
+        # There is nothing more to tell.
+        assert code(port.attach, sock) == errno.ENOTCONN
+    peer, sock = connect_pair()
+    with closing(peer), closing(sock):
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        time.sleep(0.1)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
         assert code(port.attach, sock) == errno.ENOTCONN
 
 
