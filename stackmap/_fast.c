@@ -11,6 +11,7 @@
 #include <Python.h>
 #include <structmember.h>
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -158,6 +159,7 @@ struct fast_path {
 	PyObject *no_event;
 	PyObject *small;	/* the payloads of shown, a bytes object */
 	PyObject *shown;	/* the last batch, until it is taken back */
+	int unseen;		/* slots received by an exchange that a signal's handler ended */
 };
 
 static PyObject *fast_path_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -270,14 +272,21 @@ static bool take_back(struct fast_path *self)
 PyDoc_STRVAR(release_doc,
 "release()\n"
 "\n"
-"Release the views of the last batch.  Returns None, or the batch if a view is still in use.");
+"Release the views of the last batch.  Returns None, or the batch if a view is still in use: its\n"
+"memory is then its user's.");
 
 static PyObject *fast_path_release(PyObject *object, PyObject *ignored)
 {
 	struct fast_path *self = (struct fast_path *)object;
+	PyObject *batch;
 
 	(void)ignored;
-	return Py_NewRef(take_back(self) ? Py_None : self->shown);
+	if (take_back(self))
+		Py_RETURN_NONE;
+	batch = self->shown;
+	self->shown = NULL;
+	Py_CLEAR(self->small);
+	return batch;
 }
 
 /* The open connection a slot belongs to, if it carries a small payload; borrowed. */
@@ -349,7 +358,28 @@ PyDoc_STRVAR(exchange_doc,
 "\n"
 "Give back, send, wait, receive.  Returns the segments, if all of them are as usual; if not,\n"
 "the number of slots received (or -errno), and what else there is is in the pair; None if nothing\n"
-"was done because a view of the last batch is still in use.");
+"was done because a view of the last batch is still in use.\n"
+"\n"
+"A wait goes on after a signal (PEP 475).  If a signal's handler raises, so does this, and the next\n"
+"call returns what this one received.");
+
+/* Exchange until something arrives, the deadline, or a signal whose handler raises (then -1). */
+static int exchange_and_heed_signals(struct fast_path *self, double timeout)
+{
+	int64_t deadline = smr_deadline(timeout);
+	int count;
+
+	do {
+		Py_BEGIN_ALLOW_THREADS
+		count = smr_exchange(self->pair, deadline);
+		Py_END_ALLOW_THREADS
+		if (PyErr_CheckSignals()) {
+			self->unseen = count > 0 ? count : 0;
+			return -1;
+		}
+	} while (count == -EINTR);
+	return count;
+}
 
 static PyObject *fast_path_exchange(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -371,9 +401,14 @@ static PyObject *fast_path_exchange(PyObject *object, PyObject *const *args, Py_
 		return NULL;
 	if (!take_back(self))
 		Py_RETURN_NONE;
-	Py_BEGIN_ALLOW_THREADS
-	count = smr_exchange(self->pair, timeout);
-	Py_END_ALLOW_THREADS
+	if (self->unseen) {
+		count = self->unseen;
+		self->unseen = 0;
+	} else {
+		count = exchange_and_heed_signals(self, timeout);
+		if (PyErr_Occurred())
+			return NULL;
+	}
 	if (count > 0 && !self->pair->found[1] && !self->pair->found[2]) {
 		batch = usual_batch(self, count, args[1]);
 		if (batch || PyErr_Occurred())

@@ -12,10 +12,7 @@ from ._ring_c import lib
 if TYPE_CHECKING:
     from ._ring import Ring
 
-IN_USE = (
-    "a view received from {} is still in use; "
-    "release its slices (or copy them) before the next exchange"
-)
+_IN_USE = "a view received from {!r} is still in use; release its slices first"
 _NO_EVENT = Event.NONE
 
 
@@ -33,7 +30,7 @@ def _release(view: memoryview, page: Any, connection: Connection) -> None:
     except BufferError:
         in_use = True
     if in_use:
-        raise BufferError(IN_USE.format(connection))
+        raise BufferError(_IN_USE.format(connection))
 
 
 class LentSegment(Segment):
@@ -60,15 +57,21 @@ class LentSegment(Segment):
         view = memoryview(self._page)[self._range].toreadonly()
         super().__init__(connection, view, _NO_EVENT, 0)
 
-    def take_back(self) -> None:
-        """The exchange ends: release the view.
+    def take_back(self) -> bool:
+        """The exchange ends: release the view, and leave the page in the ring.
 
-        Raises:
-            BufferError: a slice of it is still in use.
+        If a slice of it is still in use, the page is taken out of the ring until it is not; then
+        this is False.
         """
         if self.lent:
-            _release(self.view, self._page, self.connection)
+            try:
+                _release(self.view, self._page, self.connection)
+            except BufferError:
+                self.ring._set_aside(self._page, self._slot)
+                self._gone()
+                return False
             self._gone()
+        return True
 
     def _gone(self) -> None:
         self._slot = -1

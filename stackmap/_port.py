@@ -15,6 +15,7 @@ from __future__ import annotations
 import abc
 import collections
 import enum
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -54,6 +55,17 @@ class Event(enum.IntFlag):
     #: The connection is new, and another thread put it on this ring (only with several rings, see
     #: :meth:`stackmap.RingPort.place`).
     OPEN = 32
+
+
+def warn_in_use(connections: Iterable[Connection]) -> None:
+    """Say that payload of an earlier exchange is still referred to, which is a leak if it lasts."""
+    owners = " or ".join(sorted({repr(connection) for connection in connections}))
+    warnings.warn(
+        f"a view received from {owners} is still in use after the next exchange; its memory is "
+        "kept until its slices are released (copy what you keep, or use Port.keep())",
+        ResourceWarning,
+        stacklevel=4,  # whoever called exchange()
+    )
 
 
 class Kept:
@@ -165,7 +177,9 @@ class Connection(abc.ABC):
     def pause_reading(self) -> None:
         """Take no more data from TCP, so that its window closes.  Idempotent.
 
-        Data that is already in the receive ring is still delivered.
+        Until :meth:`resume_reading`, nothing that the peer sends is delivered, not even its
+        ``EOF``, but for data that is in the receive ring already.  If the connection fails
+        meanwhile, ``ERROR`` and ``CLOSED`` come at once, and what TCP still had is dropped.
         """
 
     @abc.abstractmethod
@@ -293,6 +307,9 @@ class Listener(abc.ABC):
     def accept(self) -> Connection:
         """Accept one connection, attached to the port.  Waits if the socket does.
 
+        A connection that the peer has reset meanwhile is returned like any other; its events say
+        what became of it.
+
         Raises:
             OSError: as of ``socket.accept``, or the connection could not be attached.
         """
@@ -323,6 +340,8 @@ class Port(abc.ABC):
         """Take over the payload of an established TCP connection.
 
         The connection owns ``sock`` from here on.  Bytes that arrived before are delivered first.
+        A connection that failed before anybody was told, for instance because the peer reset it
+        before ``accept()`` returned it, is taken too: ``ERROR`` and ``CLOSED`` follow.
 
         Raises:
             OSError: the socket cannot be attached (not TCP, listening, not connected, in use).
@@ -344,14 +363,15 @@ class Port(abc.ABC):
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
         """Send everything written, and return everything received, in one go.
 
-        Views of the previous exchange are released first.  Waits up to ``timeout`` seconds (for
-        ever when None) if there is nothing to return; watched files end the wait early, after
-        their callbacks ran.  If a callback raises, so does this, and the next exchange returns what
-        this one received.
+        Views of the previous exchange are released first.  One that is still in use elsewhere (a
+        slice of it, for instance) goes on to show the same bytes, and its memory is kept; a
+        ``ResourceWarning`` says so.
 
-        Raises:
-            BufferError: a view of the previous exchange is still in use elsewhere (a slice of
-                it, for instance), so its buffer cannot be given back.
+        Waits up to ``timeout`` seconds (for ever when None) if there is nothing to return; watched
+        files end the wait early, after their callbacks ran.  A signal does not (PEP 475).  If a
+        callback raises, or the handler of a signal that came meanwhile, so does this, and the next
+        exchange returns what this one received.  Nothing that happens to a connection is raised:
+        its events say it.
         """
 
     def keep(self, segment: Segment) -> Kept:

@@ -320,13 +320,13 @@ static struct smr_segment segment_of(const struct sm_slot *slot)
 	};
 }
 
-/* Collect the slots processed since the last time that the kernel refused. */
+/* Add the slots processed since the last time that the kernel refused to those found before. */
 static int collect_refused(struct smr_pair *pair)
 {
 	const struct sm_ring *ring = pair->tx;
 	/* tail is one before the first slot that was not processed */
 	uint32_t done = next(ring, __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE));	/* (D) */
-	int n = 0;
+	int n = pair->found[1];
 
 	while (pair->tx_synced != done && pair->tx_synced != pair->tx_head) {
 		const struct sm_slot *slot = &ring->slot[pair->tx_synced];
@@ -404,15 +404,44 @@ int smr_send(struct smr_pair *pair)
 	return err ? err : collect_refused(pair);
 }
 
+static int64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+/* The deadline for smr_exchange() that is timeout seconds from now; negative: never. */
+int64_t smr_deadline(double timeout)
+{
+	if (timeout < 0 || timeout > 1e9)
+		return SMR_FOREVER;
+	return timeout ? now_ns() + (int64_t)ceil(timeout * 1e9) : SMR_AT_ONCE;
+}
+
+/* Milliseconds until a deadline, for epoll_wait(). */
+static int milliseconds_until(int64_t deadline)
+{
+	int64_t left;
+
+	if (deadline == SMR_FOREVER || deadline == SMR_AT_ONCE)
+		return deadline;
+	left = deadline - now_ns();
+	if (left <= 0)
+		return 0;
+	left = (left + 999999) / 1000000;
+	return left < INT_MAX ? left : INT_MAX;
+}
+
 /* Wait for the rings and the watched files; which of those are ready goes to pair->watched. */
-static int wait_ready(struct smr_pair *pair, double timeout)
+static int wait_ready(struct smr_pair *pair, int64_t deadline)
 {
 	struct epoll_event ready[SMR_WATCHED];
-	int n = epoll_wait(pair->epoll, ready, SMR_WATCHED,
-			   timeout < 0 ? -1 : timeout < 2e6 ? (int)ceil(timeout * 1e3) : INT_MAX);
+	int n = epoll_wait(pair->epoll, ready, SMR_WATCHED, milliseconds_until(deadline));
 
 	if (n < 0)
-		return errno == EINTR ? 0 : -errno;
+		return -errno;
 	pair->watch_countdown = SYNCS_PER_WATCH;
 	pair->quiet = 0;
 	for (int i = 0; i < n; i++) {
@@ -431,72 +460,60 @@ static int wait_ready(struct smr_pair *pair, double timeout)
  * is the sync, because poll() syncs: one system call instead of a sync that finds nothing, and
  * then a wait.  epoll looks at the rings for sure only if it reported them the last time.
  */
-static int exchange_watching(struct smr_pair *pair, double timeout)
+static int exchange_watching(struct smr_pair *pair, int64_t deadline)
 {
 	int err, n;
 
-	if (pair->quiet && timeout) {
-		err = wait_ready(pair, timeout);
+	if (pair->quiet && deadline) {
+		err = wait_ready(pair, deadline);
 	} else {
 		err = sync_rings(pair, SM_SYNC_TX | SM_SYNC_RX | SM_SYNC_POLL, 0);
 		if (err)
 			return err;
 		n = collect_received(pair);
-		if (n || !timeout) {
+		if (n || !deadline) {
 			if (!pair->watch_countdown--)
-				err = wait_ready(pair, 0);
+				err = wait_ready(pair, SMR_AT_ONCE);
 			pair->quiet = 0;
 			collect_refused(pair);
-			return err ? err : n;
+			return err && err != -EINTR ? err : n;
 		}
-		err = wait_ready(pair, timeout);
+		err = wait_ready(pair, deadline);
 	}
-	if (err)
+	if (err && err != -EINTR)
 		return err;
 	collect_refused(pair);
 	n = collect_received(pair);
 	if (n > QUIET)
 		pair->quiet = 0;
-	return n;
-}
-
-static int64_t deadline_after(double timeout)
-{
-	struct timespec now;
-
-	if (timeout < 0 || timeout > 1e9)
-		return -1;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000LL + now.tv_nsec + (int64_t)ceil(timeout * 1e9);
+	return n ? n : err;
 }
 
 /* Without watched files, one system call does it all.  What little comes is not polled for. */
-static int exchange_alone(struct smr_pair *pair, double timeout)
+static int exchange_alone(struct smr_pair *pair, int64_t deadline)
 {
 	uint32_t flags = SM_SYNC_TX | SM_SYNC_RX;
-	int64_t deadline = 0;
 	int err, n;
 
-	if (!pair->quiet || pair->spin_us || !timeout)
+	if (!pair->quiet || pair->spin_us || !deadline)
 		flags |= SM_SYNC_POLL;
-	if (timeout) {
+	if (deadline)
 		flags |= SM_SYNC_WAIT;
-		deadline = deadline_after(timeout);
-	}
 	err = sync_rings(pair, flags, deadline);
 	if (err && err != -EINTR)
 		return err;
 	collect_refused(pair);
 	n = collect_received(pair);
 	pair->quiet = n <= QUIET;
-	return n;
+	return n ? n : err;
 }
 
 /*
- * Give back, send, receive; wait up to timeout seconds (negative: for ever) if nothing has
- * arrived.  Returns the number of received slots; pair->found says what else there is.
+ * Give back, send, receive; wait until the deadline if nothing has arrived.  Returns the number of
+ * received slots; pair->found says what else there is.  -EINTR: a signal ended the wait before
+ * anything arrived, and the call may be made again as it was.
  */
-int smr_exchange(struct smr_pair *pair, double timeout)
+int smr_exchange(struct smr_pair *pair, int64_t deadline)
 {
 	int n;
 
@@ -505,7 +522,7 @@ int smr_exchange(struct smr_pair *pair, double timeout)
 	pair->found[2] = 0;
 	submit(pair);
 	give_back(pair);
-	n = pair->watching ? exchange_watching(pair, timeout) : exchange_alone(pair, timeout);
+	n = pair->watching ? exchange_watching(pair, deadline) : exchange_alone(pair, deadline);
 	smr_leave(pair);
 	return n;
 }

@@ -3,6 +3,9 @@
 #define SMR_SMALL 512
 #define SMR_STAGING_START 2
 #define SMR_WATCHED 16
+/* Deadlines in nanoseconds of CLOCK_MONOTONIC, and these two: */
+#define SMR_AT_ONCE 0
+#define SMR_FOREVER -1
 
 /* An open port: the memory that its rings share. */
 struct smr_port {
@@ -59,7 +62,8 @@ struct smr_pair {
 	struct smr_segment *received;
 	char *staging;			/* filled from SMR_STAGING_START on */
 	struct smr_segment *refused;
-	int32_t *found;			/* [0] staged bytes, [1] refused, [2] watched files ready */
+	/* [0] staged bytes, [1] refused, until the caller sets it to 0, [2] watched files ready */
+	int32_t *found;
 	int32_t *watched;		/* SMR_WATCHED descriptors */
 };
 
@@ -93,4 +97,5 @@ uint32_t smr_keep(const struct smr_pair *pair, uint32_t slot, uint32_t spare);
 uint32_t smr_send_buffer(struct smr_pair *pair, uint32_t id, uint32_t buf, uint32_t offset,
 			 uint32_t len);
 int smr_send(struct smr_pair *pair);
-int smr_exchange(struct smr_pair *pair, double timeout);
+int64_t smr_deadline(double timeout);
+int smr_exchange(struct smr_pair *pair, int64_t deadline);

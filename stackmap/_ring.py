@@ -17,11 +17,11 @@ import socket
 import struct
 import sys
 import time
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ._fast import FastPath, Segment
-from ._lent import IN_USE, LentKept, LentSegment
-from ._port import Buffer, Connection, Event, HasFileno, Kept, Port, PortStats
+from ._lent import LentKept, LentSegment
+from ._port import Buffer, Connection, Event, HasFileno, Kept, Port, PortStats, warn_in_use
 from ._ring_c import ffi, lib
 from ._tcp_state import TcpState
 from ._watch import Watches
@@ -254,6 +254,10 @@ class Ring(Port):
         self._page_size: int = 4096
         self._pages: dict[int, Any] = {}
         self._lent: list[LentSegment] = []
+        # Buffers whose pages slices of views still show, by number.  Each costs a spare buffer of
+        # the port: with a quarter of this ring's share gone, received pages are copied.
+        self._aside: dict[int, Any] = {}
+        self._aside_max = max(1, port._spare_buffers // (4 * port._pairs))
         self._small = bytes(lib.SMR_STAGING_START)  # not b"", which others refer to
         self._shown: list[Segment] = []
         self._held: list[Segment] = []  # of an exchange that a callback's exception ended
@@ -343,9 +347,16 @@ class Ring(Port):
             self._take_back()
         if self._after_send or self._starved or self._unsettled:
             timeout = self._finish_first(timeout)
-        found = self._fast.exchange(timeout, self._connections)
+        try:
+            found = self._fast.exchange(timeout, self._connections)
+        except BaseException:  # of a signal's handler
+            self._give_back(self._found[1])  # or what is written next would overtake it
+            raise
         if type(found) is list and not (self._starved or self._unsettled):
             return found
+        if found is None:
+            self._let_go(self._fast.release())
+            return self.exchange(timeout)
         return self._sort_out(found)
 
     def keep(self, segment: Segment) -> Kept:
@@ -390,13 +401,12 @@ class Ring(Port):
         if self._closed:
             return
         self._check(lib.smr_enter(self._pair), "close")
-        try:
-            self._take_back()
-            if shown := self._fast.release():
-                self._complain(shown)
-        except BufferError:
+        self._take_back()
+        self._let_go(self._fast.release())
+        self._reclaim()
+        if self._aside:
             lib.smr_leave(self._pair)
-            raise
+            raise BufferError("a view of received data is still in use; release its slices first")
         with contextlib.suppress(OSError):
             self._settle([])
             self._send_batch()
@@ -434,10 +444,8 @@ class Ring(Port):
 
     # -- receiving --
 
-    def _sort_out(self, found: list[Segment] | int | None) -> list[Segment]:
+    def _sort_out(self, found: list[Segment] | int) -> list[Segment]:
         """Go on where an exchange was not one of the usual, quick ones."""
-        if found is None:
-            self._complain(self._fast.release() or [])
         if isinstance(found, list):
             segments, ready = found, 0
         else:
@@ -481,6 +489,8 @@ class Ring(Port):
                 continue
             elif size <= _SMALL:
                 append(Segment(connection, small[start : start + size], _NO_EVENT, 0))
+            elif len(self._aside) >= self._aside_max:
+                append(Segment(connection, memoryview(self._copy(start, buf, size)), _NO_EVENT, 0))
             else:
                 page = self._pages.get(buf)
                 if page is None:
@@ -519,28 +529,47 @@ class Ring(Port):
 
     def _take_back(self) -> None:
         """Release the views of the previous exchange; the next sync returns their slots."""
-        segments = self._shown
-        if not segments:
-            return
-        lent = self._lent
-        while lent:
-            lent[-1].take_back()
-            lent.pop()
-        try:
-            for segment in segments:
+        if self._aside:
+            self._reclaim()
+        segments, self._shown = self._shown, []
+        lent, self._lent = self._lent, []
+        held: list[Segment] = [segment for segment in lent if not segment.take_back()]
+        in_use = False
+        for segment in segments:
+            try:
                 segment.view.release()
-            # referenced by us, and as the argument; anything more is a view's slice
-            in_use = sys.getrefcount(self._small) > 2
-        except BufferError:
-            in_use = True
-        if in_use:
-            self._complain(segments)
-        self._shown = []
+            except BufferError:
+                in_use = True
+        # referenced by us, and as the argument; anything more is a view's slice
+        if in_use or sys.getrefcount(self._small) > 2:
+            held = segments
+        if held:
+            self._small = self._staging[: lib.SMR_STAGING_START]
+            warn_in_use(segment.connection for segment in held)
+
+    def _set_aside(self, page: Any, slot: int) -> None:
+        """Take a page that is still in use out of the receive ring."""
+        self._reclaim()
+        extra = self._port._extra
+        spare = extra.pop() if extra else 0  # 0: one of the kernel's
+        self._aside[lib.smr_keep(self._pair, slot, spare)] = page
+
+    def _reclaim(self) -> None:
+        """Have the buffers back whose pages are not in use any more."""
+        for buf, page in list(self._aside.items()):
+            # Besides page: both tables, the list, and the argument.
+            if sys.getrefcount(page) <= 5:
+                del self._aside[buf]
+                self._port._extra.append(buf)
 
     @staticmethod
-    def _complain(segments: list[Segment]) -> NoReturn:
-        owners = {repr(segment.connection) for segment in segments}
-        raise BufferError(IN_USE.format(" or ".join(sorted(owners))))
+    def _let_go(segments: list[Segment] | None) -> None:
+        """Leave the memory of small payloads to those who still use it."""
+        if segments is not None:
+            for segment in segments:
+                with contextlib.suppress(BufferError):
+                    segment.view.release()
+            warn_in_use(segment.connection for segment in segments)
 
     # -- connections that this thread did not make --
 
@@ -631,6 +660,7 @@ class Ring(Port):
     def _give_back(self, count: int) -> None:
         """Queue again what the kernel refused with "try again"; drop what can never be sent."""
         again: dict[RingConnection, list[bytes]] = {}
+        self._found[1] = 0
         for i in range(count):
             slot = self._refused[i]
             connection = self._connections.get(slot.id)

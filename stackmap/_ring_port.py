@@ -100,6 +100,8 @@ class RingPort(Ring):
         # Buffers that are in no slot, and how many kept segments are out with one.
         self._extra: list[int] = []
         self._kept = 0
+        self._spare_buffers: int = sizes.spare_buffers
+        self._pairs = rings
         try:
             with contextlib.ExitStack() as undo:
                 undo.callback(lib.smr_close, self._shared)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ._attach_errors import attach_error
 from ._fast import Segment
-from ._port import Buffer, Connection, Event, HasFileno, Listener, Port, PortStats
+from ._port import Buffer, Connection, Event, HasFileno, Listener, Port, PortStats, warn_in_use
 from ._watch import Watches
 
 if TYPE_CHECKING:
@@ -39,9 +39,18 @@ _OUT = select.EPOLLOUT
 _ERR = select.EPOLLERR
 _HUP = select.EPOLLHUP
 _FAILED = _ERR | _HUP
+#: Nothing but failures, and each once: epoll goes on to say that both directions are shut down.
+_NEWS = select.EPOLLET
 _UNREGISTERED = -1
 _NO_EVENT = Event.NONE
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+def _has_failed(sock: socket.socket) -> bool:
+    """Whether an error waits for the next call on the socket, which this is not."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return any(ready & select.POLLERR for _fd, ready in poll.poll(0))
 
 
 class SocketConnection(Connection):
@@ -141,6 +150,11 @@ class SocketConnection(Connection):
 
     # -- readiness --
 
+    @property
+    def _reading(self) -> bool:
+        """What comes is wanted."""
+        return not (self._paused or self._read_done or self._closing)
+
     def _fail(self, code: int) -> None:
         """Remember that sending failed.
 
@@ -153,7 +167,7 @@ class SocketConnection(Connection):
         """Tell epoll what is wanted now, if that has changed."""
         if self._fd < 0:
             return
-        interest = 0 if self._paused or self._read_done or self._closing else _IN
+        interest = _IN if self._reading else 0
         if self._waiting:
             interest |= _OUT
         self._set_interest(interest)
@@ -233,7 +247,9 @@ class SocketPort(Port):
         try:
             sock.getpeername()
         except OSError as failure:
-            raise attach_error(failure.errno or errno.EIO) from failure
+            # Reset meanwhile, perhaps even before accept() returned it: its events will say so.
+            if not _has_failed(sock):
+                raise attach_error(failure.errno or errno.EIO) from failure
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = SocketConnection(self, sock)
@@ -269,12 +285,21 @@ class SocketPort(Port):
             timeout = 0.0
         elif timeout is None:
             timeout = -1
+        try:
+            self._receive(self._epoll.poll(timeout, MAX_READY), segments)
+        except BaseException:  # of a callback, or of a signal's handler
+            self._held = segments
+            raise
+        return segments
+
+    def _receive(self, events: list[tuple[int, int]], segments: list[Segment]) -> None:
+        """Handle what epoll reported."""
         connections = self._connections
         lent = self._lent
         buffers = self._buffers
         watched: list[int] | None = None
         received = 0
-        for fd, ready in self._epoll.poll(timeout, MAX_READY):
+        for fd, ready in events:
             connection = connections.get(fd)
             if connection is None:
                 if watched is None:
@@ -308,12 +333,7 @@ class SocketPort(Port):
             segments.extend(self._events)
             self._events.clear()
         if watched is not None:
-            try:
-                self._watches.run(watched)
-            except BaseException:
-                self._held = segments
-                raise
-        return segments
+            self._watches.run(watched)
 
     def watch(self, file: HasFileno | int, callback: Callable[[], object]) -> None:
         """Call ``callback`` whenever ``file`` is readable; see :meth:`Port.watch`."""
@@ -378,26 +398,29 @@ class SocketPort(Port):
         lent = self._lent
         buffers = self._buffers
         while lent:
-            segment = lent[-1]
+            segment = lent.pop()
+            data = buffers.pop()
             try:
                 segment.view.release()
-                # Referenced by the list and as the argument; anything more is a slice of the view.
-                in_use = sys.getrefcount(buffers[-1]) > 2
+                # Referenced by us and as the argument; anything more is a slice of the view.
+                in_use = sys.getrefcount(data) > 2
             except BufferError:
                 in_use = True
             if in_use:
-                raise BufferError(
-                    f"a view received from {segment.connection!r} is still in use; "
-                    "release its slices (or copy them) before the next exchange"
-                )
-            lent.pop()
-            buffers.pop()
+                warn_in_use([segment.connection])
 
     # -- what readiness other than "data is here" means --
 
     def _attend(self, connection: SocketConnection, ready: int, segments: list[Segment]) -> bool:
         """Handle writability and failure; True if the connection is to be read from as well."""
-        if connection._waiting and connection._flush():
+        if ready & _FAILED and not connection._interest & _IN:
+            failure = connection._failure
+            failure = failure or connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if failure:
+                self._end(connection, failure, segments)
+                return False
+        # After HUP nothing can be sent, and a try would take the error that recv() is to tell.
+        if connection._waiting and not ready & _HUP and connection._flush():
             if connection._fd < 0:
                 return False
             connection._update_interest()
@@ -405,27 +428,13 @@ class SocketPort(Port):
                 segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
         if not ready & _FAILED:
             return bool(ready & _IN)
-        if connection._closing:
-            # What is queued can never be sent.
+        if connection._interest & _IN:
+            return True  # what was received comes first
+        if ready & _HUP and (connection._read_done or connection._closing):
             connection._drop_queue()
-            connection._release()
-            return False
-        if ready & _ERR or connection._interest & _IN:
-            return not connection._read_done or self._fail_after_eof(connection, segments)
-        if connection._read_done:
             connection._release()  # both directions have ended
         else:
-            # So it is while reading is paused; without the next line, epoll would say without
-            # end that both directions are shut down.
-            connection._set_interest(_UNREGISTERED)
-        return False
-
-    def _fail_after_eof(self, connection: SocketConnection, segments: list[Segment]) -> bool:
-        failure = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if failure:
-            self._end(connection, failure, segments)
-        else:
-            connection._set_interest(_UNREGISTERED)
+            connection._set_interest(connection._interest & _OUT | _NEWS)
         return False
 
     def _report_failures(self) -> None:
@@ -434,7 +443,7 @@ class SocketPort(Port):
         for connection in failed:
             if connection._fd < 0:
                 continue
-            if not connection._read_done:
+            if connection._reading:
                 try:
                     data = connection._recv(READ_SIZE)
                 except BlockingIOError:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import collections
 import errno
-import gc
 import itertools
 import os
+import pickle
 import re
 import socket
 import struct
 import time
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -430,6 +430,74 @@ def test_closing_the_port_closes_what_was_just_accepted(
             accepted.write(b"too late")
 
 
+@pytest.mark.parametrize("early", [b"", b"said before"])
+def test_a_connection_that_is_reset_before_it_is_accepted(
+    port: Port, listening: Callable[[], Listening], early: bytes
+) -> None:
+    """A port scan does that: nobody else notices, whichever way connections are attached."""
+    by_hand, connect_by_hand = listening()
+    sock, connect = listening()
+    story: dict[Connection, list[tuple[bytes, Event, int]]] = {}
+    with by_hand, port.attach_listener(sock) as listener:
+        for connecting in (connect_by_hand, connect):
+            peer = connecting()
+            peer.sendall(early)
+            reset(peer)
+        time.sleep(0.1)
+        port.watch(by_hand, lambda: story.update({port.attach(by_hand.accept()[0]): []}))
+        port.watch(listener, lambda: story.update({listener.accept(): []}))
+        lively = [connect_by_hand(), connect()]
+        deadline = time.monotonic() + PATIENCE
+        for peer in lively:
+            peer.sendall(b"hello")
+        while sum(len(told) for told in story.values()) < 2 * (2 + bool(early)) + 2:
+            assert time.monotonic() < deadline, story
+            for segment in port.exchange(0.05):
+                told = (bytes(segment.view), segment.event, segment.errno)
+                story[segment.connection].append(told)
+        died = [(b"", Event.ERROR, errno.ECONNRESET), (b"", Event.CLOSED, 0)]
+        if early:
+            died.insert(0, (early, Event.NONE, 0))
+        lives = [(b"hello", Event.NONE, 0)]
+        assert sorted(story.values()) == sorted([died, died, lives, lives])
+        assert sum(connection.sock.fileno() < 0 for connection in story) == 2
+        for file in (by_hand, listener):
+            port.unwatch(file)
+        for peer in lively:
+            peer.close()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS])
+def test_a_callback_for_which_accept_fails_may_try_again(
+    link: Link, listening: Callable[[], Listening], code: int
+) -> None:
+    """What accept() raises ends the exchange, which loses nothing; its file is still readable."""
+    sock, connect = listening()
+    accepted: list[Connection] = []
+    failures = 3
+
+    def accept() -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError(code, os.strerror(code))
+        accepted.append(listener.accept())
+
+    with link.port.attach_listener(sock) as listener, connect():
+        link.port.watch(listener, accept)
+        link.peer.sendall(b"meanwhile")
+        raised = []
+        deadline = time.monotonic() + PATIENCE
+        while not (accepted and link.received() == b"meanwhile"):
+            assert time.monotonic() < deadline
+            try:
+                link.hear(0.05)
+            except OSError as failure:
+                raised.append(failure.errno)
+        assert raised == [code] * 3
+        link.port.unwatch(listener)
+
+
 # -- the end, in all its forms --
 
 
@@ -671,18 +739,45 @@ def test_a_view_dies_although_its_segment_was_taken_out_of_the_list(link: Link, 
             bytes(view)
 
 
-def test_a_slice_in_use_is_refused_until_it_is_gone(link: Link) -> None:
-    link.peer.sendall(b"look closely")
-    piece = one_segment(link).view[5:]
-    with pytest.raises(BufferError, match=str(link.connection.id)):
-        link.port.exchange()
-    with pytest.raises(BufferError):
-        link.port.exchange()
-    assert bytes(piece) == b"closely"
-    del piece
-    gc.collect()
-    link.peer.sendall(b"again")
-    link.until(lambda: link.received() == b"again")
+@pytest.mark.parametrize("size", [12, 3000])
+@pytest.mark.parametrize("part", [lambda view: view[5:], pickle.PickleBuffer])
+def test_what_is_kept_of_a_view_shows_the_same_bytes_and_stops_nobody(
+    make_link: Callable[[], Link], part: Callable[[memoryview], Any], size: int
+) -> None:
+    careless, other = make_link(), make_link()
+    port = careless.port
+    kept: list[Any] = []
+    expected: list[bytes] = []
+
+    def keep_parts(size: int) -> None:
+        received = 0
+        while received < size:
+            for segment in port.exchange(0.05):
+                received += len(segment.view)
+                kept.append(part(segment.view))
+                expected.append(bytes(kept[-1]))
+        port.exchange()
+
+    for number in range(3):
+        careless.peer.sendall(bytes([number]) * size)
+        with pytest.warns(ResourceWarning, match=rf"{careless.connection.id}\b.* still in use"):
+            keep_parts(size)
+    sent = 0
+    while sent < 6 << 20:  # more than all slots of a ring
+        for link in (careless, other):
+            link.peer.sendall(PATTERN[:65536])
+            deadline = time.monotonic() + PATIENCE
+            received = 0
+            while received < 65536:
+                assert time.monotonic() < deadline
+                for segment in port.exchange(0.05):
+                    assert segment.connection is link.connection
+                    assert bytes(segment.view) == PATTERN[received : received + len(segment.view)]
+                    received += len(segment.view)
+            sent += 65536
+    assert [bytes(piece) for piece in kept] == expected
+    kept.clear()
+    port.exchange()
 
 
 # -- a program's own mistakes: told at once, in the same words on every backend --
