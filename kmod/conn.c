@@ -62,9 +62,10 @@ struct sm_conn *sm_conn_of_locked(struct sock *sk)
 	return rcu_dereference_protected(__sk_user_data(sk), lockdep_sock_is_held(sk));
 }
 
-/* The same in a callback, which has the socket locked as well, but not in a way lockdep knows. */
+/* The same in a callback, where the socket is locked too, perhaps by its spinlock only. */
 static struct sm_conn *sm_conn_of_rcu(struct sock *sk)
 {
+	sock_owned_by_me(sk);
 	if (READ_ONCE(sk->sk_data_ready) != sm_data_ready)
 		return NULL;
 	return rcu_dereference_sk_user_data(sk);
@@ -258,14 +259,21 @@ void sm_conn_detach_locked(struct sm_conn *conn)
 {
 	struct sock *sk = conn->sk;
 
+	sock_owned_by_me(sk);
 	sm_tx_flush_rest(conn, true);
 
+	/* Another user in the kernel may have taken any of these since. */
 	write_lock_bh(&sk->sk_callback_lock);
-	WRITE_ONCE(sk->sk_data_ready, sm_tcp.data_ready);
-	sk->sk_write_space = sm_tcp.write_space;
-	sk->sk_state_change = sm_tcp.state_change;
-	sk->sk_error_report = sm_tcp.error_report;
-	rcu_assign_sk_user_data(sk, NULL);
+	if (sk->sk_data_ready == sm_data_ready)
+		WRITE_ONCE(sk->sk_data_ready, sm_tcp.data_ready);
+	if (sk->sk_write_space == sm_write_space)
+		sk->sk_write_space = sm_tcp.write_space;
+	if (sk->sk_state_change == sm_state_change)
+		sk->sk_state_change = sm_tcp.state_change;
+	if (sk->sk_error_report == sm_error_report)
+		sk->sk_error_report = sm_tcp.error_report;
+	if (rcu_access_pointer(__sk_user_data(sk)) == conn)
+		rcu_assign_sk_user_data(sk, NULL);
 	write_unlock_bh(&sk->sk_callback_lock);
 
 	conn->attached = false;
@@ -289,8 +297,10 @@ static void sm_conn_detach_sock(struct sm_conn *conn)
 /* Caller holds port->mutex. */
 int sm_conn_detach(struct sm_port *port, u32 id)
 {
-	struct sm_conn *conn = sm_conn_lookup(port, id);
+	struct sm_conn *conn;
 
+	lockdep_assert_held(&port->mutex);
+	conn = sm_conn_lookup(port, id);
 	if (!conn)
 		return -ENOENT;
 	sm_conn_detach_sock(conn);
@@ -330,6 +340,7 @@ void sm_conn_detach_all(struct sm_port *port)
 	unsigned long id;
 	u32 i;
 
+	lockdep_assert_held(&port->mutex);
 	xa_for_each(&port->conns, id, conn) {
 		sm_conn_detach_sock(conn);
 		sm_conn_forget(conn);
@@ -370,6 +381,7 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 	struct sock *sk = sock->sk;
 	int err;
 
+	sock_owned_by_me(sk);
 	if (sk->sk_state == TCP_LISTEN)
 		return -EINVAL;
 	if (!sm_conn_attachable(sk))
@@ -482,6 +494,7 @@ int sm_conn_take(struct sm_conn *conn, struct socket *sock, u32 ring)
 	struct sm_port *port = conn->port;
 	int err;
 
+	lockdep_assert_held(&port->mutex);
 	sock_hold(sock->sk);
 	conn->sk = sock->sk;
 	conn->pair = sm_pair_for(port, sock->sk, ring);
@@ -579,6 +592,20 @@ static bool sm_conn_end_of_input(struct sm_conn *conn)
 	return sm_conn_event(conn, SM_CONN_EOF_SENT, SM_SLOT_EOF, 0);
 }
 
+/* The connection cannot go on: reset it.  The application is told by its error and its end. */
+static void sm_conn_give_up(struct sm_conn *conn)
+{
+	struct sock *sk = conn->sk;
+
+	skb_queue_purge(&sk->sk_receive_queue);
+	if (sk->sk_state != TCP_CLOSE) {
+		sk->sk_disconnects++;	/* for calls that sleep on the socket */
+		tcp_disconnect(sk, 0);
+	}
+	if (!conn->err)
+		conn->err = ECONNRESET;
+}
+
 /*
  * Move data and events of one connection into the ring, in order; false if something is left
  * for lack of room.  Caller holds pair->mutex and the socket lock.
@@ -588,6 +615,8 @@ static bool sm_conn_service(struct sm_conn *conn)
 	struct sock *sk = conn->sk;
 	bool paused;
 
+	lockdep_assert_held(&conn->pair->mutex);
+	sock_owned_by_me(sk);
 	if (test_bit(SM_CONN_CLOSED_SENT, &conn->bits))
 		return true;		/* a late ACK still kicks it */
 	if (test_bit(SM_CONN_OPEN_DUE, &conn->bits)) {
@@ -606,6 +635,8 @@ static bool sm_conn_service(struct sm_conn *conn)
 	}
 	if (conn->attached) {
 		sm_rx_drain(conn);
+		if (unlikely(test_bit(SM_CONN_UNREADABLE, &conn->bits)))
+			sm_conn_give_up(conn);
 		sm_state_update(conn);
 		paused = test_bit(SM_CONN_PAUSED, &conn->bits);
 		if (!paused && !sm_conn_end_of_input(conn))
@@ -613,7 +644,7 @@ static bool sm_conn_service(struct sm_conn *conn)
 		if (conn->err &&
 		    !sm_conn_event(conn, SM_CONN_ERROR_SENT, SM_SLOT_ERROR, conn->err))
 			return false;
-		/* What a paused connection has left to receive waits, but for nothing if it failed. */
+		/* What a paused connection has still to receive is dropped only if it failed. */
 		if (sk->sk_state != TCP_CLOSE || (paused && !conn->err))
 			return true;
 	}
@@ -648,6 +679,7 @@ void sm_conn_service_pending(struct sm_pair *pair)
 	bool room = true;
 	LIST_HEAD(todo);
 
+	lockdep_assert_held(&pair->mutex);
 	if (list_empty_careful(&pair->pending))
 		return;
 	spin_lock_irq(&pair->pending_lock);

@@ -54,6 +54,7 @@ static int sm_listener_hook(struct sm_listener *listener, struct socket *sock)
 	struct sock *sk = sock->sk;
 	int err;
 
+	sock_owned_by_me(sk);
 	if (sk->sk_state != TCP_LISTEN)
 		return -EINVAL;
 	if (!sm_conn_is_tcps_own(sk))
@@ -76,6 +77,7 @@ int sm_listener_attach(struct sm_port *port, struct socket *sock, struct sm_atta
 	struct sock *sk = sock->sk;
 	int err;
 
+	lockdep_assert_held(&port->mutex);
 	listener = kzalloc(sizeof(*listener), GFP_KERNEL_ACCOUNT);
 	if (!listener)
 		return -ENOMEM;
@@ -117,6 +119,7 @@ int sm_listener_detach(struct sm_port *port, u32 id)
 {
 	struct sm_listener *listener;
 
+	lockdep_assert_held(&port->mutex);
 	rcu_read_lock();	/* its socket may be closed now, without port->mutex */
 	listener = xa_load(&port->listeners, id);
 	if (listener && !refcount_inc_not_zero(&listener->refs))

@@ -51,12 +51,14 @@ static void sm_pair_arm(struct sm_pair *pair)
 /* Has the application slots that it has not seen?  Caller holds pair->mutex. */
 static bool sm_pair_readable(const struct sm_pair *pair)
 {
+	lockdep_assert_held(&pair->mutex);
 	return READ_ONCE(pair->rx.ring->cur) != pair->rx.published;
 }
 
 /* Has the application transmit slots that it may fill?  Caller holds pair->mutex. */
 static bool sm_pair_writable(const struct sm_pair *pair)
 {
+	lockdep_assert_held(&pair->mutex);
 	return READ_ONCE(pair->tx.ring->cur) != sm_prev(pair->tx.done, pair->tx.n);
 }
 
@@ -78,6 +80,7 @@ static bool sm_pair_has_news(struct sm_pair *pair)
  */
 static void sm_pair_rearm(struct sm_pair *pair)
 {
+	lockdep_assert_held(&pair->mutex);
 	/* No barrier: who joins the queue meanwhile polls after that. */
 	if (!waitqueue_active(pair->wait))
 		return;
@@ -151,6 +154,7 @@ static int sm_pair_sync(struct sm_pair *pair, const struct sm_sync *req)
 {
 	int err = 0;
 
+	lockdep_assert_held(&pair->mutex);
 	WRITE_ONCE(pair->cpu, raw_smp_processor_id());	/* a hint, for sm_pair_for() */
 	if (req->flags & SM_SYNC_TX)
 		err = sm_tx_sync(pair);

@@ -39,6 +39,7 @@ static struct sm_rxslot *sm_rx_open(struct sm_pair *pair, u32 id)
 	struct sm_rxslot *slot = &rx->slot[rx->fill];
 	u32 next = sm_next(rx->fill, rx->n);
 
+	lockdep_assert_held(&rx->lock);
 	if (next == rx->head)
 		return NULL;
 	if (!slot->buf && !sm_rx_refill(pair, slot))
@@ -56,6 +57,7 @@ static struct sm_rxslot *sm_rx_last(struct sm_rxring *rx, u32 id)
 {
 	struct sm_rxslot *slot;
 
+	lockdep_assert_held(&rx->lock);
 	if (rx->fill == rx->published)
 		return NULL;
 	slot = &rx->slot[sm_prev(rx->fill, rx->n)];
@@ -98,8 +100,13 @@ static int sm_rx_actor(read_descriptor_t *desc, struct sk_buff *skb, unsigned in
 			break;
 		n = min_t(size_t, left, SM_BUF_SIZE - slot->len);
 		to = sm_pool_addr(&pair->port->pool, slot->buf) + slot->len;
-		if (skb_copy_bits(skb, offset, to, n))
+		if (unlikely(skb_copy_bits(skb, offset, to, n))) {
+			/* A device's memory, say: no slot; sm_conn_service() ends it. */
+			if (!slot->len)
+				WRITE_ONCE(rx->fill, sm_prev(rx->fill, rx->n));
+			set_bit(SM_CONN_UNREADABLE, &conn->bits);
 			break;
+		}
 		slot->len += n;
 		offset += n;
 		left -= n;
@@ -119,6 +126,7 @@ void sm_rx_forget_urgent(struct sock *sk)
 {
 	struct tcp_sock *tp = tcp_sk(sk);
 
+	sock_owned_by_me(sk);
 	if (unlikely(tp->urg_data))
 		WRITE_ONCE(tp->urg_data, 0);
 }
@@ -132,6 +140,7 @@ bool sm_rx_drain(struct sm_conn *conn)
 	read_descriptor_t desc = { .arg.data = conn, .count = 1 };
 	int n;
 
+	sock_owned_by_me(conn->sk);
 	if (test_bit(SM_CONN_PAUSED, &conn->bits))
 		return true;
 	if (test_bit(SM_CONN_OPEN_DUE, &conn->bits))
@@ -226,6 +235,7 @@ int sm_rx_take_back(struct sm_pair *pair)
 	u32 head = smp_load_acquire(&ring->head);
 	u32 cur = READ_ONCE(ring->cur);
 
+	lockdep_assert_held(&pair->mutex);
 	if (!sm_ring_sound(head, cur, rx->head, rx->published, rx->n)) {
 		WRITE_ONCE(ring->head, rx->head);
 		WRITE_ONCE(ring->cur, rx->head);
@@ -271,6 +281,7 @@ void sm_rx_publish(struct sm_pair *pair)
 {
 	u32 n, total = 0;
 
+	lockdep_assert_held(&pair->mutex);
 	sm_conn_service_pending(pair);
 	do {
 		n = sm_rx_publish_some(pair);

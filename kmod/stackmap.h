@@ -304,6 +304,7 @@ enum sm_conn_bit {
 	SM_CONN_EOF_SENT,	/* this event was put into the ring */
 	SM_CONN_ERROR_SENT,
 	SM_CONN_CLOSED_SENT,
+	SM_CONN_UNREADABLE,	/* TCP has payload that cannot be copied */
 };
 
 struct sm_conn {

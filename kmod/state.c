@@ -104,7 +104,11 @@ static __no_kcsan void sm_state_write(struct sm_conn *conn, struct sm_state *rec
 	WRITE_ONCE(rec->total_retrans, tp->total_retrans);
 }
 
-/* Bring the connection's record up to date.  Caller holds a reference, or RCU. */
+/*
+ * Bring the connection's record up to date.  Caller holds a reference; or the lock of the socket
+ * while it is attached, because then the port's table has one.  RCU is not enough: the records go
+ * with the port, which does not wait for a grace period.
+ */
 void sm_state_update(struct sm_conn *conn)
 {
 	struct sm_state *rec = &conn->port->states.record[conn->record];

@@ -177,6 +177,7 @@ static struct sm_batch *sm_batch_alloc(struct sm_conn *conn, u32 n, gfp_t gfp)
 /* May the connection's stream go on?  Caller holds the socket lock. */
 static bool sm_tx_open(const struct sock *sk)
 {
+	sock_owned_by_me(sk);
 	return ((1 << sk->sk_state) & (TCPF_ESTABLISHED | TCPF_CLOSE_WAIT) ||
 		tcp_passive_fastopen(sk)) && !(sk->sk_shutdown & SEND_SHUTDOWN);
 }
@@ -204,6 +205,7 @@ void sm_tx_no_probes(struct sock *sk)
 {
 	struct inet_connection_sock *icsk = inet_csk(sk);
 
+	sock_owned_by_me(sk);
 	icsk->icsk_mtup.search_high = 0;
 	icsk->icsk_mtup.probe_timestamp = tcp_jiffies32;	/* nor look again from now */
 }
@@ -245,6 +247,7 @@ static int sm_tx_send(struct sm_conn *conn, struct sm_batch *batch, struct bio_v
  */
 static void sm_tx_block(struct sm_conn *conn)
 {
+	sock_owned_by_me(conn->sk);
 	conn->refused_in = conn->pair->sync_seq;
 	conn->pair->tx.refused = true;
 	set_bit(SM_CONN_BLOCKED, &conn->bits);
@@ -295,6 +298,7 @@ void sm_tx_flush_rest(struct sm_conn *conn, bool closing)
 	struct bio_vec vec;
 	int sent;
 
+	sock_owned_by_me(sk);
 	if (!conn->rest_len)
 		return;
 	/* So small that it never fails in practice; what was accepted must not be lost. */
@@ -379,6 +383,7 @@ static void sm_group_add(struct sm_pair *pair, struct sm_group *g, u32 i,
 	struct sm_pool *pool = &pair->port->pool;
 	int idx;
 
+	lockdep_assert_held(&pair->mutex);
 	if (!sm_slot_sound(slot)) {
 		sm_slot_refuse(pair, i, EINVAL);
 		return;
@@ -428,6 +433,8 @@ static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 	bool block;
 	int sent;
 
+	lockdep_assert_held(&pair->mutex);
+	sock_owned_by_me(conn->sk);
 	if (!conn->attached || conn->shut) {
 		sm_group_refuse(pair, g, 0, conn->attached ? EPIPE : ENOENT);
 		return;
@@ -526,6 +533,7 @@ static u32 sm_tx_refuse(struct sm_pair *pair, u32 i)
 	struct sm_conn *conn;
 	struct sm_slot slot;
 
+	lockdep_assert_held(&pair->mutex);
 	sm_slot_read(tx->ring, i, &slot);
 	conn = sm_tx_conn(pair, &slot);
 	if (conn) {
@@ -635,6 +643,7 @@ int sm_tx_sync(struct sm_pair *pair)
 	u32 tail = sm_prev(tx->done, tx->n);
 	u32 next;
 
+	lockdep_assert_held(&pair->mutex);
 	if (!sm_ring_sound(head, cur, tx->head, tail, tx->n)) {
 		WRITE_ONCE(ring->head, tx->head);
 		WRITE_ONCE(ring->cur, tx->head);
