@@ -147,6 +147,7 @@ static void sm_data_ready(struct sock *sk)
 	conn = sm_conn_of_rcu(sk);
 	if (conn) {
 		sm_rx_forget_urgent(sk);
+		sm_pair_note_napi(conn->pair, sk);
 		if (sock_owned_by_user_nocheck(sk) || !sm_rx_drain(conn))
 			sm_conn_kick(conn);
 		sm_state_update(conn);
@@ -504,11 +505,13 @@ int sm_conn_take(struct sm_conn *conn, struct socket *sock, u32 ring)
 	lock_sock(sock->sk);
 	err = sm_conn_hook(conn, sock);
 	release_sock(sock->sk);
-	if (err)
+	if (err) {
 		sm_conn_forget(conn);
-	else
-		sm_conn_kick(conn);	/* in case there are already bytes queued, or a FIN */
-	return err;
+		return err;
+	}
+	sm_pair_note_napi(conn->pair, sock->sk);
+	sm_conn_kick(conn);	/* in case there are already bytes queued, or a FIN */
+	return 0;
 }
 
 /* Caller holds port->mutex. */

@@ -16,7 +16,6 @@
 
 #include "stackmap.h"
 
-#define SM_POLL_BUDGET	64	/* packets of one NAPI poll */
 #define SM_MAX_SPIN_US	1000
 
 /* Wake the application if it sleeps.  Any context. */
@@ -89,20 +88,87 @@ static void sm_pair_rearm(struct sm_pair *pair)
 		sm_pair_wake(pair);
 }
 
+/*
+ * Remember the NAPI context that the socket receives from, so that the pair's syncs poll it.  The
+ * oldest one gives way.  Any context; two at a time may at worst note one twice.
+ */
+void sm_pair_note_napi(struct sm_pair *pair, const struct sock *sk)
+{
+#ifdef CONFIG_NET_RX_BUSY_POLL
+	unsigned int id = READ_ONCE(sk->sk_napi_id);
+	u32 i;
+
+	if (id < MIN_NAPI_ID || id == READ_ONCE(pair->napi[0]))
+		return;
+	for (i = 1; i < SM_PAIR_NAPIS; i++)
+		if (READ_ONCE(pair->napi[i]) == id)
+			return;
+	for (i = SM_PAIR_NAPIS - 1; i; i--)
+		WRITE_ONCE(pair->napi[i], READ_ONCE(pair->napi[i - 1]));
+	WRITE_ONCE(pair->napi[0], id);
+#endif
+}
+
 struct sm_spin {
 	struct sm_pair *pair;
 	u64 until;		/* local_clock() */
 	u32 rounds;		/* the clock may stand still where nothing else runs */
+	bool alone;		/* stay with this NAPI context, there is no other */
+	bool found;		/* it exists */
 };
 
+static bool sm_spin_over(struct sm_spin *spin)
+{
+	return sm_rx_ready(spin->pair) || !spin->rounds-- || local_clock() >= spin->until;
+}
+
+/* Called after each poll of a NAPI context, or when another CPU has it. */
 static bool sm_spin_end(void *arg, unsigned long start)
 {
 	struct sm_spin *spin = arg;
 
-	return sm_rx_ready(spin->pair) || !spin->rounds-- || local_clock() >= spin->until;
+	spin->found = true;
+	return !spin->alone || sm_spin_over(spin);
 }
 
-/* Poll the NIC in our own context: TCP input fills the ring on the way. */
+/* How many NAPI contexts the pair's connections receive from. */
+static u32 sm_pair_napis(const struct sm_pair *pair)
+{
+	u32 i, n = 0;
+
+	for (i = 0; i < SM_PAIR_NAPIS; i++)
+		n += READ_ONCE(pair->napi[i]) != 0;
+	return n;
+}
+
+/* Poll each of the pair's NAPI contexts once, or until something came.  Caller holds pair->mutex. */
+static void sm_pair_poll_napis(struct sm_pair *pair, struct sm_spin *spin)
+{
+	u32 i, k;
+
+	for (k = 0; k < SM_PAIR_NAPIS; k++) {
+		unsigned int id;
+
+		i = (pair->napi_turn + k) % SM_PAIR_NAPIS;
+		id = READ_ONCE(pair->napi[i]);
+		if (!id)
+			continue;
+		spin->found = false;
+		napi_busy_loop(id, sm_spin_end, spin, false, pair->port->poll_budget);
+		if (!spin->found)
+			cmpxchg(&pair->napi[i], id, 0);	/* gone with its NIC, or with its going down */
+		if (sm_rx_ready(pair)) {
+			pair->napi_turn = i + 1;	/* the others come first next time */
+			return;
+		}
+	}
+}
+
+/*
+ * Poll the NIC in our own context: TCP input fills the ring on the way.  With one NAPI context, which
+ * is the rule where each pair has a queue of the NIC, it is kept until the budget is over; several
+ * take turns.  Caller holds pair->mutex.
+ */
 static void sm_pair_busy_poll(struct sm_pair *pair, u32 spin_us)
 {
 	struct sm_spin spin = {
@@ -110,10 +176,16 @@ static void sm_pair_busy_poll(struct sm_pair *pair, u32 spin_us)
 		.until = local_clock() + (u64)spin_us * NSEC_PER_USEC,
 		.rounds = spin_us * 10,
 	};
-	unsigned int napi_id = READ_ONCE(pair->port->nic->napi_id);
+	u32 n = sm_pair_napis(pair);
 
-	if (napi_id)
-		napi_busy_loop(napi_id, sm_spin_end, &spin, false, SM_POLL_BUDGET);
+	lockdep_assert_held(&pair->mutex);
+	spin.alone = n == 1;
+	if (!n)
+		return;
+	do {
+		sm_pair_poll_napis(pair, &spin);
+		cond_resched();
+	} while (!spin.alone && !sm_spin_over(&spin));
 }
 
 /*

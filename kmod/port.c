@@ -15,11 +15,13 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
+#include <net/busy_poll.h>
 #include <net/net_namespace.h>
 
 #include "stackmap.h"
 
-#define SM_MAX_OPTIONS	16
+#define SM_MAX_OPTIONS		16
+#define SM_ADMIN_POLL_BUDGET	64
 
 struct workqueue_struct *sm_wq;
 struct workqueue_struct *sm_free_wq;
@@ -301,6 +303,8 @@ static int sm_port_prepare(struct sm_port *port, const char *name, struct sm_req
 	strscpy(port->name, name, sizeof(port->name));
 	port->net_cookie = net->net_cookie;
 	port->uid = current_uid();
+	/* As SO_BUSY_POLL_BUDGET: more than the default is the administrator's. */
+	port->poll_budget = capable(CAP_NET_ADMIN) ? SM_ADMIN_POLL_BUDGET : BUSY_POLL_BUDGET;
 	err = sm_port_number(port);
 	if (err) {
 		limits->limit = err == -ENOSPC ? SM_LIMIT_PORTS : SM_LIMIT_MEMORY;

@@ -16,7 +16,6 @@
 #include <linux/netdevice.h>
 #include <linux/rtnetlink.h>
 #include <linux/slab.h>
-#include <net/busy_poll.h>
 #include <net/netlink.h>
 #include <net/pkt_sched.h>
 
@@ -98,22 +97,6 @@ static void sm_qdisc_timeout(struct timer_list *timer)
 	if (sch)
 		sm_qdisc_drain(sch);
 	rcu_read_unlock();
-}
-
-static unsigned int sm_first_napi_id(struct net_device *dev)
-{
-	struct napi_struct *napi;
-	unsigned int id = 0;
-
-	rcu_read_lock();	/* drivers may change the list without RTNL */
-	list_for_each_entry_rcu(napi, &dev->napi_list, dev_list) {
-		id = READ_ONCE(napi->napi_id);
-		if (id >= MIN_NAPI_ID)
-			break;
-		id = 0;
-	}
-	rcu_read_unlock();
-	return id;
 }
 
 static const struct nla_policy sm_qdisc_policy[SM_TCA_MAX + 1] = {
@@ -235,10 +218,7 @@ static struct Qdisc_ops sm_qdisc_ops __read_mostly = {
 	.owner		= THIS_MODULE,
 };
 
-/*
- * The bound NIC of that name, with a reference; NULL if it is not there or not bound.
- * Drivers may make their NAPI contexts anew when they come up, so it is looked up here.
- */
+/* The bound NIC of that name, with a reference; NULL if it is not there or not bound. */
 struct sm_nic *sm_nic_get(struct net *net, const char *name)
 {
 	struct sm_nic *nic = NULL;
@@ -252,7 +232,6 @@ struct sm_nic *sm_nic_get(struct net *net, const char *name)
 		if (sch && sch->ops == &sm_qdisc_ops) {
 			nic = ((struct sm_qdisc *)qdisc_priv(sch))->nic;
 			kref_get(&nic->kref);
-			WRITE_ONCE(nic->napi_id, sm_first_napi_id(dev));
 		}
 	}
 	rtnl_unlock();

@@ -57,6 +57,7 @@
 #define SM_DEFAULT_CONNS	16384
 #define SM_SPARES_PER_TX_SLOT	4
 #define SM_BATCH_MAX		64	/* buffers in one send */
+#define SM_PAIR_NAPIS		8	/* NAPI contexts that one pair polls */
 
 /* What an application asks for is charged to its memory cgroup; too much is refused, not fatal. */
 #define SM_GFP			(GFP_KERNEL_ACCOUNT | __GFP_NORETRY | __GFP_NOWARN)
@@ -108,7 +109,6 @@ struct sm_nic {
 	spinlock_t hold_lock;		/* guards both below */
 	u32 held;			/* syncs that hold packets back now */
 	u32 hold_epoch;			/* how often all holds were ended at once */
-	unsigned int napi_id;		/* 0: the NIC cannot be busy polled */
 	kuid_t uid;			/* who else may open ports; guarded by RTNL, as is gid */
 	kgid_t gid;
 };
@@ -192,6 +192,8 @@ struct sm_pair {
 	struct sm_rxring rx;
 	u32 sync_seq;			/* numbers transmit syncs, for conn->refused_in */
 	int cpu;			/* where the application synced last */
+	unsigned int napi[SM_PAIR_NAPIS]; /* where its connections receive from; 0: none (hints) */
+	u32 napi_turn;			/* the one to poll first */
 
 	spinlock_t pending_lock;	/* guards both lists and, with them, SM_CONN_PENDING */
 	struct list_head pending;	/* connections that need user context */
@@ -210,6 +212,7 @@ void sm_pair_destroy(struct sm_pair *pair);
 void sm_pair_close(struct sm_pair *pair);
 void sm_pair_wake(struct sm_pair *pair);
 void sm_pair_unblock(struct sm_pair *pair);
+void sm_pair_note_napi(struct sm_pair *pair, const struct sock *sk);
 long sm_pair_ioctl(struct sm_pair *pair, unsigned int cmd, void __user *arg);
 __poll_t sm_pair_poll(struct sm_pair *pair, struct poll_table_struct *wait);
 int sm_pair_open(struct sm_pair *pair);
@@ -230,6 +233,7 @@ struct sm_port {
 
 	struct sm_nic *nic;
 	u64 net_cookie;			/* the namespace the port belongs to */
+	u16 poll_budget;		/* packets of one NAPI poll */
 	kuid_t uid;			/* who registered it, */
 	struct pid *pid;		/* and from which process; for people */
 	char name[4 + IFNAMSIZ];	/* "tcp:" and the NIC's */
