@@ -72,16 +72,15 @@ static struct sm_conn *sm_conn_of_rcu(struct sock *sk)
 }
 
 /*
- * The same where the socket may not be locked, with a reference.  Attaching sets sk_user_data
- * before the callbacks, and who sets it after detaching has taken sk_callback_lock since, under
- * which we gave the callbacks back.  So what is the same before and after a look at the callback
- * is ours.
+ * The same where the socket may not be locked.  Attaching sets sk_user_data before the callbacks,
+ * and who sets it after detaching has taken sk_callback_lock since, under which we gave the
+ * callbacks back.  So what is the same before and after a look at the callback is ours.  Caller is
+ * an RCU reader: until it is done, neither the connection nor its port is freed.
  */
 static struct sm_conn *sm_conn_of_unlocked(struct sock *sk)
 {
 	struct sm_conn *conn;
 
-	rcu_read_lock();
 	conn = rcu_dereference_sk_user_data(sk);
 	smp_rmb();	/* pairs with sm_conn_hook(), or the next owner's sk_callback_lock */
 	if (!conn || READ_ONCE(sk->sk_data_ready) != sm_data_ready)
@@ -89,9 +88,6 @@ static struct sm_conn *sm_conn_of_unlocked(struct sock *sk)
 	smp_rmb();	/* as above */
 	if (conn && rcu_dereference_sk_user_data(sk) != conn)
 		conn = NULL;
-	if (conn && !refcount_inc_not_zero(&conn->refs))
-		conn = NULL;
-	rcu_read_unlock();
 	return conn;
 }
 
@@ -204,9 +200,14 @@ static void sm_state_change(struct sock *sk)
 /* Timestamps of sent packets are reported too, from where the socket is not locked. */
 static void sm_error_report(struct sock *sk)
 {
-	struct sm_conn *conn = sm_conn_of_unlocked(sk);
 	int err = READ_ONCE(sk->sk_err);
+	struct sm_conn *conn;
 
+	rcu_read_lock();
+	conn = sm_conn_of_unlocked(sk);
+	if (conn && !refcount_inc_not_zero(&conn->refs))
+		conn = NULL;
+	rcu_read_unlock();
 	if (!conn) {
 		sm_tcp.error_report(sk);	/* detached just now */
 		return;
@@ -221,20 +222,22 @@ static void sm_error_report(struct sock *sk)
 }
 
 /*
- * A packet goes out.  Who owns the socket in user context looks at its state afterwards; otherwise
- * it is softirq's, or nobody's if another device has held the packet up.
+ * A packet goes out.  Returns the pair that the packet's connection is attached to, or NULL.  Who
+ * owns the socket in user context looks at its state afterwards; otherwise it is softirq's, or
+ * nobody's if another device has held the packet up.  Caller is an RCU reader.
  */
-void sm_conn_sent(const struct sk_buff *skb)
+const struct sm_pair *sm_conn_sent(const struct sk_buff *skb)
 {
 	struct sm_conn *conn;
 
-	if (!skb->sk || !sk_fullsock(skb->sk) || sock_owned_by_user_nocheck(skb->sk))
-		return;
+	if (!skb->sk || !sk_fullsock(skb->sk))
+		return NULL;
 	conn = sm_conn_of_unlocked(skb->sk);
-	if (conn) {
+	if (!conn)
+		return NULL;
+	if (!sock_owned_by_user_nocheck(skb->sk))
 		sm_state_update(conn);
-		sm_conn_put(conn);
-	}
+	return conn->pair;
 }
 
 static void sm_flush_work(struct work_struct *work)

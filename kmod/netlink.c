@@ -10,7 +10,6 @@
 #include <linux/rcupdate.h>
 #include <net/genetlink.h>
 #include <net/inet_sock.h>
-#include <net/sch_generic.h>
 
 #include "stackmap.h"
 #include "uapi/stackmap_netlink.h"
@@ -75,17 +74,17 @@ static int sm_nl_put_counters(struct sk_buff *skb, int type, const struct sm_pai
 	return 0;
 }
 
-static int sm_nl_put_ifindex(struct sk_buff *skb, const struct sm_nic *nic)
+/* The port's name follows that of its NIC. */
+static int sm_nl_put_nic(struct sk_buff *skb, struct sm_nic *nic)
 {
-	struct Qdisc *sch;
-	int ifindex = 0;
+	char name[4 + IFNAMSIZ] = "tcp:";
+	int ifindex;
 
-	rcu_read_lock();
-	sch = rcu_dereference(nic->sch);
-	if (sch)
-		ifindex = qdisc_dev(sch)->ifindex;
-	rcu_read_unlock();
-	return ifindex ? nla_put_u32(skb, SM_A_PORT_IFINDEX, ifindex) : 0;
+	sm_nic_name(nic, name + 4, &ifindex);
+	if (nla_put_string(skb, SM_A_PORT_NAME, name) ||
+	    (ifindex && nla_put_u32(skb, SM_A_PORT_IFINDEX, ifindex)))
+		return -EMSGSIZE;
+	return 0;
 }
 
 static int sm_nl_put_port(struct sk_buff *skb, struct sm_port *port, struct user_namespace *user_ns)
@@ -93,8 +92,7 @@ static int sm_nl_put_port(struct sk_buff *skb, struct sm_port *port, struct user
 	const struct sm_pool *pool = &port->pool;
 
 	if (nla_put_u32(skb, SM_A_PORT_MEM_ID, port->mem_id) ||
-	    nla_put_string(skb, SM_A_PORT_NAME, port->name) ||
-	    sm_nl_put_ifindex(skb, port->nic) ||
+	    sm_nl_put_nic(skb, port->nic) ||
 	    nla_put_u32(skb, SM_A_PORT_PID, pid_vnr(port->pid)) ||
 	    nla_put_u32(skb, SM_A_PORT_UID, from_kuid_munged(user_ns, port->uid)) ||
 	    nla_put_u32(skb, SM_A_PORT_RINGS, port->npairs) ||

@@ -43,10 +43,10 @@ static void sm_port_unalloc(struct sm_port *port)
 	port->rings = NULL;
 }
 
-/* The last connection and the last batch in flight are gone. */
+/* The last connection, the last batch in flight and the last RCU reader of either are gone. */
 static void sm_port_free_work(struct work_struct *work)
 {
-	struct sm_port *port = container_of(work, struct sm_port, free_work);
+	struct sm_port *port = container_of(to_rcu_work(work), struct sm_port, free_work);
 
 	sm_port_unalloc(port);
 	put_pid(port->pid);
@@ -63,7 +63,7 @@ static void sm_port_release_kref(struct kref *kref)
 {
 	struct sm_port *port = container_of(kref, struct sm_port, kref);
 
-	queue_work(sm_free_wq, &port->free_work);	/* we may be in softirq */
+	queue_rcu_work(sm_free_wq, &port->free_work);	/* we may be in softirq */
 }
 
 void sm_port_put(struct sm_port *port)
@@ -79,7 +79,7 @@ static int sm_port_open(struct inode *inode, struct file *file)
 		return -ENOMEM;
 	kref_init(&port->kref);
 	mutex_init(&port->mutex);
-	INIT_WORK(&port->free_work, sm_port_free_work);
+	INIT_RCU_WORK(&port->free_work, sm_port_free_work);
 	init_waitqueue_head(&port->wait);
 	xa_init_flags(&port->conns, XA_FLAGS_ALLOC1 | XA_FLAGS_ACCOUNT);
 	xa_init_flags(&port->listeners, XA_FLAGS_ACCOUNT);
@@ -300,7 +300,6 @@ static int sm_port_prepare(struct sm_port *port, const char *name, struct sm_req
 	}
 	strscpy(((struct sm_if *)port->rings)->ni_name, name,
 		sizeof_field(struct sm_if, ni_name));
-	strscpy(port->name, name, sizeof(port->name));
 	port->net_cookie = net->net_cookie;
 	port->uid = current_uid();
 	/* As SO_BUSY_POLL_BUDGET: more than the default is the administrator's. */

@@ -2,14 +2,18 @@
 /*
  * The queueing discipline "stackmap".  Being a NIC's root qdisc is what makes the NIC bound.
  *
- * It is a FIFO that holds packets back while a port's transmit sync is under way, and lets them
- * go together at its end.  The qdisc core then dequeues several at a time and the driver sees
- * xmit_more, so that one doorbell serves many packets: on a virtual NIC that is the dearest step.
+ * The root sends nothing itself: as mq does, it gives each transmit queue of the NIC a FIFO, which
+ * holds the packets of a pair's connections back while the pair's transmit sync is under way, and
+ * lets them go together at its end.  The qdisc core then dequeues several at a time and the driver
+ * sees xmit_more, so that one doorbell serves many packets: on a virtual NIC that is the most
+ * expensive step.
  *
- * A NIC has other users too, so nobody can hold it for long: the end of any sync lets go what there
- * is, whoever else holds, and so does a full queue, and a timer after one jiffy.  The timer ends
- * all holds: a sync may sleep for as long as its socket is locked, or be preempted, and must not
- * delay packet after packet.
+ * No packet of another user of the NIC is held.  Any packet that is not to be held makes its FIFO
+ * drain, together with what is held in it: packets never overtake each other, and the doorbell has
+ * to be rung for that packet anyway.  The end of any sync on the NIC drains the FIFOs as well, and
+ * so does a full queue, and a timer after one jiffy.  The timer ends all holds: a sync may sleep
+ * for as long as its socket is locked, or be preempted, and must not delay its own connections
+ * packet after packet.
  */
 #include <linux/capability.h>
 #include <linux/cred.h>
@@ -23,52 +27,69 @@
 
 #define SM_HOLD_MAX	256	/* packets held at most */
 
-struct sm_qdisc {
-	struct sm_nic *nic;
-	bool draining;			/* held enough: let go all there are */
+/* -- a transmit queue ----------------------------------------------------------------------- */
+
+struct sm_fifo {
+	struct sm_nic *nic;		/* NULL until the root has made all FIFOs */
+	bool draining;			/* let go all there are */
 	struct timer_list timer;	/* the hold has lasted long enough */
 };
 
-static struct Qdisc_ops sm_qdisc_ops;
-
-static int sm_qdisc_enqueue(struct sk_buff *skb, struct Qdisc *sch, struct sk_buff **to_free)
+/* Is a sync of the pair holding the NIC's packets back?  Caller is an RCU reader. */
+static bool sm_pair_holds(const struct sm_pair *pair, const struct sm_nic *nic)
 {
-	sm_conn_sent(skb);
-	if (unlikely(sch->q.qlen >= READ_ONCE(sch->limit)))
-		return qdisc_drop(skb, sch, to_free);
-	return qdisc_enqueue_tail(skb, sch);
+	return READ_ONCE(pair->tx.holding) && pair->port->nic == nic &&
+	       READ_ONCE(pair->tx.hold_epoch) == atomic_read(&nic->hold_epoch);
 }
 
-/* Called under the root lock, as enqueue is. */
-static struct sk_buff *sm_qdisc_dequeue(struct Qdisc *sch)
+/* Called under the root lock, as dequeue is. */
+static int sm_fifo_enqueue(struct sk_buff *skb, struct Qdisc *sch, struct sk_buff **to_free)
 {
-	struct sm_qdisc *q = qdisc_priv(sch);
+	struct sm_fifo *q = qdisc_priv(sch);
+	const struct sm_pair *pair;
+	bool held = false;
+
+	rcu_read_lock();
+	pair = sm_conn_sent(skb);
+	if (unlikely(sch->q.qlen >= READ_ONCE(sch->limit))) {
+		rcu_read_unlock();
+		return qdisc_drop(skb, sch, to_free);
+	}
+	qdisc_enqueue_tail(skb, sch);
+	if (pair && sm_pair_holds(pair, q->nic) && sch->q.qlen < SM_HOLD_MAX) {
+		/*
+		 * Pairs with the barrier in sm_nic_release(): either we see that the hold is over,
+		 * or the releaser sees this packet's qlen.
+		 */
+		smp_mb();
+		held = sm_pair_holds(pair, q->nic);
+	}
+	rcu_read_unlock();
+	if (!held)
+		WRITE_ONCE(q->draining, true);
+	return NET_XMIT_SUCCESS;
+}
+
+static struct sk_buff *sm_fifo_dequeue(struct Qdisc *sch)
+{
+	struct sm_fifo *q = qdisc_priv(sch);
 
 	if (!sch->q.qlen) {
 		WRITE_ONCE(q->draining, false);
 		return NULL;
 	}
-	if (sch->q.qlen >= SM_HOLD_MAX)
-		WRITE_ONCE(q->draining, true);
-	if (!READ_ONCE(q->draining) && READ_ONCE(q->nic->held)) {
-		/*
-		 * Pairs with the barrier in sm_nic_release(): either we see that a hold is over,
-		 * or the releaser sees this packet's qlen.
-		 */
-		smp_mb();
-		if (!READ_ONCE(q->draining) && READ_ONCE(q->nic->held)) {
-			if (!timer_pending(&q->timer))
-				mod_timer(&q->timer, jiffies + 1);
-			return NULL;
-		}
+	if (!READ_ONCE(q->draining)) {
+		if (!timer_pending(&q->timer))
+			mod_timer(&q->timer, jiffies + 1);
+		return NULL;
 	}
 	return qdisc_dequeue_head(sch);
 }
 
-/* Let go all packets that there are, in the context of who asks. */
-static void sm_qdisc_drain(struct Qdisc *sch)
+/* Let go all packets that there are, in the context of the caller, which is an RCU reader. */
+static void sm_fifo_drain(struct Qdisc *sch)
 {
-	struct sm_qdisc *q = qdisc_priv(sch);
+	struct sm_fifo *q = qdisc_priv(sch);
 
 	if (!READ_ONCE(sch->q.qlen))
 		return;
@@ -81,25 +102,102 @@ static void sm_qdisc_drain(struct Qdisc *sch)
 		__netif_schedule(sch);
 }
 
-static void sm_qdisc_timeout(struct timer_list *timer)
+static void sm_fifo_timeout(struct timer_list *timer)
 {
-	struct sm_qdisc *q = from_timer(q, timer, timer);
-	struct sm_nic *nic = q->nic;
-	struct Qdisc *sch;
+	struct sm_fifo *q = from_timer(q, timer, timer);
 
-	spin_lock(&nic->hold_lock);
-	WRITE_ONCE(nic->held, 0);
-	nic->hold_epoch++;
-	spin_unlock(&nic->hold_lock);
-
+	atomic_inc(&q->nic->hold_epoch);
 	rcu_read_lock();
-	sch = rcu_dereference(nic->sch);
-	if (sch)
-		sm_qdisc_drain(sch);
+	sm_fifo_drain(qdisc_from_priv(q));
 	rcu_read_unlock();
 }
 
-static const struct nla_policy sm_qdisc_policy[SM_TCA_MAX + 1] = {
+static int sm_fifo_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_ext_ack *extack)
+{
+	struct sm_fifo *q = qdisc_priv(sch);
+
+	timer_setup(&q->timer, sm_fifo_timeout, 0);
+	sch->limit = max_t(u32, qdisc_dev(sch)->tx_queue_len, SM_HOLD_MAX);
+	return 0;
+}
+
+static void sm_fifo_destroy(struct Qdisc *sch)
+{
+	struct sm_fifo *q = qdisc_priv(sch);
+
+	del_timer_sync(&q->timer);
+	if (q->nic)
+		sm_nic_put(q->nic);
+}
+
+static const struct Qdisc_ops sm_fifo_ops = {
+	.id		= "stackmap_queue",
+	.priv_size	= sizeof(struct sm_fifo),
+	.enqueue	= sm_fifo_enqueue,
+	.dequeue	= sm_fifo_dequeue,
+	.peek		= qdisc_peek_dequeued,
+	.init		= sm_fifo_init,
+	.reset		= qdisc_reset_queue,
+	.destroy	= sm_fifo_destroy,
+	.owner		= THIS_MODULE,
+};
+
+/* -- the binding ---------------------------------------------------------------------------- */
+
+struct sm_root {
+	struct sm_nic *nic;
+	struct Qdisc **fifo;	/* made, but not attached yet */
+	kuid_t uid;		/* who else may open ports; guarded by RTNL, as is gid */
+	kgid_t gid;
+};
+
+static struct Qdisc_ops sm_root_ops;
+
+static LIST_HEAD(sm_nics);		/* all that are bound, or that a port was opened on */
+static DEFINE_MUTEX(sm_nics_lock);	/* guards sm_nics */
+
+/*
+ * The record of this NIC, with a reference; NULL if there is no memory.  Ports may have it from an
+ * earlier binding: a NIC that comes back with its index to its namespace is theirs again.
+ */
+static struct sm_nic *sm_nic_of(const struct net_device *dev)
+{
+	u64 cookie = dev_net(dev)->net_cookie;
+	struct sm_nic *nic;
+
+	mutex_lock(&sm_nics_lock);
+	list_for_each_entry(nic, &sm_nics, list)
+		if (nic->ifindex == dev->ifindex && nic->net_cookie == cookie) {
+			kref_get(&nic->kref);	/* not 0: the last one goes under the lock */
+			goto out;
+		}
+	nic = kzalloc(sizeof(*nic), GFP_KERNEL);
+	if (nic) {
+		kref_init(&nic->kref);
+		nic->ifindex = dev->ifindex;
+		nic->net_cookie = cookie;
+		list_add(&nic->list, &sm_nics);
+	}
+out:
+	mutex_unlock(&sm_nics_lock);
+	return nic;
+}
+
+static void sm_nic_free(struct kref *kref)
+{
+	struct sm_nic *nic = container_of(kref, struct sm_nic, kref);
+
+	list_del(&nic->list);
+	mutex_unlock(&sm_nics_lock);
+	kfree(nic);
+}
+
+void sm_nic_put(struct sm_nic *nic)
+{
+	kref_put_mutex(&nic->kref, sm_nic_free, &sm_nics_lock);
+}
+
+static const struct nla_policy sm_root_policy[SM_TCA_MAX + 1] = {
 	[SM_TCA_UID]	= { .type = NLA_U32 },
 	[SM_TCA_GID]	= { .type = NLA_U32 },
 };
@@ -108,15 +206,16 @@ static const struct nla_policy sm_qdisc_policy[SM_TCA_MAX + 1] = {
  * Who else may open ports on the NIC: those whom @opt names, nobody if it names none.  rtnetlink
  * works in the context of who asked, so their user namespace is the one to translate from.
  */
-static int sm_qdisc_change(struct Qdisc *sch, struct nlattr *opt, struct netlink_ext_ack *extack)
+static int sm_root_change(struct Qdisc *sch, struct nlattr *opt, struct netlink_ext_ack *extack)
 {
-	struct sm_nic *nic = ((struct sm_qdisc *)qdisc_priv(sch))->nic;
+	struct sm_root *root = qdisc_priv(sch);
 	struct nlattr *tb[SM_TCA_MAX + 1];
 	kuid_t uid = INVALID_UID;
 	kgid_t gid = INVALID_GID;
 	int err;
 
-	err = nla_parse_nested(tb, SM_TCA_MAX, opt, sm_qdisc_policy, extack);
+	ASSERT_RTNL();
+	err = nla_parse_nested(tb, SM_TCA_MAX, opt, sm_root_policy, extack);
 	if (err)
 		return err;
 	if (tb[SM_TCA_UID]) {
@@ -135,86 +234,144 @@ static int sm_qdisc_change(struct Qdisc *sch, struct nlattr *opt, struct netlink
 			return -EINVAL;
 		}
 	}
-	nic->uid = uid;
-	nic->gid = gid;
+	root->uid = uid;
+	root->gid = gid;
 	return 0;
 }
 
-static int sm_qdisc_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_ext_ack *extack)
+static int sm_root_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_ext_ack *extack)
 {
-	struct sm_qdisc *q = qdisc_priv(sch);
-	struct sm_nic *nic;
+	struct net_device *dev = qdisc_dev(sch);
+	struct sm_root *root = qdisc_priv(sch);
+	struct Qdisc *fifo;
+	unsigned int i;
 	int err;
 
 	if (sch->parent != TC_H_ROOT) {
 		NL_SET_ERR_MSG(extack, "stackmap must be the root qdisc");
 		return -EOPNOTSUPP;
 	}
-	nic = kzalloc(sizeof(*nic), GFP_KERNEL);
-	if (!nic)
-		return -ENOMEM;
-	kref_init(&nic->kref);
-	spin_lock_init(&nic->hold_lock);
-	RCU_INIT_POINTER(nic->sch, sch);
-	nic->uid = INVALID_UID;
-	nic->gid = INVALID_GID;
-	timer_setup(&q->timer, sm_qdisc_timeout, 0);
-	q->nic = nic;			/* destroy follows, where we fail after this too */
-	err = opt ? sm_qdisc_change(sch, opt, extack) : 0;
+	root->uid = INVALID_UID;
+	root->gid = INVALID_GID;
+	err = opt ? sm_root_change(sch, opt, extack) : 0;
 	if (err)
 		return err;
-	sch->limit = max_t(u32, qdisc_dev(sch)->tx_queue_len, SM_HOLD_MAX);
-	/*
-	 * Bulk dequeue of a qdisc with this flag is bounded by BQL, which drivers without BQL
-	 * keep at nothing; without the flag it is bounded by a number of packets.
-	 */
-	sch->flags &= ~TCQ_F_ONETXQUEUE;
+	/* sm_root_destroy() follows where we fail, too. */
+	root->nic = sm_nic_of(dev);
+	root->fifo = kcalloc(dev->num_tx_queues, sizeof(*root->fifo), GFP_KERNEL);
+	if (!root->nic || !root->fifo)
+		return -ENOMEM;
+	for (i = 0; i < dev->num_tx_queues; i++) {
+		fifo = qdisc_create_dflt(netdev_get_tx_queue(dev, i), &sm_fifo_ops,
+					 TC_H_MAKE(sch->handle, i + 1), extack);
+		if (!fifo)
+			return -ENOMEM;
+		/*
+		 * Without TCQ_F_ONETXQUEUE: bulk dequeue of a qdisc with that flag is bounded by
+		 * BQL, which drivers without BQL keep at nothing; else by a number of packets.
+		 */
+		fifo->flags |= TCQ_F_NOPARENT;
+		kref_get(&root->nic->kref);
+		((struct sm_fifo *)qdisc_priv(fifo))->nic = root->nic;
+		root->fifo[i] = fifo;
+	}
+	sch->flags |= TCQ_F_MQROOT;
 	return 0;
 }
 
-static void sm_qdisc_destroy(struct Qdisc *sch)
+/* The NIC is down, and its former root is gone. */
+static void sm_root_attach(struct Qdisc *sch)
 {
-	struct sm_qdisc *q = qdisc_priv(sch);
+	struct net_device *dev = qdisc_dev(sch);
+	struct sm_root *root = qdisc_priv(sch);
+	unsigned int i;
 
-	if (!q->nic)
-		return;		/* init failed */
-	RCU_INIT_POINTER(q->nic->sch, NULL);
-	del_timer_sync(&q->timer);
-	sm_nic_put(q->nic);
+	ASSERT_RTNL();
+	for (i = 0; i < dev->num_tx_queues; i++) {
+		qdisc_put(dev_graft_qdisc(root->fifo[i]->dev_queue, root->fifo[i]));
+		if (i < dev->real_num_tx_queues)
+			qdisc_hash_add(root->fifo[i], false);
+	}
+	kfree(root->fifo);
+	root->fifo = NULL;
+	rcu_assign_pointer(root->nic->root, sch);
 }
 
-static int sm_qdisc_dump(struct Qdisc *sch, struct sk_buff *skb)
+static void sm_root_destroy(struct Qdisc *sch)
 {
-	const struct sm_nic *nic = ((struct sm_qdisc *)qdisc_priv(sch))->nic;
-	struct user_namespace *user_ns = current_user_ns();
+	struct sm_root *root = qdisc_priv(sch);
+	unsigned int i;
+
+	ASSERT_RTNL();
+	for (i = 0; root->fifo && i < qdisc_dev(sch)->num_tx_queues; i++)
+		qdisc_put(root->fifo[i]);
+	kfree(root->fifo);
+	if (!root->nic)
+		return;		/* init failed */
+	if (rcu_access_pointer(root->nic->root) == sch) {
+		strscpy(root->nic->name, qdisc_dev(sch)->name, sizeof(root->nic->name));
+		RCU_INIT_POINTER(root->nic->root, NULL);
+	}
+	sm_nic_put(root->nic);
+}
+
+/* The root's statistics are the sum of its FIFOs', as with mq. */
+static void sm_root_sum(struct Qdisc *sch)
+{
+	struct net_device *dev = qdisc_dev(sch);
+	struct Qdisc *fifo;
+	unsigned int i;
+
+	sch->q.qlen = 0;
+	gnet_stats_basic_sync_init(&sch->bstats);
+	memset(&sch->qstats, 0, sizeof(sch->qstats));
+	for (i = 0; i < dev->num_tx_queues; i++) {
+		fifo = rtnl_dereference(netdev_get_tx_queue(dev, i)->qdisc_sleeping);
+		spin_lock_bh(qdisc_lock(fifo));
+		gnet_stats_add_basic(&sch->bstats, fifo->cpu_bstats, &fifo->bstats, false);
+		gnet_stats_add_queue(&sch->qstats, fifo->cpu_qstats, &fifo->qstats);
+		sch->q.qlen += qdisc_qlen(fifo);
+		spin_unlock_bh(qdisc_lock(fifo));
+	}
+}
+
+/*
+ * Who asked for a dump sees users and groups as their own namespace does; a notification, which
+ * goes to no socket yet, speaks as the NIC's namespace does.
+ */
+static int sm_root_dump(struct Qdisc *sch, struct sk_buff *skb)
+{
+	struct user_namespace *user_ns =
+		skb->sk ? sk_user_ns(skb->sk) : dev_net(qdisc_dev(sch))->user_ns;
+	const struct sm_root *root = qdisc_priv(sch);
 	struct nlattr *nest;
 
-	if (!uid_valid(nic->uid) && !gid_valid(nic->gid))
+	sm_root_sum(sch);
+	if (!uid_valid(root->uid) && !gid_valid(root->gid))
 		return skb->len;
 	nest = nla_nest_start(skb, TCA_OPTIONS);
 	if (!nest)
 		return -EMSGSIZE;
-	if ((uid_valid(nic->uid) &&
-	     nla_put_u32(skb, SM_TCA_UID, from_kuid_munged(user_ns, nic->uid))) ||
-	    (gid_valid(nic->gid) &&
-	     nla_put_u32(skb, SM_TCA_GID, from_kgid_munged(user_ns, nic->gid)))) {
+	if ((uid_valid(root->uid) &&
+	     nla_put_u32(skb, SM_TCA_UID, from_kuid_munged(user_ns, root->uid))) ||
+	    (gid_valid(root->gid) &&
+	     nla_put_u32(skb, SM_TCA_GID, from_kgid_munged(user_ns, root->gid)))) {
 		nla_nest_cancel(skb, nest);
 		return -EMSGSIZE;
 	}
 	return nla_nest_end(skb, nest);
 }
 
-static struct Qdisc_ops sm_qdisc_ops __read_mostly = {
+/* Without class operations: nobody replaces the FIFO of a single transmit queue. */
+static struct Qdisc_ops sm_root_ops __read_mostly = {
 	.id		= "stackmap",
-	.priv_size	= sizeof(struct sm_qdisc),
-	.enqueue	= sm_qdisc_enqueue,
-	.dequeue	= sm_qdisc_dequeue,
-	.peek		= qdisc_peek_dequeued,
-	.init		= sm_qdisc_init,
-	.change		= sm_qdisc_change,
-	.reset		= qdisc_reset_queue,
-	.destroy	= sm_qdisc_destroy,
-	.dump		= sm_qdisc_dump,
+	.priv_size	= sizeof(struct sm_root),
+	.init		= sm_root_init,
+	.change		= sm_root_change,
+	.attach		= sm_root_attach,
+	.change_real_num_tx = mq_change_real_num_tx,
+	.destroy	= sm_root_destroy,
+	.dump		= sm_root_dump,
 	.owner		= THIS_MODULE,
 };
 
@@ -229,13 +386,25 @@ struct sm_nic *sm_nic_get(struct net *net, const char *name)
 	dev = __dev_get_by_name(net, name);
 	if (dev) {
 		sch = rtnl_dereference(dev->qdisc);
-		if (sch && sch->ops == &sm_qdisc_ops) {
-			nic = ((struct sm_qdisc *)qdisc_priv(sch))->nic;
+		if (sch && sch->ops == &sm_root_ops) {
+			nic = ((struct sm_root *)qdisc_priv(sch))->nic;
 			kref_get(&nic->kref);
 		}
 	}
 	rtnl_unlock();
 	return nic;
+}
+
+/* What the NIC is called; what it was when it was bound last, if it is not.  @ifindex is then 0. */
+void sm_nic_name(struct sm_nic *nic, char name[IFNAMSIZ], int *ifindex)
+{
+	struct Qdisc *sch;
+
+	rtnl_lock();
+	sch = rtnl_dereference(nic->root);
+	strscpy(name, sch ? qdisc_dev(sch)->name : nic->name, IFNAMSIZ);
+	*ifindex = sch ? nic->ifindex : 0;
+	rtnl_unlock();
 }
 
 /*
@@ -244,54 +413,52 @@ struct sm_nic *sm_nic_get(struct net *net, const char *name)
  */
 bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net)
 {
-	bool granted;
+	const struct sm_root *root;
+	bool granted = false;
+	struct Qdisc *sch;
 
 	if (ns_capable(net->user_ns, CAP_NET_ADMIN))
 		return true;
 	rtnl_lock();
-	granted = (uid_valid(nic->uid) && uid_eq(nic->uid, current_euid())) ||
-		  (gid_valid(nic->gid) && in_egroup_p(nic->gid));
+	sch = rtnl_dereference(nic->root);
+	if (sch) {
+		root = qdisc_priv(sch);
+		granted = (uid_valid(root->uid) && uid_eq(root->uid, current_euid())) ||
+			  (gid_valid(root->gid) && in_egroup_p(root->gid));
+	}
 	rtnl_unlock();
 	return granted;
 }
 
-static void sm_nic_free(struct kref *kref)
+/* Hold the packets of the pair's connections back until the release.  Caller holds pair->mutex. */
+void sm_nic_hold(struct sm_pair *pair)
 {
-	kfree(container_of(kref, struct sm_nic, kref));
+	lockdep_assert_held(&pair->mutex);
+	WRITE_ONCE(pair->tx.hold_epoch, atomic_read(&pair->port->nic->hold_epoch));
+	WRITE_ONCE(pair->tx.holding, true);
 }
 
-void sm_nic_put(struct sm_nic *nic)
+/* Caller holds pair->mutex. */
+void sm_nic_release(struct sm_pair *pair)
 {
-	kref_put(&nic->kref, sm_nic_free);
-}
-
-/* Hold the NIC's packets back until the next release.  Returns what to release the hold with. */
-u32 sm_nic_hold(struct sm_nic *nic)
-{
-	u32 epoch;
-
-	spin_lock_bh(&nic->hold_lock);
-	WRITE_ONCE(nic->held, nic->held + 1);
-	epoch = nic->hold_epoch;
-	spin_unlock_bh(&nic->hold_lock);
-	return epoch;
-}
-
-void sm_nic_release(struct sm_nic *nic, u32 epoch)
-{
+	struct net_device *dev;
 	struct Qdisc *sch;
+	unsigned int i;
 
-	spin_lock_bh(&nic->hold_lock);
-	if (epoch == nic->hold_epoch)
-		WRITE_ONCE(nic->held, nic->held - 1);
-	spin_unlock_bh(&nic->hold_lock);
-	/* Pairs with sm_qdisc_dequeue(): the hold ends before qlen is read. */
+	lockdep_assert_held(&pair->mutex);
+	WRITE_ONCE(pair->tx.holding, false);
+	/* Pairs with sm_fifo_enqueue(): the hold ends before qlen is read. */
 	smp_mb();
 	rcu_read_lock();
-	sch = rcu_dereference(nic->sch);
+	sch = rcu_dereference(pair->port->nic->root);
 	if (sch) {
+		dev = qdisc_dev(sch);
 		local_bh_disable();
-		sm_qdisc_drain(sch);
+		for (i = 0; i < dev->num_tx_queues; i++) {
+			sch = rcu_dereference(netdev_get_tx_queue(dev, i)->qdisc);
+			if (sch->ops == &sm_fifo_ops)
+				sm_fifo_drain(sch);
+		}
 		local_bh_enable();	/* transmits here, in our own context */
 	}
 	rcu_read_unlock();
@@ -299,10 +466,10 @@ void sm_nic_release(struct sm_nic *nic, u32 epoch)
 
 int sm_qdisc_register(void)
 {
-	return register_qdisc(&sm_qdisc_ops);
+	return register_qdisc(&sm_root_ops);
 }
 
 void sm_qdisc_unregister(void)
 {
-	unregister_qdisc(&sm_qdisc_ops);
+	unregister_qdisc(&sm_root_ops);
 }

@@ -4,19 +4,21 @@
  *
  *	sm_port		one open /dev/stackmap; kref held by the file, by the file of each pair, by
  *			each connection and listener.  Its memory outlives the file until the last
- *			ACK, because batches hold connections.
+ *			ACK, because batches hold connections, and until RCU readers that found one
+ *			of its connections are done.
  *	sm_pair		a transmit and a receive ring, and who waits for them; part of its port
  *	sm_conn		one attached socket; refcount held by the port's table, by the pending
  *			list, by queued work and by each batch.  Holds its sock and its port.
  *	sm_listener	one attached listening socket; refcount held by the port's table and while
  *			in use.  Holds its sock and its port.
  *	sm_batch	buffers given to TCP in one send; refcount is that of its ubuf_info.
- *	sm_nic		one bound NIC; kref held by its qdisc and by each port on it.
+ *	sm_nic		one NIC; kref held by its qdiscs while it is bound, and by each port on it.
  *
  * Locks, outermost first:
  *
  *	port->mutex		register, attach, detach and close
- *	RTNL			the binding, and who may use it (only to register)
+ *	RTNL			the binding, its name, and who may use it
+ *	sm_nics_lock		a mutex: the list of NICs
  *	sm_ports_lock		a mutex: the table of ports
  *	pair->mutex		user context: one sync or poll at a time
  *	lock_sock(conn->sk)	conn->attached, conn->rest, conn->refused_in, the socket
@@ -25,7 +27,6 @@
  *	pair->pending_lock	pair->pending (any context)
  *	conn->state_lock	the connection's record (any context)
  *	pool->lock		free list, pins (any context)
- *	nic->hold_lock		who holds the NIC's packets back (taken from softirq)
  */
 #ifndef _SM_STACKMAP_H
 #define _SM_STACKMAP_H
@@ -105,21 +106,24 @@ static inline void *sm_pool_addr(const struct sm_pool *pool, u32 idx)
 
 struct sm_nic {
 	struct kref kref;
-	struct Qdisc __rcu *sch;	/* NULL once unbound */
-	spinlock_t hold_lock;		/* guards both below */
-	u32 held;			/* syncs that hold packets back now */
-	u32 hold_epoch;			/* how often all holds were ended at once */
-	kuid_t uid;			/* who else may open ports; guarded by RTNL, as is gid */
-	kgid_t gid;
+	struct list_head list;		/* in sm_nics */
+	u64 net_cookie;			/* the namespace the NIC is bound in, */
+	int ifindex;			/* and its index there: these two are its identity */
+	struct Qdisc __rcu *root;	/* NULL while it is not bound; written under RTNL */
+	char name[IFNAMSIZ];		/* when it was bound last; guarded by RTNL */
+	atomic_t hold_epoch;		/* how often all holds were ended at once */
 };
+
+struct sm_pair;
 
 int sm_qdisc_register(void);
 void sm_qdisc_unregister(void);
 struct sm_nic *sm_nic_get(struct net *net, const char *name);
 bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net);
 void sm_nic_put(struct sm_nic *nic);
-u32 sm_nic_hold(struct sm_nic *nic);
-void sm_nic_release(struct sm_nic *nic, u32 epoch);
+void sm_nic_name(struct sm_nic *nic, char name[IFNAMSIZ], int *ifindex);
+void sm_nic_hold(struct sm_pair *pair);
+void sm_nic_release(struct sm_pair *pair);
 
 /* state.c */
 
@@ -153,8 +157,8 @@ struct sm_txring {
 	bool stalled;		/* no spare was left; wake the application when one is */
 	bool refused;		/* the sync under way has refused a slot for now */
 	bool gather;		/* it has several slots to send */
-	bool holding;		/* so it holds the NIC's packets back, */
-	u32 hold;		/* and this is what to release them with */
+	bool holding;		/* so it holds its connections' packets back, */
+	int hold_epoch;		/* unless nic->hold_epoch has changed since */
 	struct sm_group *group;	/* scratch of the sync under way */
 };
 
@@ -227,7 +231,7 @@ static inline void sm_count(struct sm_pair *pair, enum sm_counter which, s64 n)
 struct sm_port {
 	struct kref kref;
 	struct mutex mutex;		/* see the top of this file */
-	struct work_struct free_work;
+	struct rcu_work free_work;
 	wait_queue_head_t wait;		/* the first pair's; before it is there, too */
 	bool registered;		/* set once, under mutex, after all below is valid */
 
@@ -236,7 +240,6 @@ struct sm_port {
 	u16 poll_budget;		/* packets of one NAPI poll */
 	kuid_t uid;			/* who registered it, */
 	struct pid *pid;		/* and from which process; for people */
-	char name[4 + IFNAMSIZ];	/* "tcp:" and the NIC's */
 
 	void *rings;			/* vmalloc: sm_if, transmit rings, receive rings */
 	size_t rings_size;		/* whole pages */
@@ -357,7 +360,7 @@ void sm_conn_detach_all(struct sm_port *port);
 struct sm_conn *sm_conn_lookup(struct sm_port *port, u32 id);
 void sm_conn_put(struct sm_conn *conn);
 void sm_conn_kick(struct sm_conn *conn);
-void sm_conn_sent(const struct sk_buff *skb);
+const struct sm_pair *sm_conn_sent(const struct sk_buff *skb);
 void sm_conn_service_pending(struct sm_pair *pair);
 
 static inline void sm_conn_get(struct sm_conn *conn)

@@ -591,10 +591,8 @@ static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 	if (g->n) {
 		u32 k;
 
-		if (tx->gather && !tx->holding) {
-			tx->hold = sm_nic_hold(pair->port->nic);
-			tx->holding = true;
-		}
+		if (tx->gather && !tx->holding)
+			sm_nic_hold(pair);
 		lock_sock(g->conn->sk);
 		sm_group_send(pair, g);
 		sm_state_update(g->conn);
@@ -681,8 +679,7 @@ int sm_tx_sync(struct sm_pair *pair)
 		tx->done = next;
 	}
 	if (tx->holding)
-		sm_nic_release(pair->port->nic, tx->hold);
-	tx->holding = false;
+		sm_nic_release(pair);
 	if (tx->nspare) {
 		sm_pool_put(&pair->port->pool, tx->spare, tx->nspare);
 		tx->nspare = 0;
