@@ -167,9 +167,9 @@ static void sm_write_space(struct sock *sk)
 			bool tries = tcp_rtx_and_write_queues_empty(sk);
 
 			sm_conn_get(conn);
-			if (!queue_delayed_work(sm_wq, &conn->flush_work, tries))
+			if (!queue_delayed_work(conn->port->wq, &conn->flush_work, tries))
 				sm_conn_put(conn);
-			/* The work may have to wait for the locks of other ports' sockets. */
+			/* The work may have to wait for the locks of the port's other sockets. */
 			if (!tries)
 				sm_conn_kick(conn);
 		}

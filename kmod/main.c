@@ -27,14 +27,9 @@ static int __init sm_init(void)
 	err = sm_conn_init();
 	if (err)
 		return err;
-	sm_wq = alloc_workqueue("stackmap", WQ_UNBOUND, 0);
-	if (!sm_wq)
-		return -ENOMEM;
 	sm_free_wq = alloc_workqueue("stackmap_free", WQ_UNBOUND, 0);
-	if (!sm_free_wq) {
-		err = -ENOMEM;
-		goto err_wq;
-	}
+	if (!sm_free_wq)
+		return -ENOMEM;
 	err = sm_qdisc_register();
 	if (err)
 		goto err_free_wq;
@@ -52,8 +47,6 @@ err_qdisc:
 	sm_qdisc_unregister();
 err_free_wq:
 	destroy_workqueue(sm_free_wq);
-err_wq:
-	destroy_workqueue(sm_wq);
 	return err;
 }
 
@@ -63,7 +56,6 @@ static void __exit sm_exit(void)
 	misc_deregister(&sm_device);
 	sm_netlink_unregister();
 	sm_qdisc_unregister();
-	destroy_workqueue(sm_wq);
 	destroy_workqueue(sm_free_wq);
 	/*
 	 * Whoever put the last reference, an skb's completion for instance, may not have returned

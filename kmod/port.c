@@ -23,7 +23,6 @@
 #define SM_MAX_OPTIONS		16
 #define SM_ADMIN_POLL_BUDGET	64
 
-struct workqueue_struct *sm_wq;
 struct workqueue_struct *sm_free_wq;
 DEFINE_XARRAY_ALLOC(sm_ports);
 DEFINE_MUTEX(sm_ports_lock);	/* guards sm_ports */
@@ -41,6 +40,9 @@ static void sm_port_unalloc(struct sm_port *port)
 	sm_pool_destroy(&port->pool);
 	vfree(port->rings);
 	port->rings = NULL;
+	if (port->wq)
+		destroy_workqueue(port->wq);
+	port->wq = NULL;
 }
 
 /* The last connection, the last batch in flight and the last RCU reader of either are gone. */
@@ -166,6 +168,9 @@ static int sm_port_alloc(struct sm_port *port, const struct sm_req_register *req
 	int err;
 	u32 i;
 
+	port->wq = alloc_workqueue("stackmap", WQ_UNBOUND, 1);
+	if (!port->wq)
+		return -ENOMEM;
 	err = sm_pool_init(&port->pool, pairs * (tx_slots + rx_slots) + limits->spare_bufs +
 			   req->nr_extra_bufs);
 	if (err)

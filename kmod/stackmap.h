@@ -238,6 +238,7 @@ struct sm_port {
 	struct sm_nic *nic;
 	u64 net_cookie;			/* the namespace the port belongs to */
 	u16 poll_budget;		/* packets of one NAPI poll */
+	struct workqueue_struct *wq;	/* may wait for its sockets' locks, hence is its own */
 	kuid_t uid;			/* who registered it, */
 	struct pid *pid;		/* and from which process; for people */
 
@@ -255,8 +256,7 @@ struct sm_port {
 };
 
 extern const struct file_operations sm_port_fops;
-extern struct workqueue_struct *sm_wq;		/* waits for sockets' locks */
-extern struct workqueue_struct *sm_free_wq;	/* waits for nobody */
+extern struct workqueue_struct *sm_free_wq;	/* waits for no socket's lock */
 extern struct xarray sm_ports;	/* mem_id -> registered sm_port, guarded by sm_ports_lock */
 extern struct mutex sm_ports_lock;
 

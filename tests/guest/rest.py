@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tests.guest.raw import REFUSED, SYNC_TX
 from tests.guest.tcp_info import tcp_info
 
 if TYPE_CHECKING:
     from tests.guest.attached import Attached
+    from tests.guest.raw import RawPort
 
 SIOCOUTQ = 0x5411
 SLOTS_AT_ONCE = 40
@@ -43,7 +44,16 @@ def bytes_in_tcp(sock: socket.socket) -> int:
             return acknowledged + rest
 
 
-def leave_a_rest(two: Attached, stream: bytes) -> int:
+class Sender(Protocol):
+    """A connection that is attached to a port, and its peer."""
+
+    port: RawPort
+    peer: socket.socket
+    sock: socket.socket
+    id: int
+
+
+def leave_a_rest(two: Sender, stream: bytes) -> int:
     """Send on the bad connection until TCP leaves a rest; returns how much was accepted."""
     port = two.port
     two.peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import select
 import signal
 import socket
 import struct
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -311,14 +313,17 @@ def test_many_bad_slots_do_not_hold_other_users_packets(two: Attached) -> None:
         peer, sock = connect_pair()
         with RawPort(16384, 4, spare=4) as port, closing(peer), closing(sock):
             id = port.attach(sock)
+            peer.setblocking(False)
+            for k in range(port.tx.n):
+                port.tx.fill(k, id=0, len=1)
             tell()
             while True:
-                for k in range(16382):
-                    port.tx.fill(port.tx.head + k, id=id if k < 2 else 0, len=1)
+                for k in range(2):
+                    port.tx.fill(port.tx.head + k, id=id, len=1)
                 port.tx.set_head(port.tx.tail)
                 port.sync(SYNC_TX)
                 with suppress(BlockingIOError):
-                    peer.recv(1 << 16, socket.MSG_DONTWAIT)
+                    peer.recv(1 << 16)
 
     with Child(work) as child, socket.socket(type=socket.SOCK_DGRAM) as ordinary:
         child.await_word()
@@ -509,3 +514,62 @@ def test_the_rest_is_sent_though_tcp_would_take_no_more(
     while data := two.peer.recv(65536):
         got += data
     assert got == stream[:accepted]
+
+
+# -- the rests of others --
+
+#: So many works one queue of the kernel's runs at a time, and some more.
+BLOCKED = 256 + 40
+RT_RUNTIME = Path("/proc/sys/kernel/sched_rt_runtime_us")
+
+
+@dataclass
+class Blocker:
+    """A connection whose rest is to be sent while its socket is locked for ever."""
+
+    port: RawPort
+    peer: socket.socket
+    sock: socket.socket
+    id: int
+
+
+@contextmanager
+def before_all_others() -> Iterator[None]:
+    """Run before every ordinary thread, the kernel's workers included."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (8 * BLOCKED, 8 * BLOCKED))
+    runtime = RT_RUNTIME.read_text()
+    RT_RUNTIME.write_text("-1")
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        RT_RUNTIME.write_text(runtime)
+
+
+def read_all(peer: socket.socket) -> None:
+    peer.setblocking(False)
+    with suppress(BlockingIOError):
+        while peer.recv(1 << 20):
+            pass
+
+
+def test_rests_that_cannot_be_sent_stop_nobody_elses(two: Attached) -> None:
+    """Each of them waits for the lock of its socket; nobody syncs."""
+    stream = pattern(0, 0, 200_000)
+    with ExitStack() as stack:
+        port = stack.enter_context(RawPort(64, 64, spare=32768))
+        blockers = []
+        for _ in range(BLOCKED):
+            peer, sock = (stack.enter_context(closing(end)) for end in connect_pair())
+            blocker = Blocker(port, peer, sock, port.attach(sock))
+            leave_a_rest(blocker, stream)
+            blockers.append(blocker)
+        accepted = leave_a_rest(two, stream)
+        with before_all_others():
+            for blocker in blockers:
+                read_all(blocker.peer)  # now the rest may be sent, but the lock comes first
+                stack.enter_context(attached_lock_held(blocker.sock))
+        assert receive_exactly(two.peer, accepted) == stream[:accepted]
+    # What the stack has undone in the meantime was in the way of nobody.
+    two.check_honest()
