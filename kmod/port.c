@@ -12,6 +12,7 @@
 #include <linux/nospec.h>
 #include <linux/nsproxy.h>
 #include <linux/poll.h>
+#include <linux/sched/user.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
@@ -21,11 +22,13 @@
 #include "stackmap.h"
 
 #define SM_MAX_OPTIONS		16
+#define SM_MAX_USER_PORTS	1024
 #define SM_ADMIN_POLL_BUDGET	64
 
 struct workqueue_struct *sm_free_wq;
 DEFINE_XARRAY_ALLOC(sm_ports);
-DEFINE_MUTEX(sm_ports_lock);	/* guards sm_ports */
+DEFINE_MUTEX(sm_ports_lock);	/* guards sm_ports and sm_user_ports */
+static DEFINE_XARRAY(sm_user_ports);	/* user -> how many of these are theirs */
 
 static void sm_port_unalloc(struct sm_port *port)
 {
@@ -43,6 +46,11 @@ static void sm_port_unalloc(struct sm_port *port)
 	if (port->wq)
 		destroy_workqueue(port->wq);
 	port->wq = NULL;
+	if (port->user) {
+		atomic_long_sub(port->locked, &port->user->locked_vm);
+		free_uid(port->user);
+	}
+	port->user = NULL;
 }
 
 /* The last connection, the last batch in flight and the last RCU reader of either are gone. */
@@ -73,6 +81,23 @@ void sm_port_put(struct sm_port *port)
 	kref_put(&port->kref, sm_port_release_kref);
 }
 
+/* The port closes, or was not registered after all: its number may be another's. */
+static void sm_port_unnumber(struct sm_port *port)
+{
+	unsigned long user = __kuid_val(port->uid);
+	unsigned long n;
+
+	mutex_lock(&sm_ports_lock);
+	xa_erase(&sm_ports, port->mem_id);
+	n = xa_to_value(xa_load(&sm_user_ports, user)) - 1;
+	if (n)
+		xa_store(&sm_user_ports, user, xa_mk_value(n), 0);	/* is there: cannot fail */
+	else
+		xa_erase(&sm_user_ports, user);
+	mutex_unlock(&sm_ports_lock);
+	port->mem_id = 0;
+}
+
 static int sm_port_open(struct inode *inode, struct file *file)
 {
 	struct sm_port *port = kzalloc(sizeof(*port), GFP_KERNEL_ACCOUNT);
@@ -97,10 +122,8 @@ static int sm_port_close(struct inode *inode, struct file *file)
 	struct sm_port *port = file->private_data;
 	u32 i;
 
-	mutex_lock(&sm_ports_lock);
 	if (port->mem_id)
-		xa_erase(&sm_ports, port->mem_id);
-	mutex_unlock(&sm_ports_lock);
+		sm_port_unnumber(port);
 
 	mutex_lock(&port->mutex);
 	WRITE_ONCE(port->registered, false);
@@ -118,6 +141,19 @@ static int sm_port_close(struct inode *inode, struct file *file)
 static size_t sm_ring_size(u32 slots)
 {
 	return PAGE_ALIGN(sizeof(struct sm_ring) + slots * sizeof(struct sm_slot));
+}
+
+/* What is mapped before the buffers. */
+static size_t sm_rings_size(const struct sm_req_register *req)
+{
+	return PAGE_SIZE + req->nr_tx_rings * (sm_ring_size(req->nr_tx_slots) +
+					       sm_ring_size(req->nr_rx_slots));
+}
+
+static u64 sm_port_bufs(const struct sm_req_register *req, const struct sm_opt_limits *limits)
+{
+	return (u64)req->nr_tx_rings * (req->nr_tx_slots + req->nr_rx_slots) +
+	       limits->spare_bufs + req->nr_extra_bufs;
 }
 
 static struct sm_ring *sm_ring_init(struct sm_port *port, size_t ofs, u32 index, u32 slots, u16 dir)
@@ -171,14 +207,13 @@ static int sm_port_alloc(struct sm_port *port, const struct sm_req_register *req
 	port->wq = alloc_workqueue("stackmap", WQ_UNBOUND, 1);
 	if (!port->wq)
 		return -ENOMEM;
-	err = sm_pool_init(&port->pool, pairs * (tx_slots + rx_slots) + limits->spare_bufs +
-			   req->nr_extra_bufs);
+	err = sm_pool_init(&port->pool, sm_port_bufs(req, limits));
 	if (err)
 		return err;
 	err = sm_states_init(&port->states, limits->connections);
 	if (err)
 		return err;
-	port->rings_size = PAGE_SIZE + pairs * (tx_size + rx_size);
+	port->rings_size = sm_rings_size(req);
 	port->rings = __vmalloc(port->rings_size, SM_GFP | __GFP_ZERO);
 	port->pair = kvcalloc(pairs, sizeof(*port->pair), SM_GFP);
 	if (!port->rings || !port->pair)
@@ -212,22 +247,76 @@ static int sm_port_alloc(struct sm_port *port, const struct sm_req_register *req
 
 /*
  * Give the port its number, which is reserved only: nobody finds the port yet.  netmap's libraries
- * keep mappings by it: not 0, not the global 1, nobody else's, and soon nobody's again.
+ * keep mappings by it: cyclic and unique; 0 and 1 are reserved by netmap.  @limit is set if that is
+ * what it failed at.
  */
-static int sm_port_number(struct sm_port *port)
+static int sm_port_number(struct sm_port *port, u32 *limit)
 {
+	unsigned long n, user = __kuid_val(port->uid);
 	static u32 next;
+	void *mine;
 	u32 mem_id;
 	int err;
 
 	mutex_lock(&sm_ports_lock);
+	mine = xa_load(&sm_user_ports, user);
+	n = mine ? xa_to_value(mine) : 0;
+	if (n >= SM_MAX_USER_PORTS && !capable(CAP_SYS_RESOURCE)) {
+		*limit = SM_LIMIT_USER_PORTS;
+		err = -ENOSPC;
+		goto out;
+	}
 	err = xa_alloc_cyclic(&sm_ports, &mem_id, NULL, XA_LIMIT(2, U16_MAX), &next, GFP_KERNEL);
-	if (err >= 0)
+	if (err == -EBUSY) {
+		*limit = SM_LIMIT_PORTS;
+		err = -ENOSPC;
+	}
+	if (err < 0)
+		goto out;
+	err = xa_err(xa_store(&sm_user_ports, user, xa_mk_value(n + 1), GFP_KERNEL));
+	if (err)
+		xa_release(&sm_ports, mem_id);
+	else
 		port->mem_id = mem_id;
+out:
 	mutex_unlock(&sm_ports_lock);
-	if (err == -EBUSY)
-		return -ENOSPC;		/* all are somebody's */
-	return err < 0 ? err : 0;
+	return err;
+}
+
+static bool sm_port_try_charge(struct sm_port *port, unsigned long pages)
+{
+	unsigned long limit = rlimit(RLIMIT_MEMLOCK) >> PAGE_SHIFT;
+	struct user_struct *user = current_user();
+	long old = atomic_long_read(&user->locked_vm);
+
+	do {
+		if (old + pages > limit)
+			return false;
+	} while (!atomic_long_try_cmpxchg(&user->locked_vm, &old, old + pages));
+	port->user = get_uid(user);
+	port->locked = pages;
+	return true;
+}
+
+/*
+ * Charge what the port will keep in memory to what its user may lock, as AF_XDP and io_uring do.
+ * Undone with the memory, by sm_port_unalloc().
+ */
+static int sm_port_charge(struct sm_port *port, const struct sm_req_register *req,
+			  const struct sm_opt_limits *limits)
+{
+	unsigned long pages;
+
+	if (capable(CAP_IPC_LOCK))
+		return 0;
+	pages = sm_port_bufs(req, limits) + SM_FIRST_BUF +
+		((sm_rings_size(req) + sm_states_size(limits->connections)) >> PAGE_SHIFT);
+	if (sm_port_try_charge(port, pages))
+		return 0;
+	/* A port that the user has just closed may wait for a grace period: let it go first. */
+	rcu_barrier();
+	flush_workqueue(sm_free_wq);
+	return sm_port_try_charge(port, pages) ? 0 : -ENOMEM;
 }
 
 /* The port is complete, and the application knows of it: let others find and use it. */
@@ -264,8 +353,7 @@ static int sm_port_check_size(struct sm_req_register *req, struct sm_opt_limits 
 	limits->limit = SM_LIMIT_BUFFERS;
 	if (!limits->spare_bufs)
 		limits->spare_bufs = req->nr_tx_rings * req->nr_tx_slots * SM_SPARES_PER_TX_SLOT;
-	if ((u64)req->nr_tx_rings * (req->nr_tx_slots + req->nr_rx_slots) + limits->spare_bufs +
-	    req->nr_extra_bufs > SM_MAX_BUFS)
+	if (sm_port_bufs(req, limits) > SM_MAX_BUFS)
 		return -ENOSPC;
 	limits->limit = SM_LIMIT_CONNECTIONS;
 	if (!limits->connections)
@@ -283,6 +371,7 @@ static int sm_port_prepare(struct sm_port *port, const char *name, struct sm_req
 	struct net *net = current->nsproxy->net_ns;
 	int err;
 
+	lockdep_assert_held(&port->mutex);
 	if (port->registered)
 		return -EBUSY;
 	if (strncmp(name, "tcp:", 4) || req->nr_mode > 1 || req->nr_ringid || req->nr_flags ||
@@ -298,22 +387,24 @@ static int sm_port_prepare(struct sm_port *port, const char *name, struct sm_req
 		err = -EPERM;
 		goto err_nic;
 	}
+	limits->limit = SM_LIMIT_MEMLOCK;
+	err = sm_port_charge(port, req, limits);
+	if (err)
+		goto err_nic;
+	limits->limit = SM_LIMIT_MEMORY;
 	err = sm_port_alloc(port, req, limits);
-	if (err) {
-		limits->limit = SM_LIMIT_MEMORY;
+	if (err)
 		goto err_alloc;
-	}
 	strscpy(((struct sm_if *)port->rings)->ni_name, name,
 		sizeof_field(struct sm_if, ni_name));
 	port->net_cookie = net->net_cookie;
 	port->uid = current_uid();
 	/* As SO_BUSY_POLL_BUDGET: more than the default is the administrator's. */
 	port->poll_budget = capable(CAP_NET_ADMIN) ? SM_ADMIN_POLL_BUDGET : BUSY_POLL_BUDGET;
-	err = sm_port_number(port);
-	if (err) {
-		limits->limit = err == -ENOSPC ? SM_LIMIT_PORTS : SM_LIMIT_MEMORY;
+	err = sm_port_number(port, &limits->limit);
+	if (err)
 		goto err_alloc;
-	}
+	limits->limit = SM_LIMIT_NONE;
 
 	port->pid = get_pid(task_tgid(current));
 
@@ -335,10 +426,7 @@ err_nic:
 /* Undo sm_port_prepare(). */
 static void sm_port_undo(struct sm_port *port)
 {
-	mutex_lock(&sm_ports_lock);
-	xa_erase(&sm_ports, port->mem_id);
-	mutex_unlock(&sm_ports_lock);
-	port->mem_id = 0;
+	sm_port_unnumber(port);
 	put_pid(port->pid);
 	port->pid = NULL;
 	sm_port_unalloc(port);
@@ -391,7 +479,8 @@ static long sm_port_ctrl(struct sm_port *port, void __user *arg)
 
 	if (copy_from_user(&hdr, arg, sizeof(hdr)))
 		return -EFAULT;
-	if (hdr.nr_version < SM_API || hdr.nr_reserved || hdr.nr_reqtype != SM_REQ_REGISTER ||
+	if (hdr.nr_version < SM_API || hdr.nr_version > SM_API_MAX || hdr.nr_reserved ||
+	    hdr.nr_reqtype != SM_REQ_REGISTER ||
 	    !hdr.nr_body || strnlen(hdr.nr_name, sizeof(hdr.nr_name)) == sizeof(hdr.nr_name))
 		return -EINVAL;
 	body = u64_to_user_ptr(hdr.nr_body);
@@ -488,6 +577,7 @@ static long sm_port_ioctl_locked(struct sm_port *port, unsigned int cmd, void __
 	struct sm_stats stats;
 	int err;
 
+	lockdep_assert_held(&port->mutex);
 	switch (cmd) {
 	case SMIOC_ATTACH:
 		if (copy_from_user(&attach, arg, sizeof(attach)))

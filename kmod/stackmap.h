@@ -136,6 +136,7 @@ struct sm_states {
 	struct ida used;
 };
 
+size_t sm_states_size(u32 n);
 int sm_states_init(struct sm_states *states, u32 n);
 void sm_states_destroy(struct sm_states *states);
 int sm_state_open(struct sm_conn *conn);
@@ -239,6 +240,8 @@ struct sm_port {
 	u64 net_cookie;			/* the namespace the port belongs to */
 	u16 poll_budget;		/* packets of one NAPI poll */
 	struct workqueue_struct *wq;	/* may wait for its sockets' locks, hence is its own */
+	struct user_struct *user;	/* whose locked_vm is charged; NULL: nobody's, */
+	unsigned long locked;		/* and with so many pages */
 	kuid_t uid;			/* who registered it, */
 	struct pid *pid;		/* and from which process; for people */
 

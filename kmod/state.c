@@ -12,9 +12,15 @@
 
 #include "stackmap.h"
 
+/* Bytes that so many records take, in whole pages. */
+size_t sm_states_size(u32 n)
+{
+	return PAGE_ALIGN(n * sizeof(struct sm_state));
+}
+
 int sm_states_init(struct sm_states *states, u32 n)
 {
-	states->size = PAGE_ALIGN(n * sizeof(struct sm_state));
+	states->size = sm_states_size(n);
 	states->record = __vmalloc(states->size, SM_GFP | __GFP_ZERO);
 	if (!states->record)
 		return -ENOMEM;

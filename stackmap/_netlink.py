@@ -71,7 +71,7 @@ class PortInfo:
 
     mem_id: int
     name: str
-    #: The NIC's index; None if it is no longer bound.
+    #: The NIC's index; None while it is not bound.
     ifindex: int | None
     pid: int
     uid: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ DEVICE = "/dev/stackmap"
 
 _PAGE = 4096
 _SPARES_PER_TX_SLOT = 4
+_CONNECTIONS = 16384
 _CGROUPS = Path("/sys/fs/cgroup")
 
 _SENTENCES = {
@@ -32,6 +34,11 @@ _LIMITS = {
     lib.SM_LIMIT_MEMORY: "there is not enough memory for the port's {buffers} buffers"
     " ({mib} MiB){cgroup}: ask for fewer slots, spare buffers or extra buffers",
     lib.SM_LIMIT_PORTS: "65534 ports are open on this machine, and it can have no more",
+    lib.SM_LIMIT_MEMLOCK: "the port's {buffers} buffers ({mib} MiB), with its rings and the records"
+    " of {connections} connections, exceed the memory that user {uid} may lock"
+    " (RLIMIT_MEMLOCK: {memlock}): ask for fewer slots, spare buffers or connections, or raise the"
+    " limit (`ulimit -l`, limits.conf, or LimitMEMLOCK= of a systemd unit)",
+    lib.SM_LIMIT_USER_PORTS: "user {uid} has 1024 ports open, and may have no more",
 }
 
 
@@ -48,12 +55,18 @@ def refusal(code: int, nic: str, sizes: Any) -> BackendUnavailableError:
             rings=sizes.rings,
             tx=sizes.tx_slots,
             rx=sizes.rx_slots,
-            connections=sizes.connections,
+            connections=sizes.connections or _CONNECTIONS,
             buffers=buffers,
             mib=buffers * _PAGE >> 20,
             cgroup=_tight_cgroup(buffers * _PAGE),
+            memlock=_memlock(),
         )
     )
+
+
+def _memlock() -> str:
+    soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return f"{soft >> 10} KiB"
 
 
 def _tight_cgroup(needed: int) -> str:

@@ -10,7 +10,8 @@
  *	open("/dev/stackmap"), NIOCCTRL with a REGISTER request for "tcp:NIC", mmap() of
  *	nr_memsize bytes at offset 0.  The NIC must be bound (its root qdisc is of kind
  *	"stackmap"), and the caller must have CAP_NET_ADMIN in the NIC's network namespace or be
- *	the user or in the group that the binding names.
+ *	the user or in the group that the binding names.  That is a right to have a port: it may
+ *	then attach any TCP socket of the namespace, whichever NIC its packets take.
  *
  *	A port has one or more pairs of a transmit and a receive ring.  The descriptor is that of
  *	pair 0; SMIOC_RING makes one for another pair, so that each thread has its own to sync and
@@ -98,7 +99,9 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
+/* Of netmap; requests of the next version, whose layout is the same, are taken too. */
 #define SM_API			14
+#define SM_API_MAX		15
 
 struct sm_slot {
 	__u32 buf_idx;
@@ -193,6 +196,8 @@ enum sm_limit {
 	SM_LIMIT_CONNECTIONS,	/* ENOSPC: 1048576 */
 	SM_LIMIT_MEMORY,	/* ENOMEM: the machine's, or the caller's memory cgroup's */
 	SM_LIMIT_PORTS,		/* ENOSPC: 65534 on the machine */
+	SM_LIMIT_MEMLOCK,	/* ENOMEM: RLIMIT_MEMLOCK, unless the caller has CAP_IPC_LOCK */
+	SM_LIMIT_USER_PORTS,	/* ENOSPC: 1024 of a user, unless it has CAP_SYS_RESOURCE */
 };
 
 #define SM_REQ_REGISTER		1

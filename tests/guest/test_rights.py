@@ -10,6 +10,7 @@ import fcntl
 import os
 import pickle
 import pwd
+import re
 import resource
 import signal
 import socket
@@ -31,7 +32,8 @@ from stackmap import BackendUnavailableError, RingPort
 from stackmap._netlink import Inspector
 from stackmap_cli.link import KIND, Grants, NicError, bound_nics, read_nic, set_qdisc
 from tests.guest.peer import inside
-from tests.guest.raw import RawPort
+from tests.guest.raw import SYNC_POLL, SYNC_RX, RawPort
+from tests.guest.tracing import traced
 from tests.guest.wire import NIC, PEER_NAMESPACE, connect_pair, sh
 
 if TYPE_CHECKING:
@@ -79,13 +81,18 @@ def become(uid: int, gid: int = OTHER_GROUP, groups: Sequence[int] = ()) -> None
     _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
+def small_port(nic: str = NIC) -> RawPort:
+    """A port that fits into what an ordinary user may lock in memory."""
+    return RawPort(64, 64, nic, connections=64)
+
+
 def open_as(uid: int, gid: int = OTHER_GROUP, groups: Sequence[int] = ()) -> int:
     """Try to open a port as that user; returns the errno, or 0."""
 
     def work() -> int:
         become(uid, gid, groups)
         try:
-            RawPort().close()
+            small_port().close()
         except OSError as error:
             return error.errno or -1
         return 0
@@ -163,7 +170,7 @@ def test_a_granted_user_works_with_the_port() -> None:
 
     def work() -> bytes:
         become(USER)
-        with RawPort() as port:
+        with small_port() as port:
             port.send(port.attach(sock), b"from below")
             return peer.recv(100)
 
@@ -191,7 +198,7 @@ def test_an_open_port_survives_the_end_of_its_grant() -> None:
 
     def work() -> bytes:
         os.setresuid(USER, USER, 0)
-        with RawPort() as port:
+        with small_port() as port:
             id = port.attach(sock)
             os.setresuid(0, 0, 0)
             grant(Grants())
@@ -236,6 +243,137 @@ def test_no_option_but_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused.value.code == errno.EINVAL
 
 
+# -- what a granted user may take --
+
+#: What RLIMIT_MEMLOCK is where nobody set it.
+DEBIANS_MEMLOCK = 8 << 20
+MAX_USER_PORTS = 1024
+
+
+def take(memlock: int, work: Callable[[], Any]) -> Any:
+    """Do something as the granted user, who may lock so much memory."""
+    grant(Grants(uid=USER))
+
+    def as_user() -> Any:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (memlock, memlock))
+        become(USER)
+        return work()
+
+    return in_child(as_user)
+
+
+def test_a_port_beyond_the_limit_of_locked_memory_is_refused_and_told_the_remedy() -> None:
+    def sentence() -> str:
+        with pytest.raises(BackendUnavailableError) as refused:
+            RingPort(NIC)
+        return str(refused.value)
+
+    said = take(DEBIANS_MEMLOCK, sentence)
+    assert said.startswith("the port's 6144 buffers (24 MiB), with its rings and the records of")
+    assert f"user {USER} may lock (RLIMIT_MEMLOCK: 8192 KiB)" in said
+    assert "ulimit -l" in said
+    assert "\n" not in said
+
+
+def test_a_smaller_port_fits_into_the_default_limit_of_locked_memory() -> None:
+    def work() -> None:
+        for _ in range(5):  # what the one before had is there again at once
+            with RingPort(NIC, tx_slots=256, rx_slots=256, spare_buffers=1024, connections=1024):
+                pass
+
+    take(DEBIANS_MEMLOCK, work)
+
+
+def test_locked_memory_is_the_users_not_the_processs() -> None:
+    """What one process of a user has is not there for another."""
+    pages = 1 + 2 * 1 + (2 + 2 * 64 + 64) + 2  # sm_if, rings, buffers, records
+
+    def another_port() -> int:
+        def work() -> int:
+            try:
+                RawPort(64, 64, spare=64, connections=64).close()
+            except OSError as error:
+                return error.errno or -1
+            return 0
+
+        code: int = in_child(work)
+        return code
+
+    def work() -> tuple[int, int, int]:
+        with RawPort(64, 64, spare=64, connections=64):
+            beside = another_port()
+        with pytest.raises(OSError) as refused:
+            RawPort(64, 64, spare=65 + pages, connections=64)
+        return beside, another_port(), refused.value.errno or 0
+
+    limit = (2 * pages - 1) * resource.getpagesize()
+    assert take(limit, work) == (errno.ENOMEM, 0, errno.ENOMEM)
+
+
+def test_what_may_be_locked_by_a_privileged_user_is_not_limited() -> None:
+    def work() -> int:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+        with RawPort() as port:
+            return len(port.pairs)
+
+    assert in_child(work) == 1
+
+
+def test_a_user_has_so_many_ports_and_no_more() -> None:
+    """Others, and the administrator, open theirs all the same."""
+
+    def work() -> str:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4 * MAX_USER_PORTS, 4 * MAX_USER_PORTS))
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
+        os.setresuid(USER, USER, 0)
+        with contextlib.ExitStack() as stack:
+            one = RawPort(4, 4, spare=1, connections=1)
+            for _ in range(MAX_USER_PORTS - 1):
+                stack.enter_context(RawPort(4, 4, spare=1, connections=1))
+            with pytest.raises(BackendUnavailableError) as refused:
+                RingPort(NIC, tx_slots=4, rx_slots=4, spare_buffers=1, connections=1)
+            os.setresuid(0, 0, 0)
+            assert open_as(OTHER_USER, gid=GROUP) == 0
+            RawPort(4, 4).close()
+            os.setresuid(USER, USER, 0)
+            one.close()
+            RawPort(4, 4, spare=1, connections=1).close()
+            return str(refused.value)
+
+    grant(Grants(uid=USER, gid=GROUP))
+    assert in_child(work) == f"user {USER} has {MAX_USER_PORTS} ports open, and may have no more"
+
+
+def budgets(uid: int) -> set[str]:
+    """The packets that a NAPI context may receive in each poll by that user's sync."""
+    peer, sock = connect_pair()
+    with traced("napi/napi_poll") as trace, closing(peer), closing(sock):
+
+        def work() -> int:
+            if uid:
+                become(uid)
+            with small_port() as port:
+                port.attach(sock)
+                port.sync(SYNC_RX | SYNC_POLL)
+            return os.getpid()
+
+        pid: int = in_child(work)
+        return set(re.findall(rf"-{pid} .* for device {NIC} work \d+ budget (\d+)", trace()))
+
+
+def test_a_granted_user_polls_with_the_default_budget() -> None:
+    """More packets at a time are the administrator's, as with SO_BUSY_POLL_BUDGET."""
+    grant(Grants(uid=USER))
+    # With GRO the NIC has a NAPI context, and without TSO what the peer sends goes through it.
+    peer = f"ip netns exec {PEER_NAMESPACE} ethtool -K {NIC}"
+    sh(f"ethtool -K {NIC} gro on; {peer} tso off")
+    try:
+        assert budgets(0) == {"64"}
+        assert budgets(USER) == {"8"}
+    finally:
+        sh(f"ethtool -K {NIC} gro off; {peer} tso on")
+
+
 # -- namespaces --
 
 
@@ -245,15 +383,20 @@ def unshare(flags: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def enter_container() -> None:
+    """Become root of a new user namespace, which is USER outside, and of a network of its own."""
+    become(USER, GROUP)
+    unshare(CLONE_NEWUSER | CLONE_NEWNET)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {USER} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {GROUP} 1")
+
+
 def in_a_container(work: Callable[[], Any]) -> Any:
-    """Do something as root of a new user namespace, which is USER outside, and its network."""
+    """Do something as root of a container."""
 
     def enter() -> Any:
-        become(USER, GROUP)
-        unshare(CLONE_NEWUSER | CLONE_NEWNET)
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {USER} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {GROUP} 1")
+        enter_container()
         return work()
 
     return in_child(enter)
@@ -268,7 +411,7 @@ def test_root_of_a_container_has_the_rights_of_root_there() -> None:
             nic = read_nic(route, "inner")
             set_qdisc(route, nic, Grants(uid=0, gid=0))
             found: list[object] = [bound.grants for bound in bound_nics(route)]
-            with RawPort(nic="inner") as port:
+            with small_port("inner") as port:
                 found.append(port.name)
             with pytest.raises(NicError) as refused:
                 set_qdisc(route, nic, Grants(uid=USER))
@@ -306,7 +449,7 @@ def test_a_grant_reaches_into_user_namespaces() -> None:
         become(USER)
         unshare(CLONE_NEWUSER)
         Path("/proc/self/uid_map").write_text(f"0 {USER} 1")
-        with RawPort() as port:
+        with small_port() as port:
             return port.name
 
     assert in_child(enter) == f"tcp:{NIC}"
