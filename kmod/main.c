@@ -22,6 +22,10 @@ static int __init sm_init(void)
 	BUILD_BUG_ON(sizeof(struct sm_req_register) != 56);
 	BUILD_BUG_ON(offsetof(struct sm_if, ring_ofs) != 56);
 	BUILD_BUG_ON(sizeof(struct sm_state) != 128);
+	/* With larger pages slot->len and the offset in slot->ptr would wrap: see SM_BUF_SIZE. */
+	BUILD_BUG_ON(SM_BUF_SIZE > U16_MAX);
+	/* SM_STATE_OFFSET is beyond what a page offset of 32 bits can say. */
+	BUILD_BUG_ON(!IS_ENABLED(CONFIG_64BIT));
 	BUILD_BUG_ON(struct_size_t(struct sm_if, ring_ofs, 2 * (SM_MAX_PAIRS + 1)) > PAGE_SIZE);
 
 	err = sm_conn_init();

@@ -141,11 +141,12 @@ static u32 sm_pair_napis(const struct sm_pair *pair)
 	return n;
 }
 
-/* Poll each of the pair's NAPI contexts once, or until something came.  Caller holds pair->mutex. */
+/* Poll each of the pair's NAPI contexts, until something came.  Caller holds pair->mutex. */
 static void sm_pair_poll_napis(struct sm_pair *pair, struct sm_spin *spin)
 {
 	u32 i, k;
 
+	lockdep_assert_held(&pair->mutex);
 	for (k = 0; k < SM_PAIR_NAPIS; k++) {
 		unsigned int id;
 
@@ -156,7 +157,7 @@ static void sm_pair_poll_napis(struct sm_pair *pair, struct sm_spin *spin)
 		spin->found = false;
 		napi_busy_loop(id, sm_spin_end, spin, false, pair->port->poll_budget);
 		if (!spin->found)
-			cmpxchg(&pair->napi[i], id, 0);	/* gone with its NIC, or with its going down */
+			cmpxchg(&pair->napi[i], id, 0);	/* the driver has given it up */
 		if (sm_rx_ready(pair)) {
 			pair->napi_turn = i + 1;	/* the others come first next time */
 			return;
@@ -165,9 +166,9 @@ static void sm_pair_poll_napis(struct sm_pair *pair, struct sm_spin *spin)
 }
 
 /*
- * Poll the NIC in our own context: TCP input fills the ring on the way.  With one NAPI context, which
- * is the rule where each pair has a queue of the NIC, it is kept until the budget is over; several
- * take turns.  Caller holds pair->mutex.
+ * Poll the NIC in our own context: TCP input fills the ring on the way.  A single NAPI context, as
+ * where each pair has a queue of the NIC, is kept until the budget is over; several take turns.
+ * Caller holds pair->mutex.
  */
 static void sm_pair_busy_poll(struct sm_pair *pair, u32 spin_us)
 {
@@ -199,6 +200,7 @@ static int sm_pair_wait(struct sm_pair *pair, s64 deadline_ns)
 	DEFINE_WAIT(wait);
 	int err = 0;
 
+	lockdep_assert_held(&pair->mutex);
 	while (!sm_pair_readable(pair) && !expired && !err) {
 		mutex_unlock(&pair->mutex);
 		prepare_to_wait(pair->wait, &wait, TASK_INTERRUPTIBLE);

@@ -291,6 +291,7 @@ def test_refusal_keeps_order(two: Attached) -> None:
     ("name", "header", "code"),
     [
         (f"tcp:{NIC}", {"version": 13}, errno.EINVAL),
+        (f"tcp:{NIC}", {"version": 16}, errno.EINVAL),
         (f"tcp:{NIC}", {"reserved": 1}, errno.EINVAL),
         (f"tcp:{NIC}", {"reqtype": 77}, errno.EINVAL),
         (f"tcp:{NIC}", {"options": 4096}, errno.EFAULT),

@@ -40,6 +40,13 @@ def test_an_option_of_another_size() -> None:
     os.close(fd)
 
 
+@pytest.mark.parametrize("version", [14, 15])
+def test_versions_of_netmap_with_this_layout(version: int) -> None:
+    fd = os.open("/dev/stackmap", os.O_RDWR | os.O_CLOEXEC)
+    register(fd, f"tcp:{NIC}", register_body(), version=version)
+    os.close(fd)
+
+
 def test_a_name_without_an_end() -> None:
     body = register_body()
     header = bytearray(88)
