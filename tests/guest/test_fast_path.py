@@ -102,13 +102,13 @@ def test_slices_of_many_pages_leave_the_ring_enough_of_them() -> None:
                         got += bytes(segment.view)
                         kept.append(segment.view[:4])
             assert got == b"%04d" % number * 250
+        assert not isinstance(segment, LentSegment)
         assert 8 <= len(port._aside) <= 16
         assert b"".join(bytes(piece) for piece in kept[:5]) == b"00000001000200030004"
         assert port.stats().bad_slots == 0
         kept.clear()
         peer.sendall(b"x" * 1000)
         (segment,) = payloads(port)
-        assert not isinstance(segment, LentSegment)
         connection.forward(segment)
         port.exchange()
         port.exchange()
