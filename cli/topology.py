@@ -15,7 +15,7 @@ from pyroute2 import WireGuard
 from pyroute2.netlink import NETLINK_ROUTE, NLM_F_DUMP, NLM_F_REQUEST, nla, nlmsg
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nlsocket import NetlinkSocket
-from pyroute2.netlink.rtnl import RTM_NEWROUTE
+from pyroute2.netlink.rtnl import RTM_GETROUTE, RTM_NEWROUTE
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOOPBACK, IFF_UP
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
@@ -214,12 +214,13 @@ def outgoing(
 
 def wide_routes(route: IPRoute, topology: Topology) -> list[WideRoute]:
     """The default routes, and parts of one, in all tables that a rule names."""
-    route.asyncore.marshal.msg_map[RTM_NEWROUTE] = _Route
     hops = _nexthops()
     found = []
     for family in _FAMILIES:
         tables = _tables_in_use(route, family, topology)
-        for entry in route.route("dump", family=family):
+        request = _Route()
+        request["family"] = family
+        for entry in _dump(request, RTM_GETROUTE, RTM_NEWROUTE):
             table = entry.get_attr("RTA_TABLE", entry["table"])
             if table in tables and entry["type"] == _RTN_UNICAST and _is_wide(entry):
                 found += [
@@ -263,15 +264,19 @@ def _hops_of(entry: Any, hops: Mapping[int, frozenset[int]]) -> Iterator[int]:
         yield index
 
 
+def _dump(request: nlmsg, ask: int, answer: int) -> list[Any]:
+    """What the kernel answers to a dump, as messages of the request's class."""
+    with NetlinkSocket(NETLINK_ROUTE) as sock:
+        sock.bind()
+        sock.asyncore.marshal.msg_map[answer] = type(request)
+        return list(sock.nlm_request(request, ask, NLM_F_REQUEST | NLM_F_DUMP))
+
+
 def _nexthops() -> dict[int, frozenset[int]]:
     """The devices by which nexthop objects send, by the numbers of these."""
     devices: dict[int, frozenset[int]] = {}
     groups: dict[int, list[int]] = {}
-    with NetlinkSocket(NETLINK_ROUTE) as sock:
-        sock.bind()
-        sock.asyncore.marshal.msg_map[_RTM_NEWNEXTHOP] = _Nexthop
-        hops = list(sock.nlm_request(_Nexthop(), _RTM_GETNEXTHOP, NLM_F_REQUEST | NLM_F_DUMP))
-    for hop in hops:
+    for hop in _dump(_Nexthop(), _RTM_GETNEXTHOP, _RTM_NEWNEXTHOP):
         number = hop.get_attr("NHA_ID")
         group = hop.get_attr("NHA_GROUP")
         if group is not None:

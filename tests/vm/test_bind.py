@@ -50,7 +50,7 @@ class Stackmap:
     def __call__(self, *arguments: str) -> Result:
         self._process.send(json.dumps(arguments).encode() + b"\n")
         self._commands += 1
-        end = self._process.wait_for_output(rf"^{self._commands} (.*)$", COMMAND_SECONDS)
+        end = self._process.wait_for_output(rf"^{self._commands} (.*)\n", COMMAND_SECONDS)
         return Result(**json.loads(end[1]))
 
     def bind(self, *arguments: str) -> Result:
