@@ -8,6 +8,10 @@
 #include <linux/skbuff.h>
 #include <linux/version.h>
 
+#if !IS_ENABLED(CONFIG_TLS_DEVICE)
+#error "stackmap needs a kernel with CONFIG_TLS_DEVICE=y: TCP tells of ACKs only there"
+#endif
+
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
 static inline void vm_flags_set(struct vm_area_struct *vma, vm_flags_t flags)
 {

@@ -151,10 +151,7 @@ static void sm_data_ready(struct sock *sk)
 	rcu_read_unlock();
 }
 
-/*
- * TCP calls this after every ACK, as long as SOCK_NOSPACE is set, which is why it always is: no
- * other callback tells that TCP's state has changed.
- */
+/* TCP calls this when it has sent so much of what waits that there is space for more. */
 static void sm_write_space(struct sock *sk)
 {
 	struct sm_conn *conn;
@@ -174,10 +171,7 @@ static void sm_write_space(struct sock *sk)
 				sm_conn_kick(conn);
 		}
 		sm_tx_check_writable(conn);
-		sm_tx_no_probes(sk);
 		sm_tcp.write_space(sk);
-		if (sk->sk_socket)
-			set_bit(SOCK_NOSPACE, &sk->sk_socket->flags);
 		sm_state_update(conn);
 	}
 	rcu_read_unlock();
@@ -222,9 +216,8 @@ static void sm_error_report(struct sock *sk)
 }
 
 /*
- * A packet goes out.  Returns the pair that the packet's connection is attached to, or NULL.  Who
- * owns the socket in user context looks at its state afterwards; otherwise it is softirq's, or
- * nobody's if another device has held the packet up.  Caller is an RCU reader.
+ * A packet goes out.  TCP, which may have been a timer's, counts it afterwards.  Returns the pair
+ * that the packet's connection is attached to, or NULL.  Caller is an RCU reader.
  */
 const struct sm_pair *sm_conn_sent(const struct sk_buff *skb)
 {
@@ -235,8 +228,7 @@ const struct sm_pair *sm_conn_sent(const struct sk_buff *skb)
 	conn = sm_conn_of_unlocked(skb->sk);
 	if (!conn)
 		return NULL;
-	if (!sock_owned_by_user_nocheck(skb->sk))
-		sm_state_update(conn);
+	sm_state_update_later(conn);
 	return conn->pair;
 }
 
@@ -281,6 +273,7 @@ void sm_conn_detach_locked(struct sm_conn *conn)
 	write_unlock_bh(&sk->sk_callback_lock);
 
 	conn->attached = false;
+	sm_ulp_detached(conn);
 	sm_count(conn->pair, SM_CONNECTIONS, -1);
 	sm_state_update(conn);
 }
@@ -398,7 +391,6 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 	err = sm_ops_replace(sock);
 	if (err)
 		return err;
-	sm_ops_reserve(sk);
 
 	write_lock_bh(&sk->sk_callback_lock);
 	if (!sm_conn_is_tcps_own(sk)) {
@@ -414,17 +406,13 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 	write_unlock_bh(&sk->sk_callback_lock);
 	if (err)
 		return err;
-	set_bit(SOCK_NOSPACE, &sock->flags);	/* see sm_write_space() */
-	if (inet_csk(sk)->icsk_mtup.enabled &&
-	    inet_csk(sk)->icsk_mtup.search_low < inet_csk(sk)->icsk_mtup.search_high) {
-		/* What it would have probed for is believed, as where TCP does not probe. */
-		inet_csk(sk)->icsk_mtup.search_low = inet_csk(sk)->icsk_mtup.search_high;
-		inet_csk(sk)->icsk_pmtu_cookie = 0;	/* TCP computes its mss anew */
-	}
 	sm_tx_no_probes(sk);	/* from before a timeout can enable them */
-	conn->err = READ_ONCE(sk->sk_err);	/* was reported before */
+	WRITE_ONCE(conn->err, READ_ONCE(sk->sk_err));	/* was reported before */
 	sm_rx_forget_urgent(sk);
 	conn->attached = true;
+	conn->acked = tcp_sk(sk)->snd_una;	/* the low half is TCP's, always */
+	conn->end = conn->acked;
+	sm_ulp_attached(conn);
 	sm_count(conn->pair, SM_CONNECTIONS, 1);
 	sm_state_update(conn);
 	return 0;
@@ -468,8 +456,7 @@ struct sm_conn *sm_conn_alloc(struct sm_port *port)
 	refcount_set(&conn->refs, 1);
 	INIT_LIST_HEAD(&conn->pending);
 	INIT_DELAYED_WORK(&conn->flush_work, sm_flush_work);
-	init_llist_head(&conn->early);
-	INIT_DELAYED_WORK(&conn->early_work, sm_tx_early_work);
+	INIT_LIST_HEAD(&conn->acks);
 	conn->port = port;
 	err = sm_state_open(conn);
 	if (err)
@@ -593,7 +580,8 @@ static bool sm_conn_end_of_input(struct sm_conn *conn)
 	if (!skb_queue_empty(&sk->sk_receive_queue))
 		return false;
 	/* SOCK_DONE: a FIN came.  RCV_SHUTDOWN alone may also be what a reset leaves. */
-	if (!sock_flag(sk, SOCK_DONE) && (!(sk->sk_shutdown & RCV_SHUTDOWN) || conn->err))
+	if (!sock_flag(sk, SOCK_DONE) &&
+	    (!(sk->sk_shutdown & RCV_SHUTDOWN) || READ_ONCE(conn->err)))
 		return true;
 	return sm_conn_event(conn, SM_CONN_EOF_SENT, SM_SLOT_EOF, 0);
 }
@@ -608,8 +596,7 @@ static void sm_conn_give_up(struct sm_conn *conn)
 		sk->sk_disconnects++;	/* for calls that sleep on the socket */
 		tcp_disconnect(sk, 0);
 	}
-	if (!conn->err)
-		conn->err = ECONNRESET;
+	cmpxchg(&conn->err, 0, ECONNRESET);
 }
 
 /*
@@ -647,11 +634,11 @@ static bool sm_conn_service(struct sm_conn *conn)
 		paused = test_bit(SM_CONN_PAUSED, &conn->bits);
 		if (!paused && !sm_conn_end_of_input(conn))
 			return false;
-		if (conn->err &&
-		    !sm_conn_event(conn, SM_CONN_ERROR_SENT, SM_SLOT_ERROR, conn->err))
+		if (READ_ONCE(conn->err) &&
+		    !sm_conn_event(conn, SM_CONN_ERROR_SENT, SM_SLOT_ERROR, READ_ONCE(conn->err)))
 			return false;
 		/* What a paused connection has still to receive is dropped only if it failed. */
-		if (sk->sk_state != TCP_CLOSE || (paused && !conn->err))
+		if (sk->sk_state != TCP_CLOSE || (paused && !READ_ONCE(conn->err)))
 			return true;
 	}
 	if (!sm_conn_event(conn, SM_CONN_CLOSED_SENT, SM_SLOT_CLOSED, 0))

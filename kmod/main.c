@@ -40,11 +40,16 @@ static int __init sm_init(void)
 	err = sm_netlink_register();
 	if (err)
 		goto err_qdisc;
-	err = misc_register(&sm_device);
+	err = sm_ulp_register();
 	if (err)
 		goto err_netlink;
+	err = misc_register(&sm_device);
+	if (err)
+		goto err_ulp;
 	return 0;
 
+err_ulp:
+	sm_ulp_unregister();
 err_netlink:
 	sm_netlink_unregister();
 err_qdisc:
@@ -58,6 +63,7 @@ err_free_wq:
 static void __exit sm_exit(void)
 {
 	misc_deregister(&sm_device);
+	sm_ulp_unregister();
 	sm_netlink_unregister();
 	sm_qdisc_unregister();
 	destroy_workqueue(sm_free_wq);

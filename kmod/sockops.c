@@ -22,11 +22,6 @@ struct sm_family_ops {
 static struct sm_family_ops sm_family_ops[2];
 static DEFINE_MUTEX(sm_family_ops_mutex);
 
-/* Marks sockets that were ever attached, as an upper layer protocol; `ss -i` shows it. */
-static struct tcp_ulp_ops sm_ulp_ops = {
-	.name = "stackmap",
-};
-
 /* TCP's own.  A socket with our ops has them, so base was set before. */
 static const struct proto_ops *sm_base(const struct socket *sock)
 {
@@ -74,8 +69,6 @@ static int sm_ops_release(struct socket *sock)
 		sm_conn_get(conn);
 		sm_conn_detach_locked(conn);
 	}
-	if (inet_csk(sk)->icsk_ulp_ops == &sm_ulp_ops)
-		inet_csk(sk)->icsk_ulp_ops = NULL;
 	release_sock(sk);
 	if (conn) {
 		sm_conn_kick(conn);
@@ -185,6 +178,15 @@ static ssize_t sm_ops_sendpage(struct socket *sock, struct page *page, int offse
 		return -EBUSY;
 	return sm_base(sock)->sendpage(sock, page, offset, size, flags);
 }
+
+/* For users in the kernel, with the socket locked. */
+static int sm_ops_sendpage_locked(struct sock *sk, struct page *page, int offset, size_t size,
+				  int flags)
+{
+	if (sm_conn_of_locked(sk))
+		return -EBUSY;
+	return sm_base(sk->sk_socket)->sendpage_locked(sk, page, offset, size, flags);
+}
 #endif
 
 /* For users in the kernel, with the socket locked. */
@@ -207,7 +209,7 @@ static int sm_ops_sendmsg_locked(struct sock *sk, struct msghdr *msg, size_t siz
 	return sm_base(sk->sk_socket)->sendmsg_locked(sk, msg, size);
 }
 
-/* TCP_ULP and IPV6_ADDRFORM change or copy proto_ops: see sm_ops_reserve(). */
+/* TCP_ULP and IPV6_ADDRFORM change or copy proto_ops: see sm_ops_replace(). */
 static int sm_ops_setsockopt(struct socket *sock, int level, int optname, sockptr_t optval,
 			     unsigned int optlen)
 {
@@ -250,41 +252,17 @@ static void sm_family_ops_init(struct sm_family_ops *f, const struct proto_ops *
 	f->ops.getsockopt = sm_ops_getsockopt;
 #ifdef SM_HAS_SENDPAGE
 	f->ops.sendpage = sm_ops_sendpage;
+	f->ops.sendpage_locked = sm_ops_sendpage_locked;
 #endif
 	__module_get(base->owner);
 	f->base = base;
 }
 
-/*
- * Keep others from changing the socket's proto_ops until it is closed.  It is not enough to refuse
- * the system calls that do: one may have come before us, and wait for the socket lock.  They all
- * check what we set here when they have it.  The socket has our proto_ops, so its release will
- * clear it.  Caller holds the socket lock.
- */
-void sm_ops_reserve(struct sock *sk)
+/* Make the table for the socket's family; EBUSY if its ops are not those of plain TCP. */
+static int sm_family_ops_get(struct sm_family_ops *f, const struct proto_ops *base)
 {
-	inet_csk(sk)->icsk_ulp_ops = &sm_ulp_ops;	/* for TCP_ULP, and for listen() */
-#if IS_ENABLED(CONFIG_IPV6)
-	if (sk->sk_family == AF_INET6)
-		sk->sk_ipv6only = 1;			/* for IPV6_ADDRFORM */
-#endif
-}
-
-/*
- * Give the socket our proto_ops, if it has not got them yet.  EBUSY if its own are not those of
- * plain TCP, or not for long.  Caller holds the socket lock.
- */
-int sm_ops_replace(struct socket *sock)
-{
-	const struct tcp_ulp_ops *ulp = inet_csk(sock->sk)->icsk_ulp_ops;
-	const struct proto_ops *base = READ_ONCE(sock->ops);
-	struct sm_family_ops *f = &sm_family_ops[base->family == AF_INET6];
 	int err = 0;
 
-	if (ulp && ulp != &sm_ulp_ops)
-		return -EBUSY;
-	if (base == &f->ops)
-		return 0;
 	if (base->family == AF_INET && base != &inet_stream_ops)
 		return -EBUSY;
 	mutex_lock(&sm_family_ops_mutex);
@@ -293,7 +271,32 @@ int sm_ops_replace(struct socket *sock)
 	if (f->base != base)
 		err = -EBUSY;
 	mutex_unlock(&sm_family_ops_mutex);
+	return err;
+}
+
+/*
+ * Give the socket our proto_ops, if it has not got them yet.  EBUSY if its own are not those of
+ * plain TCP.  TCP_ULP and IPV6_ADDRFORM change or copy proto_ops, and such a call may wait for the
+ * socket lock now: our upper layer protocol, which a connection has first, makes it fail.  A
+ * listener is refused by both anyway.  Caller holds the socket lock.
+ */
+int sm_ops_replace(struct socket *sock)
+{
+	const struct proto_ops *base = READ_ONCE(sock->ops);
+	struct sm_family_ops *f = &sm_family_ops[base->family == AF_INET6];
+	struct sock *sk = sock->sk;
+	int err = 0;
+
+	sock_owned_by_me(sk);
+	if (base != &f->ops)
+		err = sm_family_ops_get(f, base);
 	if (err)
+		return err;
+	if (sk->sk_state != TCP_LISTEN)
+		err = sm_ulp_take(sk);
+	else if (inet_csk_has_ulp(sk))
+		err = -EBUSY;
+	if (err || base == &f->ops)
 		return err;
 	/* Whoever closes the socket puts the reference of the owner that it finds then. */
 	__module_get(THIS_MODULE);

@@ -11,7 +11,9 @@
  *			list, by queued work and by each batch.  Holds its sock and its port.
  *	sm_listener	one attached listening socket; refcount held by the port's table and while
  *			in use.  Holds its sock and its port.
- *	sm_batch	buffers given to TCP in one send; refcount is that of its ubuf_info.
+ *	sm_ulp		what a socket has from its first attach until TCP destroys it; has a
+ *			reference of each connection that may still be acknowledged something.
+ *	sm_batch	buffers that TCP holds by reference; refcount is that of its ubuf_info.
  *	sm_nic		one NIC; kref held by its qdiscs while it is bound, and by each port on it.
  *
  * Locks, outermost first:
@@ -21,8 +23,10 @@
  *	sm_nics_lock		a mutex: the list of NICs
  *	sm_ports_lock		a mutex: the table of ports
  *	pair->mutex		user context: one sync or poll at a time
- *	lock_sock(conn->sk)	conn->attached, conn->rest, conn->refused_in, the socket
- *	sm_family_ops_mutex	the tables of system calls that attached sockets have
+ *	lock_sock(conn->sk)	conn->attached, conn->rest, conn->waiting, the socket; in softirq
+ *				its spinlock, while nobody owns it
+ *	sm_family_ops_mutex	the tables of system calls that attached sockets have,
+ *	sm_protos_mutex		and of functions of TCP
  *	pair->rx.lock		the receive ring's kernel side (taken from softirq)
  *	pair->pending_lock	pair->pending (any context)
  *	conn->state_lock	the connection's record (any context)
@@ -33,8 +37,8 @@
 
 #include <linux/fs.h>
 #include <linux/idr.h>
+#include <linux/interrupt.h>
 #include <linux/kref.h>
-#include <linux/llist.h>
 #include <linux/mutex.h>
 #include <linux/refcount.h>
 #include <linux/skbuff.h>
@@ -74,8 +78,13 @@ enum sm_owner {
 
 struct sm_buf {
 	struct page *page;
-	u32 pins;	/* batches and rests that hold it; guarded by pool->lock */
+	u32 pins;	/* who holds it; guarded by pool->lock */
 	u32 owner;	/* enum sm_owner */
+
+	/* while it waits for its ACK; guarded by its connection's socket lock */
+	u32 next;	/* in conn->waiting; 0: the last */
+	u32 end;	/* the sequence number after its last byte */
+	u32 bytes;	/* payload that TCP has copied from it */
 };
 
 struct sm_pool {
@@ -142,6 +151,7 @@ void sm_states_destroy(struct sm_states *states);
 int sm_state_open(struct sm_conn *conn);
 void sm_state_close(struct sm_conn *conn);
 void sm_state_update(struct sm_conn *conn);
+void sm_state_update_later(struct sm_conn *conn);
 void sm_state_pins(struct sm_conn *conn);
 
 /* pair.c */
@@ -310,6 +320,7 @@ enum sm_conn_bit {
 	SM_CONN_BLOCKED,	/* a slot was refused with EAGAIN */
 	SM_CONN_WRITABLE,	/* owes the application a WRITABLE event */
 	SM_CONN_PAUSED,		/* the application wants no data */
+	SM_CONN_ACKED,		/* its record will be written, after an ACK */
 	SM_CONN_OPEN_DUE,	/* owes the application an OPEN event before all else */
 	SM_CONN_EOF_SENT,	/* this event was put into the ring */
 	SM_CONN_ERROR_SENT,
@@ -336,15 +347,21 @@ struct sm_conn {
 	/* guarded by the socket lock */
 	bool attached;
 	bool shut;			/* shutdown() was called: nothing more may be sent */
-	u8 err;				/* how it failed last; sk_err is gone once read */
 	u32 refused_in;			/* sync in which a slot was refused */
 	u32 rest_buf;			/* accepted, but TCP took only part of it */
 	u16 rest_off;
 	u16 rest_len;			/* 0: no rest */
+	u16 rest_copied;		/* bytes of it that TCP has copied */
+	u32 waiting;			/* buffers that TCP copied, by ->next; 0: none */
+	u32 waiting_last;
+	struct list_head acks;		/* in sm_ulp.conns */
+	u64 end;			/* position after what TCP has, counted as acked is */
+	u64 acked;			/* what was acknowledged; read anywhere */
 
+	int err;			/* how it failed last; sk_err is gone once read */
 	struct delayed_work flush_work;	/* sends the rest when TCP has space */
-	struct llist_head early;	/* batches that TCP let go of before their ACK */
-	struct delayed_work early_work;	/* looks whether it has come */
+	struct tasklet_struct acked_tasklet;	/* writes the record after an ACK */
+	bool record_stale;		/* an ACK was, and the record was not written since */
 
 	struct rcu_head rcu;
 };
@@ -373,9 +390,16 @@ static inline void sm_conn_get(struct sm_conn *conn)
 
 /* sockops.c */
 
-void sm_ops_reserve(struct sock *sk);
 int sm_ops_replace(struct socket *sock);
 void sm_ops_exit(void);
+
+/* ulp.c */
+
+int sm_ulp_register(void);
+void sm_ulp_unregister(void);
+int sm_ulp_take(struct sock *sk);
+void sm_ulp_attached(struct sm_conn *conn);
+void sm_ulp_detached(struct sm_conn *conn);
 
 /* listen.c */
 
@@ -403,7 +427,9 @@ int sm_tx_init(struct sm_pair *pair, u32 slots);
 void sm_tx_destroy(struct sm_pair *pair);
 int sm_tx_sync(struct sm_pair *pair);
 void sm_tx_flush_rest(struct sm_conn *conn, bool closing);
-void sm_tx_early_work(struct work_struct *work);
+void sm_tx_acked(struct sm_conn *conn, u32 ack);
+bool sm_tx_all_acked(const struct sm_conn *conn);
+void sm_tx_release_waiting(struct sm_conn *conn);
 void sm_tx_no_probes(struct sock *sk);
 void sm_tx_check_writable(struct sm_conn *conn);
 

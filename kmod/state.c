@@ -2,9 +2,11 @@
 /*
  * TCP's state of each connection, in memory that the application can read but not write.
  *
- * Records are written where TCP's state changes and the socket is locked: after each packet that
- * came in, each send, and each packet that goes out, which a timer may have sent.  Those are seen
- * by the qdisc, which may run after the socket was unlocked: so a record has a lock of its own.
+ * Records are written where TCP's state changes: after each packet that came in, each send, and
+ * each packet that goes out, which a timer may have sent.  The qdisc sees those, and TCP tells of
+ * an ACK, while their processing goes on.  So the record is written at its end: when the socket is
+ * released by its owner, or by a tasklet, which may run after the socket was unlocked.  A record
+ * has a lock of its own therefore.
  */
 #include <linux/idr.h>
 #include <linux/vmalloc.h>
@@ -39,6 +41,8 @@ void sm_states_destroy(struct sm_states *states)
 	states->record = NULL;
 }
 
+static void sm_state_acked(struct tasklet_struct *tasklet);
+
 /* Give a new connection its record; ENOSPC if the port has no more of them. */
 int sm_state_open(struct sm_conn *conn)
 {
@@ -50,6 +54,7 @@ int sm_state_open(struct sm_conn *conn)
 	conn->record = record;
 	spin_lock_init(&conn->state_lock);
 	conn->recorded = true;
+	tasklet_setup(&conn->acked_tasklet, sm_state_acked);
 	return 0;
 }
 
@@ -77,8 +82,8 @@ void sm_state_close(struct sm_conn *conn)
 }
 
 /*
- * Not for KCSAN: in the qdisc the socket may be changing on another CPU, which then writes the
- * record once more.
+ * Not for KCSAN: in the tasklet the socket may be changing on another CPU, which then
+ * writes the record once more.
  */
 static __no_kcsan void sm_state_write(struct sm_conn *conn, struct sm_state *rec)
 {
@@ -121,6 +126,7 @@ void sm_state_update(struct sm_conn *conn)
 	unsigned long irq;
 
 	spin_lock_irqsave(&conn->state_lock, irq);
+	WRITE_ONCE(conn->record_stale, false);
 	if (conn->recorded) {
 		WRITE_ONCE(rec->seq, rec->seq + 1);
 		smp_wmb();	/* pairs with the reader's barrier after its first look at seq */
@@ -129,6 +135,32 @@ void sm_state_update(struct sm_conn *conn)
 		WRITE_ONCE(rec->seq, rec->seq + 1);
 	}
 	spin_unlock_irqrestore(&conn->state_lock, irq);
+}
+
+static void sm_state_acked(struct tasklet_struct *tasklet)
+{
+	struct sm_conn *conn = from_tasklet(conn, tasklet, acked_tasklet);
+
+	clear_bit(SM_CONN_ACKED, &conn->bits);
+	smp_mb__after_atomic();		/* pairs with the atomic in sm_state_update_later() */
+	if (READ_ONCE(conn->record_stale))
+		sm_state_update(conn);
+	sm_conn_put(conn);
+}
+
+/*
+ * TCP has begun to process an ACK, or to send a packet, and tells nobody when it has done so: bring
+ * the record up to date when the socket is released by its owner, or else at the end of the
+ * softirq, unless data that came does so before.  Caller holds a reference, or is an RCU reader.
+ */
+void sm_state_update_later(struct sm_conn *conn)
+{
+	WRITE_ONCE(conn->record_stale, true);
+	if (sock_owned_by_user_nocheck(conn->sk) ||
+	    test_and_set_bit(SM_CONN_ACKED, &conn->bits))
+		return;
+	if (refcount_inc_not_zero(&conn->refs))
+		tasklet_schedule(&conn->acked_tasklet);
 }
 
 /* Buffers were released, which may be at any time and place, the connection's end included. */

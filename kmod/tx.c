@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Sending: from ring slots into TCP, by reference, and the release of buffers by ACK.
+ * Sending: from ring slots into TCP, and the release of buffers by ACK.
  *
- * Consecutive slots of one connection become one send.  TCP's skbs reference the pages and carry
- * one ubuf_info for the whole send, whose count reaches zero when the last skb that holds it is
- * freed: when the peer acknowledged it, or when the connection was reset.  That, and nothing
- * else, makes the buffers free: where TCP lets go earlier, because it has copied the payload, they
- * wait for their ACK all the same.
+ * Consecutive slots of one connection become one send.  Slots that fill their buffer go by
+ * reference: TCP's skbs hold the pages and carry one ubuf_info for all of the send, whose count
+ * reaches zero when the last skb that holds it is freed: when the peer acknowledged it, or when the
+ * connection was reset.  TCP copies all others, as it copies small writes, and merges and charges
+ * them so.  Their buffers wait in the connection's list for the ACK, of which TCP tells us.
  */
 #include <linux/bvec.h>
 #include <linux/slab.h>
@@ -16,15 +16,20 @@
 #include "stackmap.h"
 #include "trace.h"
 
-#define SM_EARLY_JIFFIES	(HZ / 10)
+/*
+ * A slot with less goes by a copy.  By reference TCP would charge a page for it, whatever is in it:
+ * the send buffer would be full long before the peer's window is.
+ */
+#define SM_REFERENCE_MIN	SM_BUF_SIZE
 
-/* Buffers of one send.  Freed by whoever drops the last reference of ubuf, in any context. */
+/*
+ * Buffers of one send that went by reference.  Freed by whoever drops the last reference of ubuf,
+ * in any context.
+ */
 struct sm_batch {
 	struct ubuf_info ubuf;
 	struct sm_conn *conn;
-	struct llist_node early;	/* in conn->early */
-	int disconnects;	/* sk_disconnects: end_seq is of this life of the socket */
-	u32 end_seq;		/* the sequence number after its last byte */
+	u64 end;		/* conn->end after its last byte */
 	u32 bytes;
 	u32 n;
 	u32 buf[];
@@ -34,10 +39,9 @@ struct sm_batch {
 struct sm_group {
 	struct sm_conn *conn;
 	u32 n;
-	u32 bytes;
 	u32 slot[SM_BATCH_MAX];
+	u32 buf[SM_BATCH_MAX];
 	struct bio_vec vec[SM_BATCH_MAX];
-	struct sm_batch *batch;
 };
 
 /* May the connection take a slot, so that an application that waits should be told? */
@@ -79,33 +83,19 @@ static void sm_tx_wake_others(struct sm_port *port)
 	}
 }
 
-/* Has the peer acknowledged the batch's last byte? */
-static bool sm_batch_acked(const struct sm_batch *batch)
+/* Nobody holds these buffers for @bytes of payload any more.  Any context. */
+static void sm_tx_release(struct sm_conn *conn, const u32 *buf, u32 n, u32 bytes, bool acked)
 {
-	return !before(READ_ONCE(tcp_sk(batch->conn->sk)->snd_una), batch->end_seq);
-}
-
-/* May TCP still send any of it, from wherever it has it? */
-static bool sm_batch_alive(const struct sm_batch *batch)
-{
-	const struct sock *sk = batch->conn->sk;
-
-	return batch->bytes && !sm_batch_acked(batch) && inet_sk_state_load(sk) != TCP_CLOSE &&
-	       READ_ONCE(sk->sk_disconnects) == batch->disconnects;
-}
-
-/* Nobody holds these buffers any more. */
-static void sm_batch_release(struct sm_batch *batch)
-{
-	struct sm_conn *conn = batch->conn;
-	struct sm_port *port = conn->port;
-	bool acked = sm_batch_acked(batch);
-
-	trace_sm_release(conn, batch->n, acked);
+	trace_sm_release(conn, n, acked);
 	sm_count(conn->pair, acked ? SM_RELEASED_ACK : SM_RELEASED_RESET,
-		 sm_pool_unpin(&port->pool, batch->buf, batch->n));
-	atomic_sub(batch->bytes, &conn->pinned_bytes);
-	atomic_sub(batch->n, &conn->pinned);
+		 sm_pool_unpin(&conn->port->pool, buf, n));
+	atomic_sub(bytes, &conn->pinned_bytes);
+	atomic_sub(n, &conn->pinned);
+}
+
+/* After buffers were released: tell who waits for them.  Any context. */
+static void sm_tx_released(struct sm_conn *conn)
+{
 	sm_state_pins(conn);
 	/*
 	 * Pairs with the barrier in sm_tx_block(): either we see BLOCKED, or the sender sees
@@ -113,39 +103,127 @@ static void sm_batch_release(struct sm_batch *batch)
 	 */
 	smp_mb__after_atomic();
 	sm_tx_check_writable(conn);
-	sm_tx_wake_others(port);
-	sm_conn_put(conn);
-	kfree(batch);
+	sm_tx_wake_others(conn->port);
 }
 
-/* Look again later, until the batch's time has come.  Any context. */
-static void sm_batch_keep(struct sm_batch *batch)
+/* -- copied payload, which waits for its ACK ------------------------------------------------ */
+
+/*
+ * TCP has copied @bytes from the buffer, of which the last has the sequence number before @end.
+ * The buffer is pinned.  Caller holds the socket lock.
+ */
+static void sm_tx_wait_for_ack(struct sm_conn *conn, u32 idx, u32 bytes, u32 end)
+{
+	struct sm_buf *buf = conn->port->pool.buf;
+
+	buf[idx].next = 0;
+	buf[idx].bytes = bytes;
+	buf[idx].end = end;
+	if (conn->waiting)
+		buf[conn->waiting_last].next = idx;
+	else
+		conn->waiting = idx;
+	conn->waiting_last = idx;
+}
+
+/* Release the first buffers of the list, those up to conn->acked or all.  The socket is locked. */
+static void sm_tx_drain_waiting(struct sm_conn *conn, bool acked)
+{
+	const struct sm_buf *buf = conn->port->pool.buf;
+	u32 ready[SM_BATCH_MAX];
+	u32 n, bytes;
+
+	do {
+		n = 0;
+		bytes = 0;
+		while (conn->waiting && n < ARRAY_SIZE(ready)) {
+			u32 idx = conn->waiting;
+
+			if (acked && after(buf[idx].end, (u32)conn->acked))
+				break;
+			ready[n++] = idx;
+			bytes += buf[idx].bytes;
+			conn->waiting = buf[idx].next;
+		}
+		if (n)
+			sm_tx_release(conn, ready, n, bytes, acked);
+	} while (n == ARRAY_SIZE(ready));
+}
+
+/* Release what was acknowledged.  The socket is locked. */
+static void sm_tx_release_acked(struct sm_conn *conn)
+{
+	u32 first = conn->waiting;
+
+	sm_tx_drain_waiting(conn, true);
+	if (conn->waiting != first)
+		sm_tx_released(conn);
+}
+
+/*
+ * Someone waits to send, and TCP lacks space: have it call sk_write_space() when it has some, as
+ * poll() does.  The socket is locked.
+ */
+static void sm_tx_await_space(struct sm_conn *conn)
+{
+	struct sock *sk = conn->sk;
+
+	if (test_bit(SM_CONN_BLOCKED, &conn->bits) && !sk_stream_is_writeable(sk) && sk->sk_socket)
+		set_bit(SOCK_NOSPACE, &sk->sk_socket->flags);
+}
+
+/*
+ * The peer has acknowledged all before @ack.  TCP frees its skbs only after this, so a batch that
+ * completes for this ACK finds that it was acknowledged.  The socket is locked.
+ */
+void sm_tx_acked(struct sm_conn *conn, u32 ack)
+{
+	WRITE_ONCE(conn->acked, conn->acked + (u32)(ack - (u32)conn->acked));
+	sm_tx_release_acked(conn);
+	sm_tx_await_space(conn);
+}
+
+/* Has the peer acknowledged all that TCP has from the connection?  The socket is locked. */
+bool sm_tx_all_acked(const struct sm_conn *conn)
+{
+	return conn->acked >= conn->end;
+}
+
+/* No ACK will come any more.  The socket is locked. */
+void sm_tx_release_waiting(struct sm_conn *conn)
+{
+	if (!conn->waiting)
+		return;
+	sm_tx_drain_waiting(conn, false);
+	sm_tx_released(conn);
+}
+
+/*
+ * While TCP took what is in the list, it may have processed packets that waited for the socket
+ * lock: the ACK for it, or a reset.  Caller holds the socket lock.
+ */
+static void sm_tx_catch_up(struct sm_conn *conn)
+{
+	if (list_empty(&conn->acks))
+		sm_tx_release_waiting(conn);
+	else
+		sm_tx_release_acked(conn);
+}
+
+/* -- payload by reference ------------------------------------------------------------------- */
+
+/* The last skb that held these buffers is gone.  Any context. */
+static void sm_batch_complete(struct sm_batch *batch)
 {
 	struct sm_conn *conn = batch->conn;
 
-	sm_conn_get(conn);	/* the work's; the batch's own may be gone once it is on the list */
-	llist_add(&batch->early, &conn->early);
-	if (!queue_delayed_work(sm_free_wq, &conn->early_work, SM_EARLY_JIFFIES))
-		sm_conn_put(conn);
-}
-
-/* The last skb that held these buffers is gone. */
-static void sm_batch_complete(struct sm_batch *batch)
-{
-	if (unlikely(sm_batch_alive(batch)))
-		sm_batch_keep(batch);
-	else
-		sm_batch_release(batch);
-}
-
-void sm_tx_early_work(struct work_struct *work)
-{
-	struct sm_conn *conn = container_of(to_delayed_work(work), struct sm_conn, early_work);
-	struct sm_batch *batch, *next;
-
-	llist_for_each_entry_safe(batch, next, llist_del_all(&conn->early), early)
-		sm_batch_complete(batch);
+	if (batch->n) {
+		sm_tx_release(conn, batch->buf, batch->n, batch->bytes,
+			      READ_ONCE(conn->acked) >= batch->end);
+		sm_tx_released(conn);
+	}
 	sm_conn_put(conn);
+	kfree(batch);
 }
 
 static void sm_ubuf_complete(struct sk_buff *skb, struct ubuf_info *ubuf, bool success)
@@ -156,9 +234,9 @@ static void sm_ubuf_complete(struct sk_buff *skb, struct ubuf_info *ubuf, bool s
 
 SM_DEFINE_UBUF_OPS(sm_ubuf_ops, sm_ubuf_complete);
 
-static struct sm_batch *sm_batch_alloc(struct sm_conn *conn, u32 n, gfp_t gfp)
+static struct sm_batch *sm_batch_alloc(struct sm_conn *conn, u32 n)
 {
-	struct sm_batch *batch = kmalloc(struct_size(batch, buf, n), gfp);
+	struct sm_batch *batch = kmalloc(struct_size(batch, buf, n), GFP_KERNEL_ACCOUNT);
 
 	if (!batch)
 		return NULL;
@@ -167,8 +245,7 @@ static struct sm_batch *sm_batch_alloc(struct sm_conn *conn, u32 n, gfp_t gfp)
 	batch->ubuf.flags = SKBFL_ZEROCOPY_FRAG | SKBFL_DONT_ORPHAN;
 	sm_conn_get(conn);
 	batch->conn = conn;
-	batch->disconnects = READ_ONCE(conn->sk->sk_disconnects);
-	batch->end_seq = 0;
+	batch->end = 0;
 	batch->bytes = 0;
 	batch->n = 0;
 	return batch;
@@ -196,10 +273,11 @@ static void sm_tx_take_error(struct sm_conn *conn)
 }
 
 /*
- * Leave TCP no larger MTU to probe the path for.  Since 6.5 a probe takes pages over from the
- * packets that it replaces, but not their ubuf_info: a peer on this machine would get the pages
- * themselves.  A black hole may still make segments smaller.  Nothing but a look at what else the
- * path may carry, after tcp_probe_interval, makes the range larger.  The socket is locked.
+ * Leave TCP no larger MTU to probe the path for.  A probe takes payload over from the packets that
+ * it replaces, but not their ubuf_info.  Since 6.5 it takes the pages themselves, and a peer on
+ * this machine would be given them; before, it copies, and buffers would be free before their ACK.
+ * A black hole may still make segments smaller.  tcp_mtu_check_reprobe() makes the range larger
+ * again after tcp_probe_interval.  The socket is locked.
  */
 void sm_tx_no_probes(struct sock *sk)
 {
@@ -211,34 +289,44 @@ void sm_tx_no_probes(struct sock *sk)
 }
 
 /*
- * Give @vec to TCP under @batch, which must hold its buffers already.  Returns what
- * tcp_sendmsg() returns.  Caller holds the socket lock.
+ * Give @vec to TCP, under @batch by reference or without one to be copied; @flags may be MSG_MORE.
+ * Its buffers are pinned.  Returns what tcp_sendmsg() returns.  Caller holds the socket lock.
  */
 static int sm_tx_send(struct sm_conn *conn, struct sm_batch *batch, struct bio_vec *vec, u32 n,
-		      u32 bytes)
+		      u32 bytes, int flags)
 {
 	struct msghdr msg = {
-		.msg_flags = MSG_ZEROCOPY | MSG_DONTWAIT | MSG_NOSIGNAL,
-		.msg_ubuf = &batch->ubuf,
+		.msg_flags = flags | MSG_DONTWAIT | MSG_NOSIGNAL,
 	};
+	struct sock *sk = conn->sk;
 	int sent;
 
+	sock_owned_by_me(sk);
+	if (batch) {
+		msg.msg_flags |= MSG_ZEROCOPY;
+		msg.msg_ubuf = &batch->ubuf;
+	}
 	sm_tx_take_error(conn);
-	sm_tx_no_probes(conn->sk);
-	/* Or TCP would take what it sends now for all that a full send buffer allowed. */
-	clear_bit(SOCK_NOSPACE, &conn->sk->sk_socket->flags);
+	sm_tx_no_probes(sk);
 	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, vec, n, bytes);
-	sent = tcp_sendmsg_locked(conn->sk, &msg, bytes);
-	set_bit(SOCK_NOSPACE, &conn->sk->sk_socket->flags);	/* see sm_write_space() */
+	sent = tcp_sendmsg_locked(sk, &msg, bytes);
 	trace_sm_send(conn, n, bytes, sent);
-	batch->end_seq = tcp_sk(conn->sk)->write_seq;
 	if (sent > 0) {
-		batch->bytes += sent;
+		conn->end = conn->acked + (u32)(tcp_sk(sk)->write_seq - (u32)conn->acked);
 		atomic_add(sent, &conn->pinned_bytes);
 		conn->bytes_accepted += sent;
 		sm_count(conn->pair, SM_TX_BYTES, sent);
 	}
 	return sent;
+}
+
+/*
+ * Would TCP take this slot by reference?  Where the NIC cannot send scattered pages it would copy
+ * all the same, and let go of the buffers at once.  Caller holds the socket lock.
+ */
+static bool sm_tx_by_reference(const struct sm_conn *conn, const struct bio_vec *vec)
+{
+	return vec->bv_len >= SM_REFERENCE_MIN && conn->sk->sk_route_caps & NETIF_F_SG;
 }
 
 /*
@@ -251,7 +339,8 @@ static void sm_tx_block(struct sm_conn *conn)
 	conn->refused_in = conn->pair->sync_seq;
 	conn->pair->tx.refused = true;
 	set_bit(SM_CONN_BLOCKED, &conn->bits);
-	smp_mb__after_atomic();		/* pairs with sm_batch_release() */
+	smp_mb__after_atomic();		/* pairs with sm_tx_released() */
+	sm_tx_await_space(conn);
 	sm_tx_check_writable(conn);
 }
 
@@ -259,7 +348,7 @@ static void sm_tx_block(struct sm_conn *conn)
  * Send @vec even where the socket's limits, or those of TCP's memory, would not allow it.  TCP lets
  * a socket that is over its own limit exceed the others, so that it can make progress.
  */
-static int sm_tx_force(struct sm_conn *conn, struct sm_batch *batch, struct bio_vec *vec)
+static int sm_tx_force(struct sm_conn *conn, struct bio_vec *vec)
 {
 	struct tcp_sock *tp = tcp_sk(conn->sk);
 	u32 lowat = tp->notsent_lowat;
@@ -270,7 +359,7 @@ static int sm_tx_force(struct sm_conn *conn, struct sm_batch *batch, struct bio_
 	WRITE_ONCE(tp->notsent_lowat, U32_MAX);
 	while (vec->bv_len) {
 		WRITE_ONCE(sk->sk_sndbuf, sk->sk_wmem_queued + 1);
-		sent = sm_tx_send(conn, batch, vec, 1, vec->bv_len);
+		sent = sm_tx_send(conn, NULL, vec, 1, vec->bv_len, 0);
 		if (sent <= 0)
 			break;
 		vec->bv_offset += sent;
@@ -283,7 +372,25 @@ static int sm_tx_force(struct sm_conn *conn, struct sm_batch *batch, struct bio_
 }
 
 /*
- * Send what is left of a slot of which TCP took only part.  Caller holds the socket lock.
+ * The rest will never be sent: reset the connection, so that the peer takes no hole for the end.
+ * Caller holds the socket lock.
+ */
+static void sm_tx_drop_rest(struct sm_conn *conn)
+{
+	struct sock *sk = conn->sk;
+
+	WRITE_ONCE(conn->rest_len, 0);
+	if (sk->sk_state != TCP_CLOSE) {
+		sk->sk_disconnects++;	/* for calls that sleep on the socket */
+		tcp_disconnect(sk, 0);
+	}
+	sm_tx_release(conn, &conn->rest_buf, 1, conn->rest_copied, false);
+	sm_tx_released(conn);
+}
+
+/*
+ * Send what is left of a slot of which TCP took only part, by a copy.  Caller holds the socket
+ * lock.
  *
  * With @closing the connection is about to be closed, shut down or given back, so this is the
  * last chance: TCP's limits are lifted for these few bytes.  If there is no memory even so, or if
@@ -292,44 +399,29 @@ static int sm_tx_force(struct sm_conn *conn, struct sm_batch *batch, struct bio_
  */
 void sm_tx_flush_rest(struct sm_conn *conn, bool closing)
 {
-	struct sm_pool *pool = &conn->port->pool;
 	struct sock *sk = conn->sk;
-	struct sm_batch *batch;
 	struct bio_vec vec;
 	int sent;
 
 	sock_owned_by_me(sk);
 	if (!conn->rest_len)
 		return;
-	/* So small that it never fails in practice; what was accepted must not be lost. */
-	batch = sm_batch_alloc(conn, 1, GFP_KERNEL | __GFP_NOFAIL);
-	batch->buf[0] = conn->rest_buf;
-	batch->n = 1;
-	sm_pool_pin(pool, batch->buf, 1);
-	atomic_inc(&conn->pinned);
-	trace_sm_pin(conn, 1);
-
-	bvec_set_page(&vec, pool->buf[conn->rest_buf].page, conn->rest_len, conn->rest_off);
-	sent = closing ? sm_tx_force(conn, batch, &vec) :
-			 sm_tx_send(conn, batch, &vec, 1, conn->rest_len);
+	bvec_set_page(&vec, conn->port->pool.buf[conn->rest_buf].page, conn->rest_len,
+		      conn->rest_off);
+	sent = closing ? sm_tx_force(conn, &vec) :
+			 sm_tx_send(conn, NULL, &vec, 1, conn->rest_len, 0);
 	if (sent > 0) {
 		conn->rest_off += sent;
+		conn->rest_copied += sent;
 		WRITE_ONCE(conn->rest_len, conn->rest_len - sent);
-	}
-	if (conn->rest_len && (closing || !sm_tx_open(sk))) {
-		WRITE_ONCE(conn->rest_len, 0);
-		if (sk->sk_state != TCP_CLOSE) {
-			sk->sk_disconnects++;	/* for calls that sleep on the socket */
-			tcp_disconnect(sk, 0);
+		if (!conn->rest_len) {
+			sm_tx_wait_for_ack(conn, conn->rest_buf, conn->rest_copied,
+					   tcp_sk(sk)->write_seq);
+			sm_tx_catch_up(conn);
 		}
 	}
-	if (!conn->rest_len) {
-		u32 buf = conn->rest_buf;
-
-		sm_pool_unpin(pool, &buf, 1);
-		atomic_dec(&conn->pinned);
-	}
-	sm_ubuf_complete(NULL, &batch->ubuf, true);
+	if (conn->rest_len && (closing || !sm_tx_open(sk)))
+		sm_tx_drop_rest(conn);
 	sm_tx_check_writable(conn);
 }
 
@@ -395,8 +487,7 @@ static void sm_group_add(struct sm_pair *pair, struct sm_group *g, u32 i,
 	}
 	g->slot[g->n] = i;
 	bvec_set_page(&g->vec[g->n], pool->buf[idx].page, slot->len, SM_PTR_OFFSET(slot->ptr));
-	g->batch->buf[g->n] = idx;
-	g->bytes += slot->len;
+	g->buf[g->n] = idx;
 	g->n++;
 }
 
@@ -418,20 +509,106 @@ static void sm_group_refuse(struct sm_pair *pair, struct sm_group *g, u32 from, 
 	u32 i;
 
 	for (i = from; i < g->n; i++) {
-		sm_pool_give(&pair->port->pool, g->batch->buf[i]);
+		sm_pool_give(&pair->port->pool, g->buf[i]);
 		sm_slot_refuse(pair, g->slot[i], err);
 	}
 	g->n = from;
+}
+
+/*
+ * TCP took @sent bytes of the slots from @i on, under @batch or by a copy.  Returns the first slot
+ * of which it took nothing.  Caller holds the socket lock.
+ */
+static u32 sm_group_took(struct sm_group *g, u32 i, int sent, struct sm_batch *batch)
+{
+	struct sm_conn *conn = g->conn;
+	u32 end = (u32)conn->end - sent;
+
+	if (batch) {
+		batch->bytes += sent;
+		batch->end = conn->end;
+	}
+	for (; sent > 0; i++) {
+		u32 len = min_t(u32, sent, g->vec[i].bv_len);
+
+		end += len;
+		sent -= len;
+		if (batch)
+			batch->buf[batch->n++] = g->buf[i];
+		if (len < g->vec[i].bv_len) {
+			/* TCP has the first part; we keep the buffer for the second too. */
+			conn->rest_buf = g->buf[i];
+			conn->rest_off = g->vec[i].bv_offset + len;
+			conn->rest_copied = batch ? 0 : len;
+			WRITE_ONCE(conn->rest_len, g->vec[i].bv_len - len);
+			if (batch) {
+				sm_pool_pin(&conn->port->pool, &g->buf[i], 1);
+				atomic_inc(&conn->pinned);
+			}
+		} else if (!batch) {
+			sm_tx_wait_for_ack(conn, g->buf[i], len, end);
+		}
+	}
+	return i;
+}
+
+/*
+ * Give the group's slots to TCP, runs of them by reference and runs by a copy.  Returns how many it
+ * took, at least in part; @err is why not all.  Caller holds the socket lock.
+ *
+ * All runs but the last are sent with MSG_MORE, so that no short segment goes out between two.  If
+ * TCP takes nothing of the next run, then it has full segments of this one to send, and sends the
+ * end after them.
+ */
+static u32 sm_group_to_tcp(struct sm_group *g, int *err)
+{
+	struct sm_conn *conn = g->conn;
+	struct sm_batch *batch = NULL;
+	bool by_copy = false;
+	u32 i, end, bytes;
+	int sent;
+
+	*err = EAGAIN;
+	for (i = 0; i < g->n; i = end) {
+		bool by_ref = !by_copy && sm_tx_by_reference(conn, &g->vec[i]);
+
+		if (by_ref && !batch) {
+			batch = sm_batch_alloc(conn, g->n);
+			if (!batch) {
+				by_copy = true;
+				by_ref = false;
+			}
+		}
+		bytes = g->vec[i].bv_len;
+		for (end = i + 1; end < g->n; end++) {
+			if (by_ref != (!by_copy && sm_tx_by_reference(conn, &g->vec[end])))
+				break;
+			bytes += g->vec[end].bv_len;
+		}
+		sent = sm_tx_send(conn, by_ref ? batch : NULL, g->vec + i, end - i, bytes,
+				  end < g->n ? MSG_MORE : 0);
+		if (sent < (int)bytes) {
+			if (sent < 0)
+				*err = -sent;
+			else
+				i = sm_group_took(g, i, sent, by_ref ? batch : NULL);
+			break;
+		}
+		sm_group_took(g, i, sent, by_ref ? batch : NULL);
+	}
+	sm_tx_catch_up(conn);
+	if (batch)
+		sm_ubuf_complete(NULL, &batch->ubuf, true);
+	return i;
 }
 
 /* Send the group.  Caller holds pair->mutex and the socket lock. */
 static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 {
 	struct sm_conn *conn = g->conn;
-	struct sm_batch *batch = g->batch;
-	u32 allowed, i;
+	u32 allowed, taken;
 	bool block;
-	int sent;
+	int err;
 
 	lockdep_assert_held(&pair->mutex);
 	sock_owned_by_me(conn->sk);
@@ -446,8 +623,6 @@ static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 		return;
 	}
 	allowed = sm_tx_allowance(conn);
-	for (i = g->n; i > allowed; i--)
-		g->bytes -= g->vec[i - 1].bv_len;
 	block = allowed < g->n;
 	if (block)
 		sm_group_refuse(pair, g, allowed, EAGAIN);
@@ -457,36 +632,20 @@ static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 	}
 
 	/* Pinned before TCP can see them; what TCP does not take is unpinned below. */
-	batch->n = g->n;
-	sm_pool_pin(&pair->port->pool, batch->buf, g->n);
+	sm_pool_pin(&pair->port->pool, g->buf, g->n);
 	atomic_add(g->n, &conn->pinned);
-	sent = sm_tx_send(conn, batch, g->vec, g->n, g->bytes);
-
-	for (i = 0; i < g->n && sent > 0; i++) {
-		u32 len = g->vec[i].bv_len;
-
-		if (sent < len) {
-			/* TCP has the first part; we keep the buffer for the second too. */
-			conn->rest_buf = batch->buf[i];
-			conn->rest_off = g->vec[i].bv_offset + sent;
-			WRITE_ONCE(conn->rest_len, len - sent);
-			sm_pool_pin(&pair->port->pool, &batch->buf[i], 1);
-			atomic_inc(&conn->pinned);
-		}
-		sent -= len;
-	}
-	if (i < g->n) {
+	taken = sm_group_to_tcp(g, &err);
+	if (taken < g->n) {
 		/* While the stream may go on, what follows must not overtake what was refused. */
-		int err = sent < 0 && !i && !sm_tx_open(conn->sk) ? -sent : EAGAIN;
-
-		batch->n = i;
-		atomic_sub(g->n - i, &conn->pinned);
-		sm_pool_unpin_refused(&pair->port->pool, batch->buf + i, g->n - i);
-		sm_group_refuse(pair, g, i, err);
+		if (taken || sm_tx_open(conn->sk))
+			err = EAGAIN;
+		atomic_sub(g->n - taken, &conn->pinned);
+		sm_pool_unpin_refused(&pair->port->pool, g->buf + taken, g->n - taken);
+		sm_group_refuse(pair, g, taken, err);
 		if (err == EAGAIN)
 			block = true;
 	}
-	trace_sm_pin(conn, batch->n);
+	trace_sm_pin(conn, g->n);
 	sm_count(pair, SM_SENT, g->n);
 	if (block || conn->rest_len)
 		sm_tx_block(conn);
@@ -526,7 +685,7 @@ static struct sm_conn *sm_tx_conn(struct sm_pair *pair, const struct sm_slot *sl
 	return conn;
 }
 
-/* Refuse slot @i for now, for want of a buffer or memory.  Caller holds pair->mutex. */
+/* Refuse slot @i for now, for want of a buffer.  Caller holds pair->mutex. */
 static u32 sm_tx_refuse(struct sm_pair *pair, u32 i)
 {
 	struct sm_txring *tx = &pair->tx;
@@ -551,7 +710,7 @@ static u32 sm_tx_refuse(struct sm_pair *pair, u32 i)
 
 /*
  * Process slots of one connection from @i on, at most up to @head.  Returns the next slot to
- * process; @i itself when no buffer or no memory was there.  Caller holds pair->mutex.
+ * process; @i itself when no buffer was there.  Caller holds pair->mutex.
  */
 static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 {
@@ -575,11 +734,6 @@ static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 		if (SM_PTR_ID(READ_ONCE(tx->ring->slot[j].ptr)) != id)
 			break;
 	g->n = 0;
-	g->bytes = 0;
-	g->batch = sm_batch_alloc(g->conn, n, GFP_KERNEL);
-	if (!g->batch)
-		goto put_conn;
-
 	sm_group_add(pair, g, i, &slot);
 	for (len = 1, j = sm_next(i, tx->n); len < n; len++, j = sm_next(j, tx->n)) {
 		sm_slot_read(tx->ring, j, &slot);
@@ -600,8 +754,6 @@ static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 		for (k = 0; k < g->n; k++)
 			sm_slot_replace(pair, g->slot[k]);
 	}
-	sm_ubuf_complete(NULL, &g->batch->ubuf, true);
-put_conn:
 	sm_conn_put(g->conn);
 	return i;
 }

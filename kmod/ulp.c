@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What an attached socket has until TCP destroys it: our upper layer protocol.
+ *
+ * TCP calls an upper layer protocol when a socket is destroyed, orphans included, so this is where
+ * buffers that wait for an ACK are found, also after their connection was detached.  It also keeps
+ * kTLS, sockmap and listen() off, which refuse a socket that has one, and holds the module.  The
+ * socket's struct proto is a copy of TCP's own: IPV6_ADDRFORM refuses a socket with another than
+ * that, and its unhash() is called on each way to TCP_CLOSE, disconnect() included.
+ */
+#include <linux/module.h>
+#include <linux/slab.h>
+#include <net/inet_connection_sock.h>
+#include <net/tcp.h>
+
+#include "stackmap.h"
+
+/* icsk_ulp_data.  Guarded by the socket lock. */
+struct sm_ulp {
+	struct list_head conns;	/* attached, or with bytes that were not acknowledged */
+};
+
+/* Made from that of the first socket of each family, because the kernel may be without IPv6. */
+struct sm_proto {
+	struct proto *base;
+	struct proto prot;
+};
+
+static struct sm_proto sm_protos[2];
+static DEFINE_MUTEX(sm_protos_mutex);
+
+static void sm_ulp_release(struct sock *sk);
+
+/* setsockopt(TCP_ULP): a socket comes to us by SMIOC_ATTACH. */
+static int sm_ulp_init(struct sock *sk)
+{
+	return -EOPNOTSUPP;
+}
+
+static struct tcp_ulp_ops sm_ulp_ops = {
+	.name = "stackmap",
+	.owner = THIS_MODULE,
+	.init = sm_ulp_init,
+	.release = sm_ulp_release,
+};
+
+static struct sm_ulp *sm_ulp_of(const struct sock *sk)
+{
+	/* Set and cleared with the socket locked, as it is in all callers. */
+	return rcu_dereference_protected(inet_csk(sk)->icsk_ulp_data, true);
+}
+
+static struct sm_proto *sm_proto_of(const struct sock *sk)
+{
+	return container_of(sk->sk_prot, struct sm_proto, prot);
+}
+
+/* The connection awaits no ACK, or none will come.  The socket is locked. */
+static void sm_ulp_leave(struct sm_conn *conn)
+{
+	list_del_init(&conn->acks);
+	sm_conn_put(conn);
+}
+
+/*
+ * TCP calls this for each ACK that acknowledges something new, before it frees what was
+ * acknowledged, with the socket locked: its spinlock in softirq, or by its owner (backlog).
+ */
+static void sm_ulp_acked(struct sock *sk, u32 ack)
+{
+	struct sm_ulp *ulp = sm_ulp_of(sk);
+	struct sm_conn *conn, *next;
+
+	if (list_empty(&ulp->conns))
+		return;
+	sm_tx_no_probes(sk);
+	list_for_each_entry_safe(conn, next, &ulp->conns, acks) {
+		sm_tx_acked(conn, ack);
+		if (conn->attached)
+			sm_state_update_later(conn);
+		sm_ulp_detached(conn);
+	}
+}
+
+/* Nothing will be acknowledged any more.  The socket is locked, or nobody else's. */
+static void sm_ulp_end(struct sock *sk)
+{
+	struct sm_ulp *ulp = sm_ulp_of(sk);
+	struct sm_conn *conn, *next;
+
+	list_for_each_entry_safe(conn, next, &ulp->conns, acks) {
+		sm_tx_release_waiting(conn);
+		sm_ulp_leave(conn);
+	}
+}
+
+/* TCP calls this when the socket gets into TCP_CLOSE, with the socket locked. */
+static void sm_ulp_unhash(struct sock *sk)
+{
+	sm_proto_of(sk)->base->unhash(sk);
+	sm_ulp_end(sk);
+}
+
+/*
+ * release_sock(): packets that waited for the socket lock were processed.  The socket's spinlock is
+ * held.
+ */
+static void sm_ulp_release_cb(struct sock *sk)
+{
+	struct sm_conn *conn;
+	struct sm_ulp *ulp;
+
+	sm_proto_of(sk)->base->release_cb(sk);
+	ulp = sm_ulp_of(sk);
+	if (!ulp)
+		return;		/* a timer that was put off has destroyed it */
+	list_for_each_entry(conn, &ulp->conns, acks)
+		if (READ_ONCE(conn->record_stale))
+			sm_state_update(conn);
+}
+
+/* TCP destroys the socket, and puts the reference of sm_ulp_ops.owner next. */
+static void sm_ulp_release(struct sock *sk)
+{
+	struct sm_ulp *ulp = sm_ulp_of(sk);
+
+	sm_ulp_end(sk);
+	clean_acked_data_disable(inet_csk(sk));
+	WRITE_ONCE(sk->sk_prot, sm_proto_of(sk)->base);
+	RCU_INIT_POINTER(inet_csk(sk)->icsk_ulp_data, NULL);
+	kfree(ulp);
+}
+
+/* Our copy of the socket's struct proto; NULL if that is not TCP's own. */
+static struct proto *sm_proto_get(struct sock *sk)
+{
+	struct sm_proto *p = &sm_protos[sk->sk_family == AF_INET6];
+	struct proto *base = sk->sk_prot;
+
+	if (sk->sk_family == AF_INET && base != &tcp_prot)
+		return NULL;
+	mutex_lock(&sm_protos_mutex);
+	if (!p->base) {
+		p->prot = *base;
+		p->prot.unhash = sm_ulp_unhash;
+		p->prot.release_cb = sm_ulp_release_cb;
+#ifdef CONFIG_BPF_SYSCALL
+		p->prot.psock_update_sk_prot = NULL;	/* sockmap would copy what is ours */
+#endif
+		p->base = base;
+	}
+	mutex_unlock(&sm_protos_mutex);
+	return p->base == base ? &p->prot : NULL;
+}
+
+/*
+ * Give the socket our upper layer protocol, if it has not got it yet.  EBUSY if it has another one,
+ * or its struct proto is not TCP's own.  Caller holds the socket lock.
+ */
+int sm_ulp_take(struct sock *sk)
+{
+	struct inet_connection_sock *icsk = inet_csk(sk);
+	struct proto *prot;
+	struct sm_ulp *ulp;
+
+	sock_owned_by_me(sk);
+	if (icsk->icsk_ulp_ops)
+		return icsk->icsk_ulp_ops == &sm_ulp_ops ? 0 : -EBUSY;
+	prot = sm_proto_get(sk);
+	if (!prot)
+		return -EBUSY;
+	ulp = kmalloc(sizeof(*ulp), GFP_KERNEL_ACCOUNT);
+	if (!ulp)
+		return -ENOMEM;
+	INIT_LIST_HEAD(&ulp->conns);
+	__module_get(THIS_MODULE);	/* tcp_cleanup_ulp() puts it */
+	rcu_assign_pointer(icsk->icsk_ulp_data, ulp);
+	icsk->icsk_ulp_ops = &sm_ulp_ops;
+	WRITE_ONCE(sk->sk_prot, prot);	/* system calls read it without the lock */
+	clean_acked_data_enable(icsk, sm_ulp_acked);
+	return 0;
+}
+
+/* The connection was attached: tell it of ACKs.  Caller holds the socket lock. */
+void sm_ulp_attached(struct sm_conn *conn)
+{
+	sm_conn_get(conn);
+	list_add_tail(&conn->acks, &sm_ulp_of(conn->sk)->conns);
+}
+
+/* If the connection is detached, and all of its bytes acknowledged, forget it.  As above. */
+void sm_ulp_detached(struct sm_conn *conn)
+{
+	if (!list_empty(&conn->acks) && !conn->attached && sm_tx_all_acked(conn))
+		sm_ulp_leave(conn);
+}
+
+int __init sm_ulp_register(void)
+{
+	return tcp_register_ulp(&sm_ulp_ops);
+}
+
+void sm_ulp_unregister(void)
+{
+	tcp_unregister_ulp(&sm_ulp_ops);
+}
