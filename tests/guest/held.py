@@ -119,9 +119,7 @@ def attached_lock_held(sock: socket.socket) -> Iterator[None]:
     def set_no_options(page: mmap.mmap | bytearray) -> None:
         value = ctypes.byref(ctypes.c_char.from_buffer(page))
         # Python's own does not let other threads run meanwhile.
-        if _libc.setsockopt(
-            sock.fileno(), socket.IPPROTO_IP, socket.IP_OPTIONS, value, no_options
-        ):
+        if _libc.setsockopt(sock.fileno(), socket.IPPROTO_IP, socket.IP_OPTIONS, value, no_options):
             raise OSError(ctypes.get_errno(), "setsockopt")
 
     with under_way(set_no_options):
