@@ -27,7 +27,7 @@ CHECKED_PYTHON := stackmap cli testbed tests examples setup.py
 TEST_SUITES := $(KERNELS:%=test-vm-%) $(KERNELS:%=test-lab-%) test-unit
 CHECK_SUITES := check-kmod check-python check-shell
 
-.PHONY: demo lab bench-gate bench-connections soak test $(TEST_SUITES) test-long durations ci \
+.PHONY: demo lab bench-gate bench-connections bench-slots soak test $(TEST_SUITES) test-long durations ci \
 	test-debug test-lifetimes debug-kernel fuzz check check-python check-shell \
 	check-kmod kmod bytecode setup packages test-packages check-packages clean
 
@@ -132,6 +132,10 @@ soak: setup
 # What a request costs with ten thousand connections, compared to a hundred.
 bench-connections: setup
 	@$(PYTHON) -m stackmap_testbed.crowd --kernel $(KERNEL) --out out/bench-connections.json
+
+# Throughput of one connection on a ring and on a socket, by size of slot and round trip.
+bench-slots: setup
+	@$(PYTHON) -m tests.slots --kernel $(KERNEL) --out out/bench-slots-$(KERNEL).json
 
 # What a request costs on rings, held to a figure that is kept; UPDATE=1 keeps the new one.
 bench-gate: setup
