@@ -144,9 +144,6 @@ static struct proto *sm_proto_get(struct sock *sk)
 		p->prot = *base;
 		p->prot.unhash = sm_ulp_unhash;
 		p->prot.release_cb = sm_ulp_release_cb;
-#ifdef CONFIG_BPF_SYSCALL
-		p->prot.psock_update_sk_prot = NULL;	/* sockmap would copy what is ours */
-#endif
 		p->base = base;
 	}
 	mutex_unlock(&sm_protos_mutex);
