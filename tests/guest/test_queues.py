@@ -79,6 +79,7 @@ def napi_id(sock: socket.socket) -> int:
 
 def polled_by(port: RawPort) -> set[str]:
     """The NAPI contexts that one sync of an idle port polls."""
+    port.sync(SYNC_RX)  # attaching has left the port something to look at, which ends a poll
     with traced("napi/napi_poll") as trace:
         port.sync(SYNC_RX | SYNC_POLL, spin_us=100)
         ours = str(os.getpid())
