@@ -217,13 +217,7 @@ class ServerStatistics:
             "evicted_active": 0,
             "evictions": counters.evictions,
             "reclaimed": counters.reclaimed,
-            "crawler_reclaimed": 0,
-            "crawler_items_checked": 0,
-            "lrutail_reflocked": 0,
-            "moves_to_cold": 0,
-            "moves_to_warm": 0,
-            "moves_within_lru": 0,
-            "direct_reclaims": counters.evictions + counters.reclaimed,
+            **_lru(counters),
             "lru_bumps_dropped": 0,
         }
 
@@ -334,13 +328,7 @@ class ServerStatistics:
             "expired_unfetched": counters.expired_unfetched,
             "evicted_unfetched": counters.evicted_unfetched,
             "evicted_active": 0,
-            "crawler_reclaimed": 0,
-            "crawler_items_checked": 0,
-            "lrutail_reflocked": 0,
-            "moves_to_cold": 0,
-            "moves_to_warm": 0,
-            "moves_within_lru": 0,
-            "direct_reclaims": counters.evictions + counters.reclaimed,
+            **_lru(counters),
             "hits_to_hot": 0,
             "hits_to_warm": 0,
             "hits_to_cold": counters.get_hits,
@@ -436,6 +424,19 @@ class ServerStatistics:
         for name, value in dataclasses.asdict(self._port.stats()).items():
             lines[f"stackmap_{name}"] = value
         return lines
+
+
+def _lru(counters: Counters) -> dict[str, object]:
+    """What two reports say of the LRU list: there is one, without a crawler."""
+    return {
+        "crawler_reclaimed": 0,
+        "crawler_items_checked": 0,
+        "lrutail_reflocked": 0,
+        "moves_to_cold": 0,
+        "moves_to_warm": 0,
+        "moves_within_lru": 0,
+        "direct_reclaims": counters.evictions + counters.reclaimed,
+    }
 
 
 def _conn(sock: socket.socket, address: str, listen_address: str, state: str, idle: int) -> bytes:

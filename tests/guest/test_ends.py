@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from pyroute2 import netns
 
 from stackmap import Event, RingPort, SocketPort
 from stackmap._sockets import _has_failed
+from tests.guest.peer import inside
 from tests.guest.site import Site, eventually, references
 from tests.guest.test_soft_errors import HOST, heard
 from tests.guest.wire import NIC, connect_pair
@@ -92,26 +91,14 @@ def site() -> Iterator[Site]:
     site.remove()
 
 
-@contextmanager
-def namespace(name: str) -> Iterator[None]:
-    """Ports and sockets made inside are of this namespace."""
-    home = os.open("/proc/self/ns/net", os.O_RDONLY)
-    try:
-        netns.setns(name)
-        yield
-    finally:
-        netns.setns(home)
-        os.close(home)
-
-
 @pytest.mark.parametrize("state", STATES, ids=str)
 def test_nic_gone(site: Site, state: State) -> None:
     """No connection notices until TCP gives up."""
     with leaving_nothing():
         site.build()
-        with namespace(site.app), socket.create_server((site.address, 0)) as listener:
+        with inside(site.app), socket.create_server((site.address, 0)) as listener:
             port = RingPort(site.nic, **SIZES)
-            with namespace(site.peer):
+            with inside(site.peer):
                 peer = socket.create_connection(listener.getsockname())
             sock, _address = listener.accept()
         with port, closing(peer):

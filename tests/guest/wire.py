@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pyroute2 import netns
+from tests.guest.peer import inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 NIC = "sm0"
 ADDRESS = "10.78.0.1"
@@ -26,16 +26,9 @@ def sh(command: str) -> None:
     subprocess.run(["sh", "-ec", command], check=True)
 
 
-@contextmanager
-def peer_namespace() -> Iterator[None]:
+def peer_namespace() -> AbstractContextManager[None]:
     """Sockets made inside are at the other end of the wire."""
-    home = os.open("/proc/self/ns/net", os.O_RDONLY)
-    try:
-        netns.setns(PEER_NAMESPACE)
-        yield
-    finally:
-        netns.setns(home)
-        os.close(home)
+    return inside(PEER_NAMESPACE)
 
 
 def in_peer_namespace(family: int = socket.AF_INET) -> socket.socket:
