@@ -229,16 +229,10 @@ static int attached_setup(struct kunit *test)
 	kref_init(&port->kref);		/* the test's, never put: the port is not freed */
 	mutex_init(&port->mutex);
 	xa_init_flags(&port->conns, XA_FLAGS_ALLOC1);
+	init_waitqueue_head(&port->wait);
 	port->pair = pair;
 	port->npairs = 1;
-	pair->port = port;
-	mutex_init(&pair->mutex);
-	spin_lock_init(&pair->rx.lock);
-	spin_lock_init(&pair->pending_lock);
-	INIT_LIST_HEAD(&pair->pending);
-	INIT_LIST_HEAD(&pair->blocked);
-	init_waitqueue_head(&pair->own_wait);
-	pair->wait = &pair->own_wait;
+	sm_pair_prepare(pair, port, 0);
 	KUNIT_ASSERT_EQ(test, sm_pool_init(&port->pool, RX_SLOTS), 0);
 	KUNIT_ASSERT_EQ(test, sm_states_init(&port->states, 1), 0);
 	KUNIT_ASSERT_EQ(test, sm_rx_init(pair, RX_SLOTS), 0);

@@ -377,6 +377,21 @@ int sm_pair_open(struct sm_pair *pair)
 
 /* -- life ----------------------------------------------------------------------------------- */
 
+/* Everything but its rings. */
+void sm_pair_prepare(struct sm_pair *pair, struct sm_port *port, u32 index)
+{
+	pair->port = port;
+	pair->index = index;
+	pair->cpu = -1;
+	mutex_init(&pair->mutex);
+	spin_lock_init(&pair->rx.lock);
+	spin_lock_init(&pair->pending_lock);
+	INIT_LIST_HEAD(&pair->pending);
+	INIT_LIST_HEAD(&pair->blocked);
+	init_waitqueue_head(&pair->own_wait);
+	pair->wait = index ? &pair->own_wait : &port->wait;
+}
+
 /* Its rings are in place already. */
 int sm_pair_init(struct sm_pair *pair, u32 tx_slots, u32 rx_slots)
 {

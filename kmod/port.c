@@ -169,20 +169,6 @@ static struct sm_ring *sm_ring_init(struct sm_port *port, size_t ofs, u32 index,
 	return ring;
 }
 
-static void sm_pair_prepare(struct sm_pair *pair, struct sm_port *port, u32 index)
-{
-	pair->port = port;
-	pair->index = index;
-	pair->cpu = -1;
-	mutex_init(&pair->mutex);
-	spin_lock_init(&pair->rx.lock);
-	spin_lock_init(&pair->pending_lock);
-	INIT_LIST_HEAD(&pair->pending);
-	INIT_LIST_HEAD(&pair->blocked);
-	init_waitqueue_head(&pair->own_wait);
-	pair->wait = index ? &pair->own_wait : &port->wait;
-}
-
 /* Chain buffers that are in no slot, as netmap does: each starts with the index of the next. */
 static u32 sm_port_extra_bufs(struct sm_port *port, u32 count)
 {

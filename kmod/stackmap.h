@@ -222,6 +222,7 @@ struct sm_pair {
 	atomic64_t counter[SM_COUNTERS];
 };
 
+void sm_pair_prepare(struct sm_pair *pair, struct sm_port *port, u32 index);
 int sm_pair_init(struct sm_pair *pair, u32 tx_slots, u32 rx_slots);
 void sm_pair_destroy(struct sm_pair *pair);
 void sm_pair_close(struct sm_pair *pair);
