@@ -288,15 +288,15 @@ int sm_ops_replace(struct socket *sock)
 	int err = 0;
 
 	sock_owned_by_me(sk);
-	if (base != &f->ops)
-		err = sm_family_ops_get(f, base);
-	if (err)
-		return err;
+	/* First, because proto_ops of another upper layer protocol must not become our base. */
 	if (sk->sk_state != TCP_LISTEN)
 		err = sm_ulp_take(sk);
 	else if (inet_csk_has_ulp(sk))
 		err = -EBUSY;
 	if (err || base == &f->ops)
+		return err;
+	err = sm_family_ops_get(f, base);
+	if (err)
 		return err;
 	/* Whoever closes the socket puts the reference of the owner that it finds then. */
 	__module_get(THIS_MODULE);
