@@ -25,8 +25,7 @@
  *	pair->mutex		user context: one sync or poll at a time
  *	lock_sock(conn->sk)	conn->attached, conn->rest, conn->waiting, the socket; in softirq
  *				its spinlock, while nobody owns it
- *	sm_family_ops_mutex	the tables of system calls that attached sockets have,
- *	sm_protos_mutex		and of functions of TCP
+ *	sm_family_ops_mutex	the tables of system calls that attached sockets have
  *	pair->rx.lock		the receive ring's kernel side (taken from softirq)
  *	pair->pending_lock	pair->pending (any context)
  *	conn->state_lock	the connection's record (any context)

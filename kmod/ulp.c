@@ -12,6 +12,7 @@
 #include <linux/slab.h>
 #include <net/inet_connection_sock.h>
 #include <net/tcp.h>
+#include <net/transp_v6.h>
 
 #include "stackmap.h"
 
@@ -20,14 +21,15 @@ struct sm_ulp {
 	struct list_head conns;	/* attached, or with bytes that were not acknowledged */
 };
 
-/* Made from that of the first socket of each family, because the kernel may be without IPv6. */
 struct sm_proto {
-	struct proto *base;
-	struct proto prot;
+	struct proto *base;	/* TCP's own */
+	struct proto prot;	/* our copy */
 };
 
-static struct sm_proto sm_protos[2];
-static DEFINE_MUTEX(sm_protos_mutex);
+static struct sm_proto sm_proto4 __ro_after_init = { .base = &tcp_prot };
+#if IS_ENABLED(CONFIG_IPV6)
+static struct sm_proto sm_proto6 __ro_after_init = { .base = &tcpv6_prot };
+#endif
 
 static void sm_ulp_release(struct sock *sk);
 
@@ -131,23 +133,16 @@ static void sm_ulp_release(struct sock *sk)
 	kfree(ulp);
 }
 
-/* Our copy of the socket's struct proto; NULL if that is not TCP's own. */
-static struct proto *sm_proto_get(struct sock *sk)
+/* What the socket's struct proto is exchanged for; NULL if that is not TCP's own. */
+static struct proto *sm_proto_for(const struct sock *sk)
 {
-	struct sm_proto *p = &sm_protos[sk->sk_family == AF_INET6];
-	struct proto *base = sk->sk_prot;
+	struct sm_proto *p = &sm_proto4;
 
-	if (sk->sk_family == AF_INET && base != &tcp_prot)
-		return NULL;
-	mutex_lock(&sm_protos_mutex);
-	if (!p->base) {
-		p->prot = *base;
-		p->prot.unhash = sm_ulp_unhash;
-		p->prot.release_cb = sm_ulp_release_cb;
-		p->base = base;
-	}
-	mutex_unlock(&sm_protos_mutex);
-	return p->base == base ? &p->prot : NULL;
+#if IS_ENABLED(CONFIG_IPV6)
+	if (sk->sk_family == AF_INET6)
+		p = &sm_proto6;
+#endif
+	return sk->sk_prot == p->base ? &p->prot : NULL;
 }
 
 /*
@@ -163,7 +158,7 @@ int sm_ulp_take(struct sock *sk)
 	sock_owned_by_me(sk);
 	if (icsk->icsk_ulp_ops)
 		return icsk->icsk_ulp_ops == &sm_ulp_ops ? 0 : -EBUSY;
-	prot = sm_proto_get(sk);
+	prot = sm_proto_for(sk);
 	if (!prot)
 		return -EBUSY;
 	ulp = kmalloc(sizeof(*ulp), GFP_KERNEL_ACCOUNT);
@@ -192,8 +187,19 @@ void sm_ulp_detached(struct sm_conn *conn)
 		sm_ulp_leave(conn);
 }
 
+static void __init sm_proto_init(struct sm_proto *p)
+{
+	p->prot = *p->base;
+	p->prot.unhash = sm_ulp_unhash;
+	p->prot.release_cb = sm_ulp_release_cb;
+}
+
 int __init sm_ulp_register(void)
 {
+	sm_proto_init(&sm_proto4);
+#if IS_ENABLED(CONFIG_IPV6)
+	sm_proto_init(&sm_proto6);
+#endif
 	return tcp_register_ulp(&sm_ulp_ops);
 }
 
