@@ -328,12 +328,12 @@ def ifdown(round: Round) -> None:
 
 def unbind(round: Round) -> None:
     """Open ports go on, with nothing gathered on the NIC; there can be no new ones."""
+    left = round.idle_references - round.site.binding_references()
     round.site.unbind()
     assert "not bound" in round.app.order("open_another")
     round.goes_on()
-    # Those of the root qdisc and of its FIFOs are gone, and nothing of the port is left.
     eventually(
-        lambda: references() < round.idle_references,
+        lambda: references() == left,
         lambda: f"{references()} references after unbinding",
     )
     round.site.bind()
@@ -391,20 +391,21 @@ def remove_the_module(round: Round) -> None:
     assert remove_module() == errno.EWOULDBLOCK
     if round.situation in ("idle", "thousand"):
         round.talk()
+    binding = round.site.binding_references()
     round.site.unbind()
     assert remove_module() == errno.EWOULDBLOCK
     round.app.kill()
     if round.acks_withheld:
         time.sleep(A_WHILE)
         assert remove_module() == errno.EWOULDBLOCK, "buffers that TCP still has hold it too"
-    others = round.idle_references - 1
+    others = round.idle_references - binding
     round.idle_references = others  # what is unbound holds it no more
     round.closed_as_ever()
     assert others == 0, "somebody else on this machine uses the module"
     eventually(lambda: remove_module() == 0, lambda: f"{references()} references are left")
     load_module()
     round.site.bind()
-    round.idle_references += 1
+    round.idle_references += binding
 
 
 ENDINGS: dict[str, Callable[[Round], None]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import subprocess
 import time
@@ -168,6 +169,13 @@ class Site:
     def unbind(self) -> None:
         """Take the NIC away from the module."""
         sh(f"tc -n {self.app} qdisc del dev {self.nic} root")
+
+    def binding_references(self) -> int:
+        """How many references on the module a binding has: its root qdisc's and each FIFO's."""
+        command = ["ip", "-n", self.app, "-details", "-json", "link", "show", self.nic]
+        found = subprocess.run(command, capture_output=True, check=True)
+        queues: int = json.loads(found.stdout)[0]["num_tx_queues"]
+        return 1 + queues
 
     def link_down(self) -> None:
         sh(f"ip -n {self.app} link set {self.nic} down")
