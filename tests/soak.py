@@ -18,6 +18,7 @@ from stackmap_testbed.kernels import module_for
 from stackmap_testbed.lab import Lab
 from tests.debug.kernels import NotBuiltError, find_debug_kernel
 from tests.debug.uml import Options, run_in_uml
+from tests.unload import UNLOAD, UNLOAD_SECONDS
 
 UML = "uml"
 #: Seconds per message that no machine should need, and for all that is not messages.
@@ -61,7 +62,7 @@ def soak_in_lab(kernel: str, command: list[str], patience: float) -> Outcome:
         done = lab.server.run(command, timeout=patience, check=False)
         complaints = [] if done.returncode == 0 else [done.stderr]
         try:
-            lab.server.run("rmmod stackmap")
+            lab.server.run(UNLOAD, timeout=UNLOAD_SECONDS)
             lab.server.check_kernel_log()
         except (GuestCommandError, KernelLogError) as complaint:
             complaints.append(str(complaint))

@@ -13,6 +13,7 @@ import pytest
 from tests.debug.kernels import ROOT
 from tests.debug.races import complaints
 from tests.inside import GuestPytest
+from tests.unload import UNLOAD, UNLOAD_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ def server(kcsan: DebugKernel, kcsan_guest: Guest) -> Iterator[Guest]:
     assert complaints_since(kcsan_guest, "load") == []
     yield kcsan_guest
     kcsan_guest.mark_kernel_log("unload")
-    kcsan_guest.run("rmmod stackmap", timeout=300)
+    kcsan_guest.run(UNLOAD, timeout=UNLOAD_SECONDS)
     assert complaints_since(kcsan_guest, "unload") == []
 
 

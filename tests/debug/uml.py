@@ -24,6 +24,7 @@ from stackmap_testbed.children import end_process, start_process
 from stackmap_testbed.environment import guest_environment, visible_paths
 from stackmap_testbed.kernel_log import offending_lines
 from tests.debug.kernels import DebugKernel, find_debug_kernel
+from tests.unload import UNLOAD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,8 +142,7 @@ def _init_script(
         load = f"""
 modprobe kunit || fail loading kunit
 insmod {shlex.quote(str(kernel.build_module()))} || fail loading the module"""
-        unload = """
-rmmod stackmap || fail unloading the module, used by $(cat /sys/module/stackmap/refcnt)"""
+        unload = f"\n{UNLOAD} || fail unloading the module"
     before = after = ""
     if options.leaks:
         before = f"{_SCAN}echo clear >/sys/kernel/debug/kmemleak"

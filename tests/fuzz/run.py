@@ -24,6 +24,7 @@ from stackmap_testbed.lab import Lab
 from tests.debug.kernels import NotBuiltError, find_debug_kernel
 from tests.debug.races import complaints
 from tests.debug.uml import Options, run_in_uml
+from tests.unload import UNLOAD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -160,7 +161,7 @@ def _in_qemu(name: str, command: Sequence[str], seconds: int) -> Outcome:
             guest.insmod(module or module_for(lab.release))
             process = guest.popen(command)
             _follow(process, seconds + _AROUND_SECONDS)
-            _run(guest, "rmmod stackmap")
+            _run(guest, UNLOAD)
             if leaks:
                 outcome.complaints += _run(guest, f"{_SCAN_FOR_LEAKS}cat kmemleak").splitlines()
         except LabError as error:

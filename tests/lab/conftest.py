@@ -10,6 +10,7 @@ from stackmap_testbed.errors import GuestDiedError, KernelLogError, LabError
 from stackmap_testbed.experiment import program
 from stackmap_testbed.kernels import module_for
 from stackmap_testbed.lab import Lab
+from tests.unload import UNLOAD, UNLOAD_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +57,5 @@ def rings(lab: Lab) -> Iterator[None]:
     server.mark_kernel_log("unbind and unload")
     server.run([program("stackmap"), "unbind", "eth0"])
     assert "stackmap" not in server.run("tc qdisc show dev eth0").stdout
-    # A closed connection lasts until its peer has acknowledged everything.
-    server.run("for i in $(seq 100); do rmmod stackmap && exit; sleep 0.2; done; exit 1")
+    server.run(UNLOAD, timeout=UNLOAD_SECONDS)
     server.check_kernel_log()

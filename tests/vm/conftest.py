@@ -11,6 +11,7 @@ import pytest
 from stackmap_testbed.errors import GuestDiedError, KernelLogError, LabError
 from stackmap_testbed.lab import Lab
 from tests.inside import GuestPytest, reports_folder, rewrite_assertions
+from tests.unload import UNLOAD, UNLOAD_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +66,7 @@ def loaded(lab: Lab) -> Iterator[None]:
     server.insmod(ROOT / "build" / "kmod" / lab.release / "stackmap.ko")
     yield
     server.mark_kernel_log("unload")
-    server.run("rmmod stackmap")
+    server.run(UNLOAD, timeout=UNLOAD_SECONDS)
     # A kernel that counts allocations says here what the module has left.
     server.check_kernel_log()
 
