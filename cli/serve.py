@@ -20,7 +20,8 @@ from stackmap.memcached import Server, Store
 from stackmap.memcached.server import DEFAULT_MAX_CONNECTIONS, MAX_IDLE_TIMEOUT
 from stackmap.memcached.statistics import BACKLOG, RESERVED_DESCRIPTORS
 
-from .sentences import SentenceGroup
+from .completion import complete_nic
+from .sentences import SentenceGroup, examples
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _MB = 1 << 20
 
 
-@click.group(cls=SentenceGroup)
+@click.group(cls=SentenceGroup, epilog=examples("stackmap serve memcached"))
 def serve() -> None:
     """Run a server on rings, or on sockets."""
 
@@ -63,7 +64,12 @@ def _nic_name(_ctx: click.Context, _param: click.Parameter, value: str | None) -
     return value
 
 
-@serve.command()
+@serve.command(
+    epilog=examples(
+        "stackmap serve memcached",
+        "sudo stackmap serve memcached --listen 192.0.2.1:11211 --nic eth1 --memory 1024",
+    )
+)
 @click.option(
     "--backend",
     type=click.Choice(["auto", "stackmap", "sockets"]),
@@ -92,6 +98,7 @@ def _nic_name(_ctx: click.Context, _param: click.Parameter, value: str | None) -
 @click.option(
     "--nic",
     callback=_nic_name,
+    shell_complete=complete_nic,
     metavar="NIC",
     help="The bound NIC to use, if there are several (not with --backend sockets).",
 )
