@@ -42,6 +42,12 @@ def test_faults(uml: DebugKernel) -> None:
     run_tests(uml, INSIDE / "test_faults.py", Options(leaks=True, timeout=1400), 600)
 
 
+@pytest.mark.timeout(1500)
+def test_memcached_memory(uml: DebugKernel) -> None:
+    """An emulated guest would take longer than a test may."""
+    run_tests(uml, INSIDE / "test_memcached_memory.py", Options(leaks=True, timeout=1400), 600)
+
+
 @pytest.mark.timeout(700)
 def test_simulated_time(uml: DebugKernel) -> None:
     """Here a test that hangs is noticed by this machine's clock only."""

@@ -49,6 +49,8 @@ def nursery() -> Iterator[Nursery]:
 def site() -> Iterator[Site]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
     sh("modprobe veth; modprobe sch_netem")
+    # The orphans of other tests hold the module until TCP destroys them.
+    eventually(lambda: references() == 0, lambda: f"{references()} references")
     site = Site()
     site.build()
     yield site
