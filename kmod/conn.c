@@ -102,6 +102,7 @@ void sm_conn_put(struct sm_conn *conn)
 	else
 		xa_release(&conn->port->conns, conn->id);	/* never taken */
 	sm_port_put(conn->port);
+	kfree(conn->ulp);
 	kfree_rcu(conn, rcu);
 }
 
@@ -388,7 +389,10 @@ static int sm_conn_hook(struct sm_conn *conn, struct socket *sock)
 	/* Nor one where a call waits to send: its bytes would come between those of slots. */
 	if (tcp_sk(sk)->repair || sk->sk_write_pending || !sm_conn_is_tcps_own(sk))
 		return -EBUSY;
-	err = sm_ops_replace(sock);
+	/* First, because proto_ops of another upper layer protocol must not become our base. */
+	err = sm_ulp_take(conn);
+	if (!err)
+		err = sm_ops_replace(sock);
 	if (err)
 		return err;
 
@@ -458,9 +462,14 @@ struct sm_conn *sm_conn_alloc(struct sm_port *port)
 	INIT_DELAYED_WORK(&conn->flush_work, sm_flush_work);
 	INIT_LIST_HEAD(&conn->acks);
 	conn->port = port;
+	conn->ulp = sm_ulp_alloc();
+	if (!conn->ulp) {
+		err = -ENOMEM;
+		goto err_free;
+	}
 	err = sm_state_open(conn);
 	if (err)
-		goto err_free;
+		goto err_ulp;
 	/* Cyclic: an id comes again only after 4 billion others. */
 	err = xa_alloc_cyclic(&port->conns, &conn->id, NULL, XA_LIMIT(1, U32_MAX),
 			      &port->next_id, GFP_KERNEL_ACCOUNT);
@@ -471,6 +480,8 @@ struct sm_conn *sm_conn_alloc(struct sm_port *port)
 
 err_record:
 	sm_state_close(conn);
+err_ulp:
+	kfree(conn->ulp);
 err_free:
 	kfree(conn);
 	return ERR_PTR(err);

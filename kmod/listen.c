@@ -57,7 +57,7 @@ static int sm_listener_hook(struct sm_listener *listener, struct socket *sock)
 	sock_owned_by_me(sk);
 	if (sk->sk_state != TCP_LISTEN)
 		return -EINVAL;
-	if (!sm_conn_is_tcps_own(sk))
+	if (!sm_conn_is_tcps_own(sk) || inet_csk_has_ulp(sk))
 		return -EBUSY;
 	err = sm_ops_replace(sock);
 	if (err)

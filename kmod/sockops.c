@@ -284,17 +284,11 @@ int sm_ops_replace(struct socket *sock)
 {
 	const struct proto_ops *base = READ_ONCE(sock->ops);
 	struct sm_family_ops *f = &sm_family_ops[base->family == AF_INET6];
-	struct sock *sk = sock->sk;
-	int err = 0;
+	int err;
 
-	sock_owned_by_me(sk);
-	/* First, because proto_ops of another upper layer protocol must not become our base. */
-	if (sk->sk_state != TCP_LISTEN)
-		err = sm_ulp_take(sk);
-	else if (inet_csk_has_ulp(sk))
-		err = -EBUSY;
-	if (err || base == &f->ops)
-		return err;
+	sock_owned_by_me(sock->sk);
+	if (base == &f->ops)
+		return 0;
 	err = sm_family_ops_get(f, base);
 	if (err)
 		return err;

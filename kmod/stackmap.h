@@ -355,6 +355,7 @@ struct sm_conn {
 	u32 waiting;			/* buffers that TCP copied, by ->next; 0: none */
 	u32 waiting_last;
 	struct list_head acks;		/* in sm_ulp.conns */
+	struct sm_ulp *ulp;		/* for a socket without one, until it is attached */
 	u64 end;			/* position after what TCP has, counted as acked is */
 	u64 acked;			/* what was acknowledged; read anywhere */
 
@@ -397,7 +398,8 @@ void sm_ops_exit(void);
 
 int sm_ulp_register(void);
 void sm_ulp_unregister(void);
-int sm_ulp_take(struct sock *sk);
+struct sm_ulp *sm_ulp_alloc(void);
+int sm_ulp_take(struct sm_conn *conn);
 void sm_ulp_attached(struct sm_conn *conn);
 void sm_ulp_detached(struct sm_conn *conn);
 

@@ -145,15 +145,25 @@ static struct proto *sm_proto_for(const struct sock *sk)
 	return sk->sk_prot == p->base ? &p->prot : NULL;
 }
 
-/*
- * Give the socket our upper layer protocol, if it has not got it yet.  EBUSY if it has another one,
- * or its struct proto is not TCP's own.  Caller holds the socket lock.
- */
-int sm_ulp_take(struct sock *sk)
+/* What sm_ulp_take() needs memory for; NULL on failure.  Freed by kfree(). */
+struct sm_ulp *sm_ulp_alloc(void)
 {
+	struct sm_ulp *ulp = kmalloc(sizeof(*ulp), GFP_KERNEL_ACCOUNT);
+
+	if (ulp)
+		INIT_LIST_HEAD(&ulp->conns);
+	return ulp;
+}
+
+/*
+ * Give the connection's socket our upper layer protocol, if it has not got it yet.  EBUSY if it has
+ * another one, or its struct proto is not TCP's own.  Caller holds the socket lock.
+ */
+int sm_ulp_take(struct sm_conn *conn)
+{
+	struct sock *sk = conn->sk;
 	struct inet_connection_sock *icsk = inet_csk(sk);
 	struct proto *prot;
-	struct sm_ulp *ulp;
 
 	sock_owned_by_me(sk);
 	if (icsk->icsk_ulp_ops)
@@ -161,12 +171,9 @@ int sm_ulp_take(struct sock *sk)
 	prot = sm_proto_for(sk);
 	if (!prot)
 		return -EBUSY;
-	ulp = kmalloc(sizeof(*ulp), GFP_KERNEL_ACCOUNT);
-	if (!ulp)
-		return -ENOMEM;
-	INIT_LIST_HEAD(&ulp->conns);
 	__module_get(THIS_MODULE);	/* tcp_cleanup_ulp() puts it */
-	rcu_assign_pointer(icsk->icsk_ulp_data, ulp);
+	rcu_assign_pointer(icsk->icsk_ulp_data, conn->ulp);
+	conn->ulp = NULL;
 	icsk->icsk_ulp_ops = &sm_ulp_ops;
 	WRITE_ONCE(sk->sk_prot, prot);	/* system calls read it without the lock */
 	clean_acked_data_enable(icsk, sm_ulp_acked);

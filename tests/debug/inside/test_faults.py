@@ -471,7 +471,15 @@ def no_memory_in(function: str, times: int) -> Iterator[Path]:
             (failslab / name).write_text(before[name])
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.fixture
+def one_segment_each() -> Iterator[None]:
+    """TCP makes no packet of several segments, so what follows a full segment needs a new packet."""
+    sh(f"ip link set {NIC} gso_max_segs 1")
+    yield
+    sh(f"ip link set {NIC} gso_max_segs 65535")
+
+
+@pytest.mark.usefixtures("nothing_left", "one_segment_each")
 @pytest.mark.parametrize("times", [1, 3])
 def test_the_rest_is_sent_later_where_memory_was_short(port: RawPort, times: int) -> None:
     """The work queue that sends it fails so often; the next ACK has it try again."""
@@ -486,7 +494,7 @@ def test_the_rest_is_sent_later_where_memory_was_short(port: RawPort, times: int
     two.close()
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("nothing_left", "one_segment_each")
 def test_the_rest_is_sent_though_memory_was_short_until_all_else_was_acknowledged(
     port: RawPort,
 ) -> None:
