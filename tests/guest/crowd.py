@@ -41,7 +41,7 @@ def once(nursery: Nursery, log: KernelLog, count: int) -> None:
         with Peer(site.peer, (site.address, number), count) as peer:
             round = Round(site, app, peer, "thousand", idle)
             round.start()
-            tell("height", seconds=time.monotonic() - begin, connections=count)
+            tell("height", binding=site.binding_references(), seconds=time.monotonic() - begin)
             close_sockets_first(round)
     eventually(lambda: references() == idle, lambda: f"{references()} references, {idle} before")
     site.remove()

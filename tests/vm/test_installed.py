@@ -82,7 +82,7 @@ def installed(server: Guest, vm_lab: Lab) -> Iterator[None]:
 
 def unit(name: str) -> list[str]:
     """The command of the unit of this name, for eth0."""
-    parser = configparser.ConfigParser(interpolation=None)
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read(SYSTEMD / "stackmap-bind@.service")
     return shlex.split(parser["Service"][name].replace("%I", "eth0"))
