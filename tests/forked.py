@@ -7,19 +7,21 @@ it is loaded once, with options that all files share, and a process is forked fr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 
 import pytest
 
-import stackmap  # noqa: F401 (what all tests load)
+import tests.guest.attached  # noqa: F401 (what almost all tests load, and a library that is large)
 
 
 def main() -> None:
     """Serve requests, one JSON object a line, until the input ends."""
     options = sys.argv[1:]
-    pytest.main([*options, "--version"])  # loads the plugins as well
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        pytest.main([*options, "--markers"])  # loads the plugins
     for line in sys.stdin:
         request = json.loads(line)
         sys.stdout.flush()
