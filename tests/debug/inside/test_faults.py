@@ -473,7 +473,7 @@ def no_memory_in(function: str, times: int) -> Iterator[Path]:
 
 @pytest.fixture
 def one_segment_each() -> Iterator[None]:
-    """TCP makes no packet of several segments, so what follows a full segment needs a new packet."""
+    """TCP makes packets of one segment, so what follows a full one needs another packet."""
     sh(f"ip link set {NIC} gso_max_segs 1")
     yield
     sh(f"ip link set {NIC} gso_max_segs 65535")
