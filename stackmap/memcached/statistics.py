@@ -11,8 +11,9 @@ import os
 import resource
 import socket
 import time
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from stackmap._version import __version__
 
 from .codec import TURN, parse_unsigned
 from .prefixes import DELIMITER
@@ -411,13 +412,9 @@ class ServerStatistics:
         yield b"END\r\n"
 
     def _stackmap(self) -> dict[str, object]:
-        try:
-            release = version("stackmap")
-        except PackageNotFoundError:  # run from a folder that was never installed
-            release = "unknown"
         lines: dict[str, object] = {
             "server": "stackmap",
-            "release": release,
+            "release": __version__,
             "backend": self._port.backend,
             "waiting_bytes": self._store.reserved,
         }
