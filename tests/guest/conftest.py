@@ -13,6 +13,7 @@ import pytest
 
 from stackmap import RingPort
 from tests.guest.attached import Attached
+from tests.guest.commands import ip, sh
 from tests.guest.raw import RawPort
 from tests.guest.wire import (
     ADDRESS,
@@ -24,7 +25,6 @@ from tests.guest.wire import (
     connect_pair,
     connect_pair_from_here,
     in_peer_namespace,
-    sh,
 )
 
 if TYPE_CHECKING:
@@ -34,27 +34,31 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session", autouse=True)
 def nic() -> Iterator[str]:
     """A bound NIC with a peer."""
-    sh(f"""
-        modprobe veth
-        ip netns add {PEER_NAMESPACE}
-        ip link add {NIC} type veth peer name {NIC} netns {PEER_NAMESPACE}
-        ip addr add {ADDRESS}/24 dev {NIC}
-        ip addr add {ADDRESS6}/64 dev {NIC} nodad
-        ip link set {NIC} up
-        ip -n {PEER_NAMESPACE} addr add {PEER_ADDRESS}/24 dev {NIC}
-        ip -n {PEER_NAMESPACE} addr add {PEER_ADDRESS6}/64 dev {NIC} nodad
-        ip -n {PEER_NAMESPACE} link set {NIC} up
-        ip -n {PEER_NAMESPACE} link set lo up
-        tc qdisc replace dev {NIC} root stackmap
+    sh(f"modprobe veth; ip netns add {PEER_NAMESPACE}")
+    ip(f"""
+        link add {NIC} type veth peer {NIC} netns {PEER_NAMESPACE}
+        addr add {ADDRESS}/24 dev {NIC}
+        addr add {ADDRESS6}/64 dev {NIC} nodad
+        link set {NIC} up
     """)
+    ip(
+        f"""
+        addr add {PEER_ADDRESS}/24 dev {NIC}
+        addr add {PEER_ADDRESS6}/64 dev {NIC} nodad
+        link set {NIC} up
+        link set lo up
+        """,
+        PEER_NAMESPACE,
+    )
+    sh(f"tc qdisc replace dev {NIC} root stackmap")
     yield NIC
-    sh(f"ip link del {NIC}; ip netns del {PEER_NAMESPACE}")
+    ip(f"link del {NIC}\nnetns del {PEER_NAMESPACE}")
 
 
 @pytest.fixture
 def port_factory() -> Callable[[], RingPort]:
-    """Makes ports of the backend under test."""
-    return lambda: RingPort(NIC)
+    """Makes ports of the backend under test; smaller ones are opened sooner."""
+    return lambda: RingPort(NIC, tx_slots=256, rx_slots=256)
 
 
 @pytest.fixture

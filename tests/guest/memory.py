@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.guest.site import references, sh
+from tests.guest.commands import sh
+from tests.guest.site import references
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

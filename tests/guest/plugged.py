@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 from tests.guest.app import Nursery
+from tests.guest.commands import sh
 from tests.guest.lifetimes import play
-from tests.guest.site import KernelLog, Site, eventually, sh
+from tests.guest.site import KernelLog, Site, eventually
 from tests.guest.victim import MAX_FILES
 
 #: The hardware addresses by which the NICs are known when they appear.
@@ -45,10 +46,7 @@ class PluggedSite(Site):
         self._plug("near", self.app)
         if not self._has_far:
             self._plug("far", self.peer)
-            sh(f"""
-                ip -n {self.peer} addr add {self.peer_address}/24 dev {self.nic}
-                ip -n {self.peer} link set {self.nic} up
-            """)
+            self._set_up_far_end()
             self._has_far = True
 
     def _plug(self, name: str, namespace: str) -> None:

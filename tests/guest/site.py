@@ -10,12 +10,15 @@ import ctypes
 import errno
 import json
 import os
+import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stackmap_testbed.kernel_log import offending_lines, parse_record
+from tests.guest.commands import ip, sh
+from tests.guest.peer import inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,11 +29,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_DELETE_MODULE = 176
 _SYS_FINIT_MODULE = 313
 _RECORD_MAX = 8192
-
-
-def sh(command: str) -> None:
-    """Run shell commands of which each must succeed."""
-    subprocess.run(["sh", "-ec", command], check=True)
 
 
 def eventually(
@@ -127,23 +125,37 @@ class Site:
     def build(self) -> None:
         """Make what is not there; the far namespace lasts, the near one and the wire may not."""
         if not Path("/run/netns", self.peer).exists():
-            sh(f"ip netns add {self.peer}; ip -n {self.peer} link set lo up")
+            self._add_namespace(self.peer)
         if not Path("/run/netns", self.app).exists():
-            sh(f"ip netns add {self.app}; ip -n {self.app} link set lo up")
+            self._add_namespace(self.app)
         self.plug()
-        sh(f"""
-            ip -n {self.app} addr add {self.address}/24 dev {self.nic}
-            ip -n {self.app} link set {self.nic} up
-        """)
+        ip(
+            f"""
+            addr add {self.address}/24 dev {self.nic}
+            link set {self.nic} up
+            """,
+            self.app,
+        )
         self.bind()
+
+    @staticmethod
+    def _add_namespace(name: str) -> None:
+        ip(f"netns add {name}")
+        ip("link set lo up", name)
 
     def plug(self) -> None:
         """Connect the namespaces by a pair of NICs."""
-        sh(f"""
-            ip link add {self.nic} netns {self.app} type veth peer name {self.nic} netns {self.peer}
-            ip -n {self.peer} addr add {self.peer_address}/24 dev {self.nic}
-            ip -n {self.peer} link set {self.nic} up
-        """)
+        ip(f"link add {self.nic} netns {self.app} type veth peer {self.nic} netns {self.peer}")
+        self._set_up_far_end()
+
+    def _set_up_far_end(self) -> None:
+        ip(
+            f"""
+            addr add {self.peer_address}/24 dev {self.nic}
+            link set {self.nic} up
+            """,
+            self.peer,
+        )
 
     def unplug(self) -> None:
         """Take the application's NIC out of the machine."""
@@ -157,10 +169,8 @@ class Site:
 
     def has_nic(self, namespace: str) -> bool:
         """Whether an end of the wire is there."""
-        found = subprocess.run(
-            ["ip", "-n", namespace, "link", "show", self.nic], capture_output=True, check=False
-        )
-        return found.returncode == 0
+        with inside(namespace):
+            return self.nic in (name for _index, name in socket.if_nameindex())
 
     def bind(self) -> None:
         """Give the NIC to the module."""

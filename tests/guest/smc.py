@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.guest.commands import sh
 from tests.guest.raw import ATTACH_LISTENER
-from tests.guest.wire import ADDRESS, in_peer_namespace, sh
+from tests.guest.wire import ADDRESS, in_peer_namespace
 
 if TYPE_CHECKING:
     from tests.guest.raw import RawPort

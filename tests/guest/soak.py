@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.guest.app import App, Nursery
+from tests.guest.commands import sh
 from tests.guest.memory import in_use, settle
 from tests.guest.pattern import pattern
 from tests.guest.peer import inside
-from tests.guest.site import PATIENCE, KernelLog, Site, eventually, references, sh
+from tests.guest.site import PATIENCE, KernelLog, Site, eventually, references
 from tests.guest.victim import MAX_FILES
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ from pyroute2 import IPRoute, netns
 from stackmap._netlink import Inspector, PortInfo
 from stackmap_cli.link import Grants, read_nic, set_qdisc
 from tests.guest.children import Child
+from tests.guest.commands import ip, sh
 from tests.guest.peer import inside
 from tests.guest.raw import RawPort
 from tests.guest.test_rights import USER, become, enter_container, in_child
-from tests.guest.wire import PEER_NAMESPACE, sh
+from tests.guest.wire import PEER_NAMESPACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,19 +38,18 @@ def unbind(name: str = NAME) -> None:
 
 
 def plug() -> None:
-    sh(f"""
-        ip link add {NAME} type veth peer name {NAME} netns {PEER_NAMESPACE}
-        ip addr add {ADDRESS}/24 dev {NAME}
-        ip link set {NAME} up
-        ip -n {PEER_NAMESPACE} addr add {PEER_ADDRESS}/24 dev {NAME}
-        ip -n {PEER_NAMESPACE} link set {NAME} up
+    ip(f"""
+        link add {NAME} type veth peer {NAME} netns {PEER_NAMESPACE}
+        addr add {ADDRESS}/24 dev {NAME}
+        link set {NAME} up
     """)
+    ip(f"addr add {PEER_ADDRESS}/24 dev {NAME}\nlink set {NAME} up", PEER_NAMESPACE)
     bind()
 
 
 def unplug() -> None:
     """Delete the wire by its far end, wherever the near one is and whatever it is called."""
-    sh(f"ip -n {PEER_NAMESPACE} link del {NAME}")
+    ip(f"link del {NAME}", PEER_NAMESPACE)
 
 
 @pytest.fixture(autouse=True)

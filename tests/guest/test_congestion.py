@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import RingPort
+from tests.guest.commands import sh
 from tests.guest.streams import carry
-from tests.guest.wire import ADDRESS, NIC, PEER_NAMESPACE, in_peer_namespace, sh
+from tests.guest.wire import ADDRESS, NIC, PEER_NAMESPACE, in_peer_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.guest.children import PATIENCE, Child
+from tests.guest.commands import sh
 from tests.guest.held import WaitingCall, attached_lock_held, lock_held
 from tests.guest.memory import memory_cgroup
 from tests.guest.pattern import pattern
@@ -34,14 +35,7 @@ from tests.guest.raw import (
 )
 from tests.guest.rest import end_by_closing, end_by_detaching, end_by_shutdown, leave_a_rest
 from tests.guest.site import eventually
-from tests.guest.wire import (
-    NIC,
-    PEER_ADDRESS,
-    connect_pair,
-    in_peer_namespace,
-    receive_exactly,
-    sh,
-)
+from tests.guest.wire import NIC, PEER_ADDRESS, connect_pair, in_peer_namespace, receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

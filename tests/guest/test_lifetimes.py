@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.guest.app import Nursery
+from tests.guest.commands import sh
 from tests.guest.lifetimes import ENDINGS, SITUATIONS, play, started
-from tests.guest.site import KernelLog, Site, eventually, references, remove_module, sh
+from tests.guest.site import KernelLog, Site, eventually, references, remove_module
 from tests.guest.victim import MAX_FILES
 
 if TYPE_CHECKING:

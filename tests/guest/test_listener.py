@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.guest.children import Child
+from tests.guest.commands import sh
 from tests.guest.held import WaitingCall, under_way
 from tests.guest.raw import (
     ATTACH_LISTENER,
@@ -37,7 +38,6 @@ from tests.guest.wire import (
     in_peer_namespace,
     peer_is_late_by,
     peer_namespace,
-    sh,
 )
 
 if TYPE_CHECKING:

@@ -13,19 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.guest.children import Child
+from tests.guest.commands import sh
 from tests.guest.pattern import pattern
 from tests.guest.raw import REFUSED, SYNC_RX, SYNC_TX, RawPort
 from tests.guest.rest import unacknowledged
 from tests.guest.site import eventually
 from tests.guest.tcp_info import tcp_info
-from tests.guest.wire import (
-    NIC,
-    connect_pair,
-    peer_is_late_by,
-    peer_loses,
-    receive_exactly,
-    sh,
-)
+from tests.guest.wire import NIC, connect_pair, peer_is_late_by, peer_loses, receive_exactly
 
 SPARE = 4
 PATIENCE = 60.0

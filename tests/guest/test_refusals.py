@@ -22,6 +22,7 @@ from tests.guest.bpf import (
     put_into_sockmap,
     remove_from_sockmap,
 )
+from tests.guest.commands import sh
 from tests.guest.held import WaitingCall
 from tests.guest.raw import CLOSED, ERROR, RawPort
 from tests.guest.wire import (
@@ -31,7 +32,6 @@ from tests.guest.wire import (
     connect_pair,
     in_peer_namespace,
     receive_exactly,
-    sh,
 )
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.guest.commands import sh
 from tests.guest.pattern import pattern
 from tests.guest.raw import REFUSED, WRITABLE, RawPort
-from tests.guest.site import eventually, sh
+from tests.guest.site import eventually
 from tests.guest.wire import (
     ADDRESS,
     NIC,

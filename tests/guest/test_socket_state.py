@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest.commands import sh
 from tests.guest.raw import RawPort
-from tests.guest.site import eventually, sh
+from tests.guest.site import eventually
 from tests.guest.tcp_info import tcp_info
 from tests.guest.wire import (
     ADDRESS,

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import RingPort
+from tests.guest.commands import sh
 from tests.guest.raw import STATE_OFFSET, STATE_SIZE, SYNC_POLL, SYNC_RX, SYNC_WAIT, RawPort
-from tests.guest.wire import NIC, PEER_NAMESPACE, connect_pair, sh
+from tests.guest.wire import NIC, PEER_NAMESPACE, connect_pair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.guest.commands import sh
 from tests.guest.rest import peer_is_full
-from tests.guest.wire import connect_pair, receive_exactly, sh
+from tests.guest.wire import connect_pair, receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

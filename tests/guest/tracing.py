@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.guest.wire import sh
+from tests.guest.commands import sh
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

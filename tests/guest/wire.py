@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tests.guest.commands import sh
 from tests.guest.peer import inside
 
 if TYPE_CHECKING:
@@ -19,11 +19,6 @@ PEER_ADDRESS = "10.78.0.2"
 ADDRESS6 = "fd78::1"
 PEER_ADDRESS6 = "fd78::2"
 PEER_NAMESPACE = "peer"
-
-
-def sh(command: str) -> None:
-    """Run a shell command that must succeed."""
-    subprocess.run(["sh", "-ec", command], check=True)
 
 
 def peer_namespace() -> AbstractContextManager[None]:

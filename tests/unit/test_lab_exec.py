@@ -95,6 +95,10 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("XDG_RUNTIME_DIR", runtime)
+        # A job in the background ignores Ctrl-C, and its children inherit that.  A signal that is
+        # caught here has its default in a child.
+        ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+        stack.callback(signal.signal, signal.SIGINT, ignored)
         guest = stack.enter_context(contextlib.closing(LocalGuest()))
         session = Session()
         stack.enter_context(session.claim())

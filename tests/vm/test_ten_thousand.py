@@ -19,6 +19,8 @@ KEPT = 1 / 20
 UNTOLD_PAGES = 2 * 256
 
 
+# What a connection takes and gives back is the module's; how connections end is tested on all.
+@pytest.mark.kernel_independent
 @pytest.mark.timeout(1800)
 def test_memory_comes_back(large: Guest) -> None:
     command = ["-m", "tests.guest.crowd", str(CONNECTIONS), str(TIMES)]

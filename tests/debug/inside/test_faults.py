@@ -19,6 +19,7 @@ import pytest
 
 from tests.debug.inside.faults import KINDS, Faults, Strike, function_text, module_memory
 from tests.guest.attached import Attached
+from tests.guest.commands import sh
 from tests.guest.pattern import pattern
 from tests.guest.raw import (
     ATTACH_LISTENER,
@@ -46,14 +47,7 @@ from tests.guest.rest import (
     end_by_shutdown,
     leave_a_rest,
 )
-from tests.guest.wire import (
-    ADDRESS,
-    NIC,
-    connect_pair,
-    in_peer_namespace,
-    receive_exactly,
-    sh,
-)
+from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

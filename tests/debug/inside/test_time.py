@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.guest.commands import sh
 from tests.guest.raw import CLOSED, ERROR, RawPort
 from tests.guest.wire import (
     ADDRESS,
@@ -18,7 +19,6 @@ from tests.guest.wire import (
     PEER_NAMESPACE,
     connect_pair,
     receive_exactly,
-    sh,
 )
 
 if TYPE_CHECKING:
