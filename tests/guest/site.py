@@ -23,7 +23,8 @@ from tests.guest.peer import inside
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATIENCE = 120.0
+#: Seconds, more than TCP ever lets pass between two retransmissions (TCP_RTO_MAX, 120).
+PATIENCE = 180.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_DELETE_MODULE = 176
