@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -511,6 +512,24 @@ def test_rpc_forgets_who_vanishes_in_mid_message(rpc: Program) -> None:
 
 
 # -- all of them --
+
+
+@pytest.mark.parametrize("name", ["readme", "chat", "rpc"])
+def test_a_client_that_is_gone_before_accept_ends_no_server(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    """As those of a port scan are."""
+    server: Program = request.getfixturevalue(name)
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            reset(server.connect())
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    with server.connect() as client:
+        client.shutdown(socket.SHUT_WR)
+        receive_all(client)
+    server.check()
 
 
 @pytest.mark.parametrize(
