@@ -1,4 +1,4 @@
-"""What a shell may complete arguments with: NICs, users, groups and labs that there are."""
+"""Shell completion of arguments: existing NICs, users, groups and labs."""
 
 from __future__ import annotations
 

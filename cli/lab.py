@@ -162,7 +162,7 @@ def status(name: str, as_json: bool) -> None:
 
 @lab.command(
     "exec",
-    # What follows the host belongs to the command.
+    # All words after the host belong to the command.
     context_settings={"allow_interspersed_args": False},
     epilog=examples(
         "stackmap lab exec server ip addr",

@@ -1,7 +1,7 @@
-"""What the kernel says about a NIC, whether it may be bound, and the change that binds it.
+"""Read a NIC's state over rtnetlink, judge whether it may be bound, and bind it.
 
-The qdisc's options say who besides the administrator may open ports (SM_TCA_* in
-``kmod/uapi/stackmap.h``).
+The options of the qdisc (SM_TCA_* in ``kmod/uapi/stackmap.h``) name the user and the group that may
+open ports besides the administrator.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class QdiscOptions(nla):
 
 
 class _Plugin:
-    """What pyroute2 wants to know about a kind of qdisc."""
+    """pyroute2's description of a kind of qdisc."""
 
     options = QdiscOptions
 
@@ -69,7 +69,7 @@ plugins[KIND] = _Plugin
 
 @dataclass(frozen=True)
 class Grants:
-    """Who may open ports on a NIC besides the administrator, by number."""
+    """The user and the group that may open ports on a NIC besides the administrator, by number."""
 
     uid: int | None = None
     gid: int | None = None
@@ -97,7 +97,7 @@ class BoundNic:
 
 @dataclass(frozen=True)
 class Nic:
-    """What the kernel says about a NIC that matters for binding it."""
+    """A NIC's state, as far as it matters for binding."""
 
     name: str
     index: int

@@ -170,7 +170,7 @@ def _say(line: str) -> None:
     with contextlib.suppress(OSError):
         click.echo(line)
         return
-    # What is still buffered would fail again, and with a complaint, when Python exits.
+    # Python would flush its buffer at exit, fail again, and complain.
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
 
 

@@ -265,7 +265,7 @@ def _hops_of(entry: Any, hops: Mapping[int, frozenset[int]]) -> Iterator[int]:
 
 
 def _dump(request: nlmsg, ask: int, answer: int) -> list[Any]:
-    """What the kernel answers to a dump, as messages of the request's class."""
+    """Dump from the kernel; returns its answers as messages of the request's class."""
     with NetlinkSocket(NETLINK_ROUTE) as sock:
         sock.bind()
         sock.asyncore.marshal.msg_map[answer] = type(request)

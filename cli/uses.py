@@ -1,4 +1,4 @@
-"""What the machine itself needs a NIC for: its default routes and the caller's SSH session."""
+"""Find out whether this machine needs a NIC itself: default routes, the caller's SSH session."""
 
 from __future__ import annotations
 

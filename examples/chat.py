@@ -3,7 +3,7 @@
     python examples/chat.py --listen 127.0.0.1:7000
     nc 127.0.0.1 7000
 
-What it shows: one writer, many readers.  Nobody can be made to wait for the slowest reader here, as
+It shows one writer, many readers.  Nobody can be made to wait for the slowest reader here, as
 a proxy makes a sender wait, because then one client that does not read would silence the others.
 So a client that falls too far behind is disconnected, and memory stays bounded.
 """
@@ -118,7 +118,7 @@ def main() -> None:
     options = parser.parse_args()
     host, _colon, number = options.listen.rpartition(":")
     with open_port(options.backend) as port, socket.create_server((host, int(number))) as sock:
-        # What accept() returns inherits these.
+        # Accepted sockets inherit these options.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PATIENCE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PATIENCE * 1000)

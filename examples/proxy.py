@@ -2,7 +2,7 @@
 
     python examples/proxy.py --listen 127.0.0.1:8080 --to 127.0.0.1:80
 
-What it shows: forwarding without a copy, flow control from end to end, half close, and connecting
+It shows forwarding without a copy, flow control from end to end, half close, and connecting
 without blocking.  The proxy holds what is under way and nothing else: while one side does not read,
 nothing is taken from the other, whose TCP window closes.
 """

@@ -6,7 +6,7 @@ A message is a header of two 32-bit numbers in network byte order, the size of i
 request's number, and the payload.  The reply has the number of its request; replies come in any
 order.  This service answers with the SHA-256 of what it was sent.
 
-What it shows: framing, work in other threads, and back-pressure.  A client that asks for more than
+It shows framing, work in other threads, and back-pressure.  A client that asks for more than
 is done, or does not read its replies, is not read from until it has caught up; then its own TCP
 makes it wait.  What one client can make the server hold is bounded: its requests in work, their
 replies, the start of a frame, and what one exchange brings.
@@ -179,7 +179,7 @@ def main() -> None:
         socket.create_server((host, int(number))) as sock,
         ThreadPoolExecutor() as pool,
     ):
-        # What accept() returns inherits these.
+        # Accepted sockets inherit these options.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PATIENCE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PATIENCE * 1000)
