@@ -12,11 +12,28 @@ if TYPE_CHECKING:
     from tests.inside import GuestPytest
 
 INSIDE = Path(__file__).parent.parent / "guest"
+#: Files that have several things going on at a time.
+CONCURRENT = {
+    f"test_{name}.py"
+    for name in (
+        "contract", "detach", "ends", "hostile", "kill", "lifetimes", "listener", "netlink",
+        "overload", "pairs", "poll", "queues", "rights", "small_slots", "spin", "wait",
+    )
+}  # fmt: skip
+
+
+def marks(file: str) -> list[pytest.MarkDecorator]:
+    """The markers of a file's test."""
+    found = []
+    if file in CONCURRENT:
+        found.append(pytest.mark.concurrent)
+    if file == "test_examples.py":
+        found.append(pytest.mark.kernel_independent)
+    return found
+
+
 FILES = [
-    pytest.param(path.name, marks=pytest.mark.kernel_independent)
-    if path.name == "test_examples.py"
-    else path.name
-    for path in sorted(INSIDE.glob("test_*.py"))
+    pytest.param(path.name, marks=marks(path.name)) for path in sorted(INSIDE.glob("test_*.py"))
 ]
 ROUNDS = os.environ.get("STACKMAP_ROUNDS", "0")
 #: Seconds for a test and for a file of tests: some do more, the more rounds there are.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent.parent / "guest" / "two_cpus"
 
 
+@pytest.mark.concurrent
 @pytest.mark.timeout(900)
 def test_inside_two_cpus(large: Guest, request: pytest.FixtureRequest) -> None:
     inside = GuestPytest(large, reports_folder(request.config))

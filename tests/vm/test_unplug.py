@@ -70,6 +70,7 @@ def serve(slots: Slots, process: GuestProcess) -> None:
             process.send(b"done\n")
 
 
+@pytest.mark.concurrent
 @pytest.mark.usefixtures("module")
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("situation", [name for name in SITUATIONS if ROUNDS or name in SHORT])
