@@ -30,7 +30,7 @@ int sm_pool_init(struct sm_pool *pool, u32 count)
 {
 	u32 i;
 
-	/* An estimate, but what cannot be had is not worth pushing everybody else out for. */
+	/* An estimate, but it is better to fail early than to trigger reclaim or the OOM killer. */
 	if (si_mem_available() < count)
 		return -ENOMEM;
 	spin_lock_init(&pool->lock);
@@ -88,7 +88,7 @@ u32 sm_pool_get(struct sm_pool *pool, u32 *idx, u32 count, enum sm_owner owner)
 	return count;
 }
 
-/* Put buffers that nobody else knows of on the free list. */
+/* Put buffers on the free list that have no other user. */
 void sm_pool_put(struct sm_pool *pool, const u32 *idx, u32 count)
 {
 	unsigned long irq;
@@ -104,7 +104,7 @@ void sm_pool_put(struct sm_pool *pool, const u32 *idx, u32 count)
 
 /*
  * Take a buffer that the application named; returns its index, or an errno.  @idx is a kernel copy
- * of what was written, and only what is returned is safe to use under speculation.
+ * of the application's number; only the returned index is safe to use under speculation.
  */
 int sm_pool_claim(struct sm_pool *pool, u32 idx, enum sm_owner owner)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What differs between the kernels this module builds for: Debian's 6.1 and 6.12. */
+/* Differences between the kernels that this module builds for: Debian's 6.1 and 6.12. */
 #ifndef _SM_COMPAT_H
 #define _SM_COMPAT_H
 

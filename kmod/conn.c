@@ -2,10 +2,10 @@
 /*
  * Attached sockets: taking a TCP socket's payload over, and giving it back.
  *
- * The socket stays what it is to TCP, to ss and to getsockopt().  Attaching replaces its four
- * callbacks, as KCM does, so that data and state reach the port, and its proto_ops, as kTLS does,
- * so that no byte can leave or enter it another way and so that shutdown() and close() first send
- * what the port has accepted.
+ * TCP, ss and getsockopt() see the socket as before.  Attaching replaces its four callbacks, as
+ * KCM does, so that data and state reach the port, and its proto_ops, as kTLS does, so that no byte
+ * can leave or enter it another way and so that shutdown() and close() first send the bytes that
+ * the port has accepted.
  */
 #include <linux/nospec.h>
 #include <linux/slab.h>
@@ -40,8 +40,8 @@ int __init sm_conn_init(void)
 }
 
 /*
- * Has nobody else put callbacks there?  sk_user_data does not tell: SMC's are inherited by what its
- * listeners accept, and take sk_user_data for their own.
+ * True if the socket still has TCP's default callbacks.  sk_user_data alone does not tell: sockets
+ * accepted by SMC's listeners inherit callbacks that take sk_user_data for their own.
  */
 bool sm_conn_is_tcps_own(const struct sock *sk)
 {
@@ -52,8 +52,8 @@ bool sm_conn_is_tcps_own(const struct sock *sk)
 }
 
 /*
- * The connection that a socket is, if it is attached.  Whose sk_user_data is can be told by the
- * callbacks, which are changed together with it.  Caller holds the socket lock.
+ * The connection of an attached socket, or NULL.  sk_user_data is ours if and only if sk_data_ready
+ * is sm_data_ready: both are changed together.  Caller holds the socket lock.
  */
 struct sm_conn *sm_conn_of_locked(struct sock *sk)
 {
@@ -72,10 +72,11 @@ static struct sm_conn *sm_conn_of_rcu(struct sock *sk)
 }
 
 /*
- * The same where the socket may not be locked.  Attaching sets sk_user_data before the callbacks,
- * and who sets it after detaching has taken sk_callback_lock since, under which we gave the
- * callbacks back.  So what is the same before and after a look at the callback is ours.  Caller is
- * an RCU reader: until it is done, neither the connection nor its port is freed.
+ * The same where the socket may not be locked: read sk_user_data before and after sk_data_ready,
+ * and trust it if both reads agree.  Attaching sets sk_user_data before the callbacks.  Detaching
+ * gives the callbacks back under sk_callback_lock, which the next owner of sk_user_data takes
+ * before it sets it.  Caller is an RCU reader: until it is done, neither the connection nor its
+ * port is freed.
  */
 static struct sm_conn *sm_conn_of_unlocked(struct sock *sk)
 {
@@ -152,7 +153,7 @@ static void sm_data_ready(struct sock *sk)
 	rcu_read_unlock();
 }
 
-/* TCP calls this when it has sent so much of what waits that there is space for more. */
+/* TCP calls this when its send queue has shrunk enough to take more. */
 static void sm_write_space(struct sock *sk)
 {
 	struct sm_conn *conn;
@@ -249,8 +250,8 @@ static void sm_flush_work(struct work_struct *work)
 /* -- detaching ------------------------------------------------------------------------------ */
 
 /*
- * Make the socket an ordinary one.  Caller holds the socket lock and a reference.  What the port
- * has accepted is in TCP's queue when this returns.
+ * Make the socket an ordinary one.  Caller holds the socket lock and a reference.  All bytes that
+ * the port has accepted are in TCP's queue when this returns.
  */
 void sm_conn_detach_locked(struct sm_conn *conn)
 {
@@ -286,7 +287,7 @@ static void sm_conn_detach_sock(struct sm_conn *conn)
 	lock_sock(sk);
 	if (conn->attached) {
 		sm_conn_detach_locked(conn);
-		/* wake who waits for what TCP still holds */
+		/* wake readers of the data that TCP still holds */
 		sk->sk_data_ready(sk);
 	}
 	release_sock(sk);
@@ -331,7 +332,7 @@ static void sm_pair_forget_pending(struct sm_pair *pair)
 	}
 }
 
-/* The port closes.  Caller holds port->mutex; nobody attaches any more. */
+/* The port closes.  Caller holds port->mutex; no socket can be attached any more. */
 void sm_conn_detach_all(struct sm_port *port)
 {
 	struct sm_conn *conn;
@@ -563,7 +564,7 @@ static bool sm_conn_event(struct sm_conn *conn, enum sm_conn_bit sent, u8 flags,
 	return true;
 }
 
-/* Tell that a listener's connection is there, and whose it is; false if there is no room. */
+/* Report a listener's new connection and its peer; false if there is no room. */
 static bool sm_conn_announce(struct sm_conn *conn)
 {
 	const struct sock *sk = conn->sk;
@@ -648,7 +649,7 @@ static bool sm_conn_service(struct sm_conn *conn)
 		if (READ_ONCE(conn->err) &&
 		    !sm_conn_event(conn, SM_CONN_ERROR_SENT, SM_SLOT_ERROR, READ_ONCE(conn->err)))
 			return false;
-		/* What a paused connection has still to receive is dropped only if it failed. */
+		/* Unread data of a paused connection is dropped only if the connection failed. */
 		if (sk->sk_state != TCP_CLOSE || (paused && !READ_ONCE(conn->err)))
 			return true;
 	}

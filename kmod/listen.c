@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Attached listeners: what accept() returns from them belongs to a port already.
+ * Attached listeners: sockets that accept() returns from them are attached to the port already.
  *
  * The socket's own accept() does the work, so that its queue, its limits and the security modules
- * are what they always are.  A listener is found by its sock in an index of the module's own and
+ * work as ever.  A listener is found by its sock in an index of the module's own and
  * not through sk_user_data, which every connection made from the listener would inherit.
  */
 #include <linux/slab.h>
@@ -132,7 +132,7 @@ int sm_listener_detach(struct sm_port *port, u32 id)
 	return 0;
 }
 
-/* The port closes.  Caller holds port->mutex; nobody attaches any more. */
+/* The port closes.  Caller holds port->mutex; no socket can be attached any more. */
 void sm_listener_detach_all(struct sm_port *port)
 {
 	unsigned long id;

@@ -24,7 +24,7 @@ static int __init sm_init(void)
 	BUILD_BUG_ON(sizeof(struct sm_state) != 128);
 	/* With larger pages slot->len and the offset in slot->ptr would wrap: see SM_BUF_SIZE. */
 	BUILD_BUG_ON(SM_BUF_SIZE > U16_MAX);
-	/* SM_STATE_OFFSET is beyond what a page offset of 32 bits can say. */
+	/* SM_STATE_OFFSET does not fit into a page offset of 32 bits. */
 	BUILD_BUG_ON(!IS_ENABLED(CONFIG_64BIT));
 	BUILD_BUG_ON(struct_size_t(struct sm_if, ring_ofs, 2 * (SM_MAX_PAIRS + 1)) > PAGE_SIZE);
 
@@ -68,9 +68,9 @@ static void __exit sm_exit(void)
 	sm_qdisc_unregister();
 	destroy_workqueue(sm_free_wq);
 	/*
-	 * Whoever put the last reference, an skb's completion for instance, may not have returned
-	 * from our code yet.  It does not sleep there; nor does who looks at sm_ulp_ops, which ss
-	 * does outside of RCU readers too.
+	 * The context that put the last reference, an skb's completion for instance, may not have
+	 * returned from our code yet.  It does not sleep there; nor do readers of sm_ulp_ops, of
+	 * which some (ss) are no RCU readers.
 	 */
 	rcu_barrier();
 	synchronize_rcu();

@@ -5,7 +5,8 @@
  *
  * A dump takes as many messages as it needs, and nothing is held between two of them: ports are
  * visited in the order of their mem_id, connections in that of their id, and the position is the
- * next number to look for.  What has gone meanwhile is not found; all else comes exactly once.
+ * next number to look for.  An object that goes away meanwhile may be missing; each other object
+ * comes exactly once.
  */
 #include <linux/rcupdate.h>
 #include <net/genetlink.h>
@@ -243,7 +244,7 @@ static int sm_nl_dump_conns(struct sk_buff *skb, struct netlink_callback *cb, st
 	return 0;
 }
 
-/* Fill one message of the dump: @dump puts what it can of one port, from the position on. */
+/* Fill one message of the dump: @dump puts as much of one port as fits, from the position on. */
 static int sm_nl_dump(struct sk_buff *skb, struct netlink_callback *cb,
 		      int (*dump)(struct sk_buff *skb, struct netlink_callback *cb,
 				  struct sm_port *port))
@@ -284,7 +285,7 @@ static int sm_nl_conn_get(struct sk_buff *skb, struct netlink_callback *cb)
 	return sm_nl_dump(skb, cb, sm_nl_dump_conns);
 }
 
-/* Without GENL_ADMIN_PERM: what they show is public, see stackmap.yaml. */
+/* Without GENL_ADMIN_PERM: their contents are public, see stackmap.yaml. */
 static const struct genl_ops sm_genl_ops[] = {
 	{ .cmd = SM_CMD_PORT_GET, .dumpit = sm_nl_port_get },
 	{ .cmd = SM_CMD_RING_GET, .dumpit = sm_nl_ring_get },

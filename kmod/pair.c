@@ -21,7 +21,7 @@
 /* Wake the application if it sleeps.  Any context. */
 void sm_pair_wake(struct sm_pair *pair)
 {
-	smp_mb();	/* what we announce before armed; pairs with sm_pair_arm() */
+	smp_mb();	/* the news before the read of armed; pairs with sm_pair_arm() */
 	if (READ_ONCE(pair->armed)) {
 		WRITE_ONCE(pair->armed, 0);
 		wake_up_interruptible_poll(pair->wait, EPOLLIN | EPOLLRDNORM | EPOLLOUT);
@@ -40,7 +40,7 @@ void sm_pair_unblock(struct sm_pair *pair)
 	spin_unlock_irqrestore(&pair->pending_lock, irq);
 }
 
-/* Ask to be woken.  Look for what there is after this, not before. */
+/* Ask to be woken.  Look at the rings after this, not before. */
 static void sm_pair_arm(struct sm_pair *pair)
 {
 	WRITE_ONCE(pair->armed, 1);
@@ -74,13 +74,13 @@ static bool sm_pair_has_news(struct sm_pair *pair)
 }
 
 /*
- * Who was woken may wait for the next time without a poll() in between, as io_uring's multishot
- * requests do; but it syncs.  Caller holds pair->mutex.
+ * Re-arm for waiters that stay in the queue without another poll(), as io_uring's multishot
+ * requests do; they sync in between.  Caller holds pair->mutex.
  */
 static void sm_pair_rearm(struct sm_pair *pair)
 {
 	lockdep_assert_held(&pair->mutex);
-	/* No barrier: who joins the queue meanwhile polls after that. */
+	/* No barrier: a waiter that joins the queue meanwhile polls after that. */
 	if (!waitqueue_active(pair->wait))
 		return;
 	sm_pair_arm(pair);
@@ -293,7 +293,7 @@ out:
 	return err;
 }
 
-/* Whoever polls is on pair->wait already. */
+/* The caller is on pair->wait already. */
 __poll_t sm_pair_poll(struct sm_pair *pair, poll_table *wait)
 {
 	__poll_t events = 0;
@@ -311,8 +311,8 @@ __poll_t sm_pair_poll(struct sm_pair *pair, poll_table *wait)
 	}
 	sm_rx_publish(pair);
 	/*
-	 * Who waits for one of the two only is not told which: both must be there to go unarmed.
-	 * Who is told of edges does not ask again before the next one.
+	 * Arm unless both directions are ready, because a waiter for one of them is not told which
+	 * is.  Always arm for EPOLLET: such a waiter does not poll again before the next edge.
 	 */
 	if (!sm_pair_readable(pair) || !sm_pair_writable(pair) ||
 	    poll_requested_events(wait) & EPOLLET) {
@@ -404,10 +404,10 @@ void sm_pair_destroy(struct sm_pair *pair)
 	sm_rx_destroy(pair);
 }
 
-/* The port is closed: nobody waits any more. */
+/* The port is closed: end all waits. */
 void sm_pair_close(struct sm_pair *pair)
 {
-	mutex_lock(&pair->mutex);	/* whoever syncs now has seen the port open */
+	mutex_lock(&pair->mutex);	/* a sync under way has seen the port open */
 	mutex_unlock(&pair->mutex);
 	wake_up_all(pair->wait);
 }

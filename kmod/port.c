@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Ports: what an open /dev/stackmap is.
+ * Ports: each open /dev/stackmap is one.
  *
  * The mapped region is [sm_if][transmit rings][receive rings][buffers], in whole pages.  The
  * records of TCP's state are another mapping, at SM_STATE_OFFSET.
@@ -143,7 +143,7 @@ static size_t sm_ring_size(u32 slots)
 	return PAGE_ALIGN(sizeof(struct sm_ring) + slots * sizeof(struct sm_slot));
 }
 
-/* What is mapped before the buffers. */
+/* Size of the part of the region that precedes the buffers. */
 static size_t sm_rings_size(const struct sm_req_register *req)
 {
 	return PAGE_SIZE + req->nr_tx_rings * (sm_ring_size(req->nr_tx_slots) +
@@ -211,7 +211,7 @@ static int sm_port_alloc(struct sm_port *port, const struct sm_req_register *req
 	nifp->ni_flags = 1;		/* the region is this port's alone */
 	nifp->ni_tx_rings = pairs;
 	nifp->ni_rx_rings = pairs;
-	nifp->ni_host_tx_rings = 1;	/* what netmap says where there is none */
+	nifp->ni_host_tx_rings = 1;	/* netmap says 1 where there is none */
 	nifp->ni_host_rx_rings = 1;
 	for (i = 0; i < pairs; i++) {
 		struct sm_pair *pair = &port->pair[i];
@@ -232,9 +232,9 @@ static int sm_port_alloc(struct sm_port *port, const struct sm_req_register *req
 }
 
 /*
- * Give the port its number, which is reserved only: nobody finds the port yet.  netmap's libraries
- * keep mappings by it: cyclic and unique; 0 and 1 are reserved by netmap.  @limit is set if that is
- * what it failed at.
+ * Reserve the port's number; the port cannot be found by it yet.  netmap's libraries keep mappings
+ * by it: cyclic and unique; 0 and 1 are reserved by netmap.  @limit is set if the user has too many
+ * ports.
  */
 static int sm_port_number(struct sm_port *port, u32 *limit)
 {
@@ -285,7 +285,7 @@ static bool sm_port_try_charge(struct sm_port *port, unsigned long pages)
 }
 
 /*
- * Charge what the port will keep in memory to what its user may lock, as AF_XDP and io_uring do.
+ * Charge the port's pages to its user's locked memory, as AF_XDP and io_uring do.
  * Undone with the memory, by sm_port_unalloc().
  */
 static int sm_port_charge(struct sm_port *port, const struct sm_req_register *req,
@@ -311,9 +311,9 @@ static void sm_port_publish(struct sm_port *port)
 	mutex_lock(&sm_ports_lock);
 	xa_store(&sm_ports, port->mem_id, port, 0);	/* reserved: cannot fail */
 	mutex_unlock(&sm_ports_lock);
-	/* Pairs with the acquire loads by those who do not take port->mutex. */
+	/* Pairs with the acquire loads of readers that do not take port->mutex. */
 	smp_store_release(&port->registered, true);
-	wake_up_all(&port->wait);	/* who polls a port before it is one */
+	wake_up_all(&port->wait);	/* waiters that polled before SM_REQ_REGISTER */
 }
 
 static bool sm_slots_sound(u32 *slots)
@@ -323,7 +323,7 @@ static bool sm_slots_sound(u32 *slots)
 	return *slots >= SM_MIN_SLOTS && *slots <= SM_MAX_SLOTS;
 }
 
-/* Put in what was left to us, and check the rest; limits->limit says what is out of bounds. */
+/* Fill in defaults and check the sizes; limits->limit names the one that is out of bounds. */
 static int sm_port_check_size(struct sm_req_register *req, struct sm_opt_limits *limits)
 {
 	limits->limit = SM_LIMIT_RINGS;

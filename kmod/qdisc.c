@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The queueing discipline "stackmap".  Being a NIC's root qdisc is what makes the NIC bound.
+ * The queueing discipline "stackmap".  A NIC is bound while this is its root qdisc.
  *
  * The root sends nothing itself: as mq does, it gives each transmit queue of the NIC a FIFO, which
  * holds the packets of a pair's connections back while the pair's transmit sync is under way, and
@@ -147,7 +147,7 @@ static const struct Qdisc_ops sm_fifo_ops = {
 struct sm_root {
 	struct sm_nic *nic;
 	struct Qdisc **fifo;	/* made, but not attached yet */
-	kuid_t uid;		/* who else may open ports; guarded by RTNL, as is gid */
+	kuid_t uid;		/* may open ports too, as may gid; guarded by RTNL, both */
 	kgid_t gid;
 };
 
@@ -203,8 +203,8 @@ static const struct nla_policy sm_root_policy[SM_TCA_MAX + 1] = {
 };
 
 /*
- * Who else may open ports on the NIC: those whom @opt names, nobody if it names none.  rtnetlink
- * works in the context of who asked, so their user namespace is the one to translate from.
+ * Let the user and the group that @opt names open ports on the NIC, and no others.  rtnetlink
+ * works in the caller's context, so ids are translated from the caller's user namespace.
  */
 static int sm_root_change(struct Qdisc *sch, struct nlattr *opt, struct netlink_ext_ack *extack)
 {
@@ -336,8 +336,8 @@ static void sm_root_sum(struct Qdisc *sch)
 }
 
 /*
- * Who asked for a dump sees users and groups as their own namespace does; a notification, which
- * goes to no socket yet, speaks as the NIC's namespace does.
+ * A dump translates users and groups to the namespace of its reader; a notification, which goes
+ * to no socket yet, to that of the NIC.
  */
 static int sm_root_dump(struct Qdisc *sch, struct sk_buff *skb)
 {
@@ -362,7 +362,7 @@ static int sm_root_dump(struct Qdisc *sch, struct sk_buff *skb)
 	return nla_nest_end(skb, nest);
 }
 
-/* Without class operations: nobody replaces the FIFO of a single transmit queue. */
+/* Without class operations: the FIFO of a single transmit queue cannot be replaced. */
 static struct Qdisc_ops sm_root_ops __read_mostly = {
 	.id		= "stackmap",
 	.priv_size	= sizeof(struct sm_root),
@@ -395,7 +395,7 @@ struct sm_nic *sm_nic_get(struct net *net, const char *name)
 	return nic;
 }
 
-/* What the NIC is called; what it was when it was bound last, if it is not.  @ifindex is then 0. */
+/* The NIC's name; if it is not bound, its name when it was bound last, and @ifindex is 0. */
 void sm_nic_name(struct sm_nic *nic, char name[IFNAMSIZ], int *ifindex)
 {
 	struct Qdisc *sch;
@@ -408,8 +408,8 @@ void sm_nic_name(struct sm_nic *nic, char name[IFNAMSIZ], int *ifindex)
 }
 
 /*
- * May the caller open ports on a NIC of @net?  Who administers the namespace may, and whom the
- * binding names.  Ports that are open stay open when the binding changes.
+ * May the caller open ports on a NIC of @net?  Administrators of the namespace may, and the user
+ * and the group that the binding names.  Open ports stay open when the binding changes.
  */
 bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net)
 {

@@ -132,8 +132,8 @@ void sm_rx_forget_urgent(struct sock *sk)
 }
 
 /*
- * Move what TCP has for a connection into the ring; false if something is left that has to be moved
- * in user context.  The caller holds the socket, by its spinlock in softirq or by lock_sock().
+ * Move a connection's received data into the ring; false if some is left that has to be moved in
+ * user context.  The caller holds the socket, by its spinlock in softirq or by lock_sock().
  */
 bool sm_rx_drain(struct sm_conn *conn)
 {
@@ -172,7 +172,7 @@ bool sm_rx_event(struct sm_pair *pair, u32 id, u8 flags, u8 err)
 	return slot;
 }
 
-/* Put what a connection is into the ring, before all else; false if there is no room. */
+/* Put a connection's OPEN event into the ring, before its data; false if there is no room. */
 bool sm_rx_open_event(struct sm_pair *pair, u32 id, const struct sm_open *open)
 {
 	struct sm_rxring *rx = &pair->rx;
@@ -190,7 +190,7 @@ bool sm_rx_open_event(struct sm_pair *pair, u32 id, const struct sm_open *open)
 	return slot;
 }
 
-/* Something to publish, or somebody to serve? */
+/* Are there slots to publish, or connections to serve? */
 bool sm_rx_ready(struct sm_pair *pair)
 {
 	return READ_ONCE(pair->rx.fill) != READ_ONCE(pair->rx.published) ||
@@ -215,7 +215,7 @@ static void sm_rx_take_back_some(struct sm_pair *pair, u32 head)
 		idx = sm_pool_claim(&pair->port->pool, given, SM_RX_FILL);
 		if (unlikely(idx < 0)) {
 			sm_count(pair, SM_BAD_SLOT, 1);
-			/* What we gave, if it is the application's still; else one when needed. */
+			/* Our own, if the application has it still; else one when needed. */
 			idx = sm_pool_claim(&pair->port->pool, rx->slot[i].buf, SM_RX_FILL);
 		}
 		rx->slot[i].buf = max(idx, 0);

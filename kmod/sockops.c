@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What system calls on attached sockets answer.
+ * System calls on attached sockets.
  *
- * A socket that was ever attached has our proto_ops until it is closed.  They pass on what concerns
- * no attached payload, so that to a detached socket they are as good as TCP's own.  They are never
- * taken away again, because a system call may be asleep in them: the reference that each such
+ * A socket that was ever attached has our proto_ops until it is closed.  They pass on calls that
+ * concern no attached payload, so that they serve a detached socket as TCP's own do.  They are
+ * never taken away again, because a system call may be asleep in them: the reference that each such
  * socket holds on the module, through proto_ops.owner, is what makes unloading safe.
  */
 #include <linux/module.h>
@@ -100,7 +100,7 @@ static int sm_ops_connect(struct socket *sock, struct sockaddr *addr, int len, i
 	return sm_attached(sock) ? -EBUSY : sm_base(sock)->connect(sock, addr, len, flags);
 }
 
-/* An accepted socket that is nobody's yet, and is not attached, is as TCP makes them. */
+/* A socket that is accepted, but not attached, gets TCP's own proto_ops. */
 static void sm_ops_give_back(const struct socket *sock, struct socket *newsock)
 {
 	const struct proto_ops *base = sm_base(sock);
@@ -112,7 +112,7 @@ static void sm_ops_give_back(const struct socket *sock, struct socket *newsock)
 	module_put(THIS_MODULE);
 }
 
-/* What comes from a listener that is attached to a port is attached too. */
+/* Sockets accepted from an attached listener are attached too. */
 static int sm_ops_accept(struct socket *sock, struct socket *newsock, SM_ACCEPT_PARAMS)
 {
 	struct sm_listener *listener = NULL;
@@ -152,8 +152,8 @@ static int sm_ops_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 }
 
 /*
- * The error queue has nothing of the stream, but it takes memory from the receive buffer: if nobody
- * could read timestamps, they would close the window.
+ * The error queue has nothing of the stream, but it takes memory from the receive buffer:
+ * timestamps that cannot be read would close the window.
  */
 static int sm_ops_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 {
@@ -292,7 +292,7 @@ int sm_ops_replace(struct socket *sock)
 	err = sm_family_ops_get(f, base);
 	if (err)
 		return err;
-	/* Whoever closes the socket puts the reference of the owner that it finds then. */
+	/* close() puts the reference of the owner that it finds then. */
 	__module_get(THIS_MODULE);
 	WRITE_ONCE(sock->ops, &f->ops);
 	module_put(base->owner);

@@ -1,30 +1,30 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Objects, and who holds whom:
+ * Objects, and the references that keep them:
  *
  *	sm_port		one open /dev/stackmap; kref held by the file, by the file of each pair, by
  *			each connection and listener.  Its memory outlives the file until the last
  *			ACK, because batches hold connections, and until RCU readers that found one
  *			of its connections are done.
- *	sm_pair		a transmit and a receive ring, and who waits for them; part of its port
+ *	sm_pair		a transmit and a receive ring, and their waiters; part of its port
  *	sm_conn		one attached socket; refcount held by the port's table, by the pending
  *			list, by queued work and by each batch.  Holds its sock and its port.
  *	sm_listener	one attached listening socket; refcount held by the port's table and while
  *			in use.  Holds its sock and its port.
- *	sm_ulp		what a socket has from its first attach until TCP destroys it; has a
- *			reference of each connection that may still be acknowledged something.
+ *	sm_ulp		a socket's, from its first attach until TCP destroys it; holds each
+ *			connection with bytes that are not acknowledged.
  *	sm_batch	buffers that TCP holds by reference; refcount is that of its ubuf_info.
  *	sm_nic		one NIC; kref held by its qdiscs while it is bound, and by each port on it.
  *
  * Locks, outermost first:
  *
  *	port->mutex		register, attach, detach and close
- *	RTNL			the binding, its name, and who may use it
+ *	RTNL			the binding, its name and its users
  *	sm_nics_lock		a mutex: the list of NICs
  *	sm_ports_lock		a mutex: the table of ports
  *	pair->mutex		user context: one sync or poll at a time
  *	lock_sock(conn->sk)	conn->attached, conn->rest, conn->waiting, the socket; in softirq
- *				its spinlock, while nobody owns it
+ *				its spinlock, while it is not owned
  *	sm_family_ops_mutex	the tables of system calls that attached sockets have
  *	pair->rx.lock		the receive ring's kernel side (taken from softirq)
  *	pair->pending_lock	pair->pending (any context)
@@ -63,7 +63,7 @@
 #define SM_BATCH_MAX		64	/* buffers in one send */
 #define SM_PAIR_NAPIS		8	/* NAPI contexts that one pair polls */
 
-/* What an application asks for is charged to its memory cgroup; too much is refused, not fatal. */
+/* Memory that an application asks for: charged to its cgroup; too much is refused, not fatal. */
 #define SM_GFP			(GFP_KERNEL_ACCOUNT | __GFP_NORETRY | __GFP_NOWARN)
 
 /* buffers.c */
@@ -77,7 +77,7 @@ enum sm_owner {
 
 struct sm_buf {
 	struct page *page;
-	u32 pins;	/* who holds it; guarded by pool->lock */
+	u32 pins;	/* references to it; guarded by pool->lock */
 	u32 owner;	/* enum sm_owner */
 
 	/* while it waits for its ACK; guarded by its connection's socket lock */
@@ -212,7 +212,7 @@ struct sm_pair {
 	spinlock_t pending_lock;	/* guards both lists and, with them, SM_CONN_PENDING */
 	struct list_head pending;	/* connections that need user context */
 	struct list_head blocked;	/* the same, but there was no room for their next slot */
-	bool closed;			/* nobody looks at the list any more */
+	bool closed;			/* the lists are not served any more */
 
 	wait_queue_head_t *wait;	/* the first pair's is the port's */
 	wait_queue_head_t own_wait;
@@ -250,10 +250,10 @@ struct sm_port {
 	u64 net_cookie;			/* the namespace the port belongs to */
 	u16 poll_budget;		/* packets of one NAPI poll */
 	struct workqueue_struct *wq;	/* may wait for its sockets' locks, hence is its own */
-	struct user_struct *user;	/* whose locked_vm is charged; NULL: nobody's, */
-	unsigned long locked;		/* and with so many pages */
-	kuid_t uid;			/* who registered it, */
-	struct pid *pid;		/* and from which process; for people */
+	struct user_struct *user;	/* its locked_vm is charged, if not NULL, */
+	unsigned long locked;		/* with so many pages */
+	kuid_t uid;			/* of the process that registered it, */
+	struct pid *pid;		/* and its pid; informational */
 
 	void *rings;			/* vmalloc: sm_if, transmit rings, receive rings */
 	size_t rings_size;		/* whole pages */
@@ -306,7 +306,7 @@ static inline bool sm_ring_sound(u32 head, u32 cur, u32 from, u32 end, u32 n)
 	       sm_distance(from, head, n) <= sm_distance(from, cur, n);
 }
 
-/* Is what a transmit slot says possible?  @slot is the kernel's copy. */
+/* Is a transmit slot valid?  @slot is the kernel's copy. */
 static inline bool sm_slot_sound(const struct sm_slot *slot)
 {
 	return slot->len && SM_PTR_OFFSET(slot->ptr) + slot->len <= SM_BUF_SIZE &&
@@ -357,7 +357,7 @@ struct sm_conn {
 	struct list_head acks;		/* in sm_ulp.conns */
 	struct sm_ulp *ulp;		/* for a socket without one, until it is attached */
 	u64 end;			/* position after what TCP has, counted as acked is */
-	u64 acked;			/* what was acknowledged; read anywhere */
+	u64 acked;			/* position of the first unacknowledged byte */
 
 	int err;			/* how it failed last; sk_err is gone once read */
 	struct delayed_work flush_work;	/* sends the rest when TCP has space */

@@ -149,9 +149,9 @@ static void sm_state_acked(struct tasklet_struct *tasklet)
 }
 
 /*
- * TCP has begun to process an ACK, or to send a packet, and tells nobody when it has done so: bring
+ * TCP has begun to process an ACK, or to send a packet, and does not tell when it is done: bring
  * the record up to date when the socket is released by its owner, or else at the end of the
- * softirq, unless data that came does so before.  Caller holds a reference, or is an RCU reader.
+ * softirq, unless received data does so before.  Caller holds a reference, or is an RCU reader.
  */
 void sm_state_update_later(struct sm_conn *conn)
 {

@@ -20,7 +20,7 @@
 		      { SM_SLOT_CLOSED, "CLOSED" },	\
 		      { SM_SLOT_OPEN, "OPEN" })
 
-/* Slots of one connection were given to TCP in one send; result is what TCP took, or -errno. */
+/* Slots of one connection went to TCP in one send; result is the bytes that it took, or -errno. */
 TRACE_EVENT(sm_send, TP_PROTO(const struct sm_conn *conn, u32 slots, u32 bytes, int result),
 	    TP_ARGS(conn, slots, bytes, result),
 	    TP_STRUCT__entry(__field(u16, port)
@@ -102,7 +102,7 @@ TRACE_EVENT(sm_event, TP_PROTO(const struct sm_pair *pair, u32 conn, u8 flags, u
 	    TP_printk("port=%u ring=%u conn=%u flags=%s errno=%u", __entry->port, __entry->ring,
 		      __entry->conn, sm_show_slot_flags(__entry->flags), __entry->err));
 
-/* A transmit slot was refused; conn is what the application wrote there. */
+/* A transmit slot was refused; conn is the application's number, unchecked. */
 TRACE_EVENT(sm_refuse, TP_PROTO(const struct sm_pair *pair, u32 slot, u32 conn, int err),
 	    TP_ARGS(pair, slot, conn, err),
 	    TP_STRUCT__entry(__field(u16, port)

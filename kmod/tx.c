@@ -17,14 +17,14 @@
 #include "trace.h"
 
 /*
- * A slot with less goes by a copy.  By reference TCP would charge a page for it, whatever is in it:
+ * A slot with less goes by a copy.  By reference TCP would charge a page for it, however small:
  * the send buffer would be full long before the peer's window is.
  */
 #define SM_REFERENCE_MIN	SM_BUF_SIZE
 
 /*
- * Buffers of one send that went by reference.  Freed by whoever drops the last reference of ubuf,
- * in any context.
+ * Buffers of one send that went by reference.  Freed with the last reference of ubuf, in any
+ * context.
  */
 struct sm_batch {
 	struct ubuf_info ubuf;
@@ -73,7 +73,7 @@ static void sm_tx_wake_others(struct sm_port *port)
 	smp_mb();	/* free before the look; pairs with sm_rx_refill() and sm_tx_sync() */
 	for (i = 0; i < port->npairs; i++) {
 		struct sm_pair *pair = &port->pair[i];
-		/* The exchange is a barrier: not starved, before the look at who is blocked. */
+		/* The exchange is a barrier: not starved, before the look at blocked ones. */
 		bool starved = READ_ONCE(pair->rx.starved) && xchg(&pair->rx.starved, false);
 
 		if (starved)
@@ -83,7 +83,7 @@ static void sm_tx_wake_others(struct sm_port *port)
 	}
 }
 
-/* Nobody holds these buffers for @bytes of payload any more.  Any context. */
+/* Release buffers that held @bytes of payload.  Any context. */
 static void sm_tx_release(struct sm_conn *conn, const u32 *buf, u32 n, u32 bytes, bool acked)
 {
 	trace_sm_release(conn, n, acked);
@@ -93,7 +93,7 @@ static void sm_tx_release(struct sm_conn *conn, const u32 *buf, u32 n, u32 bytes
 	atomic_sub(n, &conn->pinned);
 }
 
-/* After buffers were released: tell who waits for them.  Any context. */
+/* After buffers were released: tell the applications that wait for them.  Any context. */
 static void sm_tx_released(struct sm_conn *conn)
 {
 	sm_state_pins(conn);
@@ -150,7 +150,7 @@ static void sm_tx_drain_waiting(struct sm_conn *conn, bool acked)
 	} while (n == ARRAY_SIZE(ready));
 }
 
-/* Release what was acknowledged.  The socket is locked. */
+/* Release the buffers that were acknowledged.  The socket is locked. */
 static void sm_tx_release_acked(struct sm_conn *conn)
 {
 	u32 first = conn->waiting;
@@ -199,8 +199,8 @@ void sm_tx_release_waiting(struct sm_conn *conn)
 }
 
 /*
- * While TCP took what is in the list, it may have processed packets that waited for the socket
- * lock: the ACK for it, or a reset.  Caller holds the socket lock.
+ * While TCP took the bytes in the list, it may have processed packets that waited for the socket
+ * lock: the ACK for them, or a reset.  Caller holds the socket lock.
  */
 static void sm_tx_catch_up(struct sm_conn *conn)
 {
@@ -260,9 +260,8 @@ static bool sm_tx_open(const struct sock *sk)
 }
 
 /*
- * An error that has not ended the connection (IP_RECVERR: an ICMP message said something) waits for
- * the next call of TCP, whatever it is.  The application learns of it by an event, and what it
- * sends must not fail for it: a hole would be left where that was.
+ * Consume a pending soft error (sk_err; IP_RECVERR reports ICMP messages so) before sending.  The
+ * application learns of it by an event; a send that failed for it would leave a hole in the stream.
  */
 static void sm_tx_take_error(struct sm_conn *conn)
 {
@@ -389,13 +388,13 @@ static void sm_tx_drop_rest(struct sm_conn *conn)
 }
 
 /*
- * Send what is left of a slot of which TCP took only part, by a copy.  Caller holds the socket
+ * Send the rest of a slot of which TCP took only part, by a copy.  Caller holds the socket
  * lock.
  *
  * With @closing the connection is about to be closed, shut down or given back, so this is the
  * last chance: TCP's limits are lifted for these few bytes.  If there is no memory even so, or if
  * TCP has its FIN already, the connection is reset: the peer must not take a hole for the end, nor
- * what comes after it.
+ * the bytes after it for the next ones.
  */
 void sm_tx_flush_rest(struct sm_conn *conn, bool closing)
 {
@@ -631,12 +630,12 @@ static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 		return;
 	}
 
-	/* Pinned before TCP can see them; what TCP does not take is unpinned below. */
+	/* Pinned before TCP can see them; slots that TCP does not take are unpinned below. */
 	sm_pool_pin(&pair->port->pool, g->buf, g->n);
 	atomic_add(g->n, &conn->pinned);
 	taken = sm_group_to_tcp(g, &err);
 	if (taken < g->n) {
-		/* While the stream may go on, what follows must not overtake what was refused. */
+		/* While the stream may go on, later slots must not overtake refused ones. */
 		if (taken || sm_tx_open(conn->sk))
 			err = EAGAIN;
 		atomic_sub(g->n - taken, &conn->pinned);
@@ -729,7 +728,7 @@ static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 		sm_slot_refuse(pair, i, ENOENT);
 		return sm_next(i, tx->n);
 	}
-	/* How many follow; what they say is read, once, below. */
+	/* Count those that follow; each is read, once, below. */
 	for (n = 1, j = sm_next(i, tx->n); n < room && j != head; n++, j = sm_next(j, tx->n))
 		if (SM_PTR_ID(READ_ONCE(tx->ring->slot[j].ptr)) != id)
 			break;
@@ -782,7 +781,7 @@ void sm_tx_destroy(struct sm_pair *pair)
 	kvfree(pair->tx.group);
 }
 
-/* Send what the application submitted.  Caller holds pair->mutex. */
+/* Send the slots that the application submitted.  Caller holds pair->mutex. */
 int sm_tx_sync(struct sm_pair *pair)
 {
 	struct sm_txring *tx = &pair->tx;
@@ -813,7 +812,7 @@ int sm_tx_sync(struct sm_pair *pair)
 	tx->gather = sm_next(tx->done, tx->n) != head;
 	while (tx->done != head) {
 		next = sm_tx_group(pair, tx->done, head);
-		/* What was refused must not be overtaken: a sync that refuses does not stop. */
+		/* Refused slots must not be overtaken: a sync that refuses does not stop. */
 		if (next == tx->done && tx->refused)
 			next = sm_tx_refuse(pair, next);
 		if (next == tx->done) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What an attached socket has until TCP destroys it: our upper layer protocol.
+ * The upper layer protocol that an attached socket has until TCP destroys it.
  *
  * TCP calls an upper layer protocol when a socket is destroyed, orphans included, so this is where
  * buffers that wait for an ACK are found, also after their connection was detached.  It also keeps
@@ -65,8 +65,8 @@ static void sm_ulp_leave(struct sm_conn *conn)
 }
 
 /*
- * TCP calls this for each ACK that acknowledges something new, before it frees what was
- * acknowledged, with the socket locked: its spinlock in softirq, or by its owner (backlog).
+ * TCP calls this for each ACK that acknowledges something new, before it frees the acknowledged
+ * packets, with the socket locked: its spinlock in softirq, or by its owner (backlog).
  */
 static void sm_ulp_acked(struct sock *sk, u32 ack)
 {
@@ -84,7 +84,7 @@ static void sm_ulp_acked(struct sock *sk, u32 ack)
 	}
 }
 
-/* Nothing will be acknowledged any more.  The socket is locked, or nobody else's. */
+/* No more ACKs will come.  The socket is locked, or has no other user. */
 static void sm_ulp_end(struct sock *sk)
 {
 	struct sm_ulp *ulp = sm_ulp_of(sk);
@@ -133,7 +133,7 @@ static void sm_ulp_release(struct sock *sk)
 	kfree(ulp);
 }
 
-/* What the socket's struct proto is exchanged for; NULL if that is not TCP's own. */
+/* Our copy of the socket's struct proto; NULL if the socket's is not TCP's own. */
 static struct proto *sm_proto_for(const struct sock *sk)
 {
 	struct sm_proto *p = &sm_proto4;
@@ -145,7 +145,7 @@ static struct proto *sm_proto_for(const struct sock *sk)
 	return sk->sk_prot == p->base ? &p->prot : NULL;
 }
 
-/* What sm_ulp_take() needs memory for; NULL on failure.  Freed by kfree(). */
+/* Allocate for sm_ulp_take(); NULL on failure.  Freed by kfree(). */
 struct sm_ulp *sm_ulp_alloc(void)
 {
 	struct sm_ulp *ulp = kmalloc(sizeof(*ulp), GFP_KERNEL_ACCOUNT);
