@@ -34,7 +34,7 @@ def _release(view: memoryview, page: Any, connection: Connection) -> None:
 
 
 class LentSegment(Segment):
-    """A segment whose view shows a page of the receive ring."""
+    """A segment with a view of a page of the receive ring."""
 
     __slots__ = ("_page", "_range", "_slot", "ring")
 

@@ -1,6 +1,6 @@
-"""What the kernel module tells about its ports, rings and connections, to whoever asks.
+"""Read the module's ports, rings and connections over generic netlink.
 
-``kmod/stackmap.yaml`` specifies the messages, and says why everybody may ask.
+``kmod/stackmap.yaml`` specifies the messages, and says why no privilege is needed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ STATES = {
 
 
 class NotLoadedError(StackmapError):
-    """There is nobody to ask: the kernel module is not loaded."""
+    """The kernel module is not loaded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What an application sees of StackMap, whichever backend carries its bytes.
+"""The interface that applications use, the same for each backend.
 
 A :class:`Port` owns the data path of many connections.  Connections are made with ordinary
 sockets (``socket``, ``accept``, ``connect``) and handed over with :meth:`Port.attach`; from then
@@ -35,7 +35,7 @@ class HasFileno(Protocol):
 
 
 class Event(enum.IntFlag):
-    """What a segment without payload says about its connection.
+    """The meaning of a segment without payload.
 
     Events arrive in order with the data: every byte the peer sent before its FIN is delivered
     before ``EOF``, and nothing follows ``CLOSED``.
@@ -72,7 +72,7 @@ class Kept:
     """Received payload that outlives exchanges, until it is released or forwarded.
 
     Attributes:
-        connection: whose it is.
+        connection: the connection that it belongs to.
         view: a read-only view of it; using it after :meth:`release` raises ``ValueError``.
     """
 
@@ -155,7 +155,7 @@ class Connection(abc.ABC):
         self._shutdown = False
         self._closing = False
 
-    # -- what a backend provides ---------------------------------------------------------------
+    # -- provided by a backend -------------------------------------------------------------------
 
     @abc.abstractmethod
     def _send(self, data: Buffer) -> int:
@@ -186,7 +186,7 @@ class Connection(abc.ABC):
     def resume_reading(self) -> None:
         """Undo :meth:`pause_reading`.  Idempotent."""
 
-    # -- what an application calls -------------------------------------------------------------
+    # -- called by an application --------------------------------------------------------------
 
     @property
     def pending(self) -> int:
@@ -250,14 +250,14 @@ class Connection(abc.ABC):
             if not self._waiting:
                 self._release()
 
-    # -- the queue of what could not be sent at once -------------------------------------------
+    # -- the queue of unsent bytes -------------------------------------------------------------
 
     def _queue(self, data: bytes) -> None:
         self._waiting.append(memoryview(data))
         self._waiting_bytes += len(data)
 
     def _requeue(self, data: bytes) -> None:
-        """Put back at the front what the backend had taken but gave back."""
+        """Put bytes that the backend took, but gave back, at the front again."""
         self._waiting.appendleft(memoryview(data))
         self._waiting_bytes += len(data)
 
@@ -268,7 +268,7 @@ class Connection(abc.ABC):
     def _flush(self) -> bool:
         """Send from the queue; True when all of it is sent.
 
-        What was put off until it is empty is done too.
+        Actions that waited for an empty queue are done too.
         """
         waiting = self._waiting
         while waiting:
@@ -279,7 +279,7 @@ class Connection(abc.ABC):
                 break  # it failed, and the queue was dropped
             self._waiting_bytes -= taken
             if taken < len(data):
-                # What the backend gave back meanwhile was sent before this, and goes first.
+                # Bytes that the backend gave back meanwhile were sent before these, and go first.
                 waiting.insert(len(waiting) - behind, data[taken:])
                 return False
         if self._closing:
@@ -350,7 +350,7 @@ class Port(abc.ABC):
 
     @abc.abstractmethod
     def attach_listener(self, sock: socket.socket) -> Listener:
-        """Attach what a listening TCP socket accepts; see :class:`Listener`.
+        """Attach the connections that a listening TCP socket accepts; see :class:`Listener`.
 
         The listener owns ``sock`` from here on, and :meth:`close` closes it.
 

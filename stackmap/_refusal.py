@@ -1,4 +1,4 @@
-"""Why a port could not be opened, in one sentence: who or what stands in the way."""
+"""Explain in one sentence why a port could not be opened."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _LIMITS = {
 
 
 def refusal(code: int, nic: str, sizes: Any) -> BackendUnavailableError:
-    """What to raise for the errno with which opening failed, for the sizes that were asked for."""
+    """Return the exception for the errno with which opening failed, for these sizes."""
     buffers = sizes.rings * (sizes.tx_slots + sizes.rx_slots) + sizes.extra_buffers
     buffers += sizes.spare_buffers or sizes.rings * sizes.tx_slots * _SPARES_PER_TX_SLOT
     sentence = _LIMITS.get(sizes.limit) or _SENTENCES.get(code) or f"{DEVICE}: {os.strerror(code)}"

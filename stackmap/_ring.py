@@ -110,7 +110,7 @@ class RingConnection(Connection):
         super().write(data)
 
     def forward(self, segment: Segment | Kept) -> None:
-        """Send on what was received, without a copy; see :meth:`Connection.forward`.
+        """Send received bytes on without a copy; see :meth:`Connection.forward`.
 
         The page that holds the payload goes from the receive ring to the transmit ring.  Payloads
         of up to 512 bytes, what another port received, and what must wait are copied.
@@ -129,7 +129,7 @@ class RingConnection(Connection):
         super().forward(segment)
 
     def tcp_state(self) -> TcpState:
-        """What TCP knows of the connection, without a system call.
+        """Return TCP's state of the connection, without a system call.
 
         Raises:
             OSError: ``ENOENT``, the kernel has no state of it: it is closed, or so new that it
@@ -140,10 +140,10 @@ class RingConnection(Connection):
         return TcpState(*[getattr(state, name) for name in TcpState._fields])
 
     def _wait_for_name(self) -> None:
-        """Keep what is written, and the end, in the queue until the ring has named it."""
+        """Keep written bytes, and the end, in the queue until the ring has numbered it."""
         self._waiting.append(memoryview(b""))
 
-    # -- what Connection asks of a backend --
+    # -- required by Connection --
 
     def _send(self, data: Buffer) -> int:
         ring = self.ring
@@ -188,7 +188,7 @@ class RingConnection(Connection):
         self._end()
 
     def _end(self) -> None:
-        """Close at once; what is queued is dropped."""
+        """Close at once, and drop the queue."""
         self._closing = self._shutdown = True
         self._drop_queue()
         self._close_socket()
@@ -200,7 +200,7 @@ class RingConnection(Connection):
 
 
 class _Unclaimed:
-    """A connection that the ring knows before accept() has returned it, and what came for it."""
+    """A connection, and its slots, that the ring reports before accept() has returned it."""
 
     __slots__ = ("abandoned", "held", "listener", "peer", "record", "slots")
 
@@ -209,12 +209,12 @@ class _Unclaimed:
         self.record = record
         self.peer = peer
         self.held = False
-        #: When nobody can be expected to claim it any more.
+        #: The time after which no claim is expected any more.
         self.abandoned = math.inf
         self.slots: list[tuple[int, int, bytes]] = []
 
     def hear(self, flags: int, code: int, data: bytes) -> None:
-        """Keep what came for it."""
+        """Keep a slot that arrived for it."""
         self.slots.append((flags, code, data))
         if flags & Event.CLOSED:
             self.abandoned = time.monotonic() + _ABANDONED_AFTER
@@ -306,7 +306,7 @@ class Ring(Port):
         return connection
 
     def attach_listener(self, sock: socket.socket) -> RingListener:
-        """Have what a listening socket accepts attached to this ring from the first byte.
+        """Attach the connections of a listening socket to this ring from the first byte.
 
         No system call is made for a connection but accept() itself.
 
@@ -350,7 +350,7 @@ class Ring(Port):
         try:
             found = self._fast.exchange(timeout, self._connections)
         except BaseException:  # of a signal's handler
-            self._give_back(self._found[1])  # or what is written next would overtake it
+            self._give_back(self._found[1])  # or later writes would overtake them
             raise
         if type(found) is list and not (self._starved or self._unsettled):
             return found
@@ -424,16 +424,16 @@ class Ring(Port):
         self._pages.clear()
 
     def _deliver_held(self) -> list[Segment]:
-        """Return what nobody has seen yet, instead of receiving more."""
+        """Return segments that were not delivered yet, instead of receiving more."""
         self._send_batch()
         self._finish_sent()
         held, self._held = self._held, []
         return held
 
     def _finish_first(self, timeout: float | None) -> float | None:
-        """Do what must not wait until something arrives; returns how long to wait for that."""
+        """Do the work that must precede a wait; returns how long to wait."""
         if self._after_send:
-            # A FIN goes behind what was written.
+            # A FIN goes behind written bytes.
             self._send_batch()
             self._finish_sent()
         if self._after_send or self._starved or self._unsettled:
@@ -467,7 +467,7 @@ class Ring(Port):
         return segments
 
     def _segments(self, count: int, staged: int) -> list[Segment]:
-        """What the last exchange received."""
+        """Return the segments that the last exchange received."""
         segments: list[Segment] = []
         append = segments.append
         find = self._connections.get
@@ -555,7 +555,7 @@ class Ring(Port):
         self._aside[lib.smr_keep(self._pair, slot, spare)] = page
 
     def _reclaim(self) -> None:
-        """Have the buffers back whose pages are not in use any more."""
+        """Take back buffers with pages that are not in use any more."""
         for buf, page in list(self._aside.items()):
             # Besides page: both tables, the list, and the argument.
             if sys.getrefcount(page) <= 5:
@@ -564,7 +564,7 @@ class Ring(Port):
 
     @staticmethod
     def _let_go(segments: list[Segment] | None) -> None:
-        """Leave the memory of small payloads to those who still use it."""
+        """Leave the memory of small payloads to views that still use it."""
         if segments is not None:
             for segment in segments:
                 with contextlib.suppress(BufferError):
@@ -583,7 +583,7 @@ class Ring(Port):
     def _stranger(
         self, id: int, flags: int, code: int, data: bytes, segments: list[Segment]
     ) -> RingConnection | None:
-        """Whose slot is it?  None if there is nothing to do for it now."""
+        """Return the connection of a slot; None if there is nothing to do for it now."""
         if flags & _SLOT_OPEN:
             listener, record, _family, port, address = _OPENED.unpack(data)
             self._unclaimed[id] = _Unclaimed(listener, record, (port, address))
@@ -617,7 +617,7 @@ class Ring(Port):
             if time.monotonic() > unclaimed.abandoned:
                 del self._unclaimed[id]
                 return
-            # Hold it back, and what came for it, until another thread has it from accept().
+            # Hold it back, with its slots, until another thread has it from accept().
             if not unclaimed.held:
                 unclaimed.held = True
                 lib.smr_pause(self._shared, id, True)
@@ -648,7 +648,7 @@ class Ring(Port):
     # -- sending --
 
     def _send_batch(self) -> None:
-        """Hand what was written to TCP now, in the middle of a batch."""
+        """Hand written bytes to TCP now, in the middle of a batch."""
         if self._closed:
             raise ValueError("the port is closed")
         refused = lib.smr_send(self._pair)
@@ -658,7 +658,7 @@ class Ring(Port):
             self._give_back(refused)
 
     def _give_back(self, count: int) -> None:
-        """Queue again what the kernel refused with "try again"; drop what can never be sent."""
+        """Queue slots again that were refused with EAGAIN; drop those that can never be sent."""
         again: dict[RingConnection, list[bytes]] = {}
         self._found[1] = 0
         for i in range(count):
@@ -688,7 +688,7 @@ class Ring(Port):
             segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
 
     def _finish_sent(self) -> None:
-        """Shut down or close what the application asked to, if its slots are sent."""
+        """Shut down or close connections as asked for, once their slots are sent."""
         if self._pair.tx_synced != self._pair.tx_head:
             return
         finish, self._after_send = self._after_send, []

@@ -6,7 +6,7 @@ from cffi import FFI
 
 _HERE = Path(__file__).parent
 
-#: What Python sees of the kernel's structures; the C compiler checks it against stackmap.h.
+#: The kernel's structures as Python sees them; the C compiler checks them against stackmap.h.
 _KERNEL = """
 struct sm_ring;
 struct sm_if { unsigned int ni_bufs_head; ...; };

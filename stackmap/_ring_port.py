@@ -180,7 +180,7 @@ class RingPort(Ring):
         self._final_stats = self._stats()
         lib.smr_close(self._shared)
 
-    # -- what the rings ask of their port --
+    # -- called by the rings --
 
     def _attach(self, sock: socket.socket, ring: int) -> Any:
         attached = self._hand_over(sock, ring, listener=False)

@@ -115,7 +115,7 @@ class SocketConnection(Connection):
         super().close()
         self._update_interest()
 
-    # -- what Connection asks of a backend --
+    # -- required by Connection --
 
     def _send(self, data: Buffer) -> int:
         if self._failure:
@@ -152,7 +152,7 @@ class SocketConnection(Connection):
 
     @property
     def _reading(self) -> bool:
-        """What comes is wanted."""
+        """Whether the application takes data, and the peer may still send some."""
         return not (self._paused or self._read_done or self._closing)
 
     def _fail(self, code: int) -> None:
@@ -164,7 +164,7 @@ class SocketConnection(Connection):
         self._port._failed.append(self)
 
     def _update_interest(self) -> None:
-        """Tell epoll what is wanted now, if that has changed."""
+        """Tell epoll which events are wanted now, if that has changed."""
         if self._fd < 0:
             return
         interest = _IN if self._reading else 0
@@ -185,7 +185,7 @@ class SocketConnection(Connection):
 
 
 class SocketListener(Listener):
-    """A listening socket that attaches what it accepts."""
+    """A listening socket that attaches the connections that it accepts."""
 
     __slots__ = ("_port",)
 
@@ -258,7 +258,7 @@ class SocketPort(Port):
         return connection
 
     def attach_listener(self, sock: socket.socket) -> SocketListener:
-        """Attach what a listening socket accepts; see :meth:`Port.attach_listener`.
+        """Attach the connections that a listening socket accepts; see :meth:`Port.attach_listener`.
 
         Raises:
             OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (not listening), ``EALREADY`` (attached
@@ -293,7 +293,7 @@ class SocketPort(Port):
         return segments
 
     def _receive(self, events: list[tuple[int, int]], segments: list[Segment]) -> None:
-        """Handle what epoll reported."""
+        """Handle events of epoll."""
         connections = self._connections
         lent = self._lent
         buffers = self._buffers
@@ -370,7 +370,7 @@ class SocketPort(Port):
             self._watches.clear()
             self._epoll.close()
 
-    # -- what cannot be done --
+    # -- operations that fail --
 
     def _check_open(self) -> None:
         if self._epoll.closed:
@@ -409,7 +409,7 @@ class SocketPort(Port):
             if in_use:
                 warn_in_use([segment.connection])
 
-    # -- what readiness other than "data is here" means --
+    # -- readiness other than "data is here" --
 
     def _attend(self, connection: SocketConnection, ready: int, segments: list[Segment]) -> bool:
         """Handle writability and failure; True if the connection is to be read from as well."""
@@ -429,7 +429,7 @@ class SocketPort(Port):
         if not ready & _FAILED:
             return bool(ready & _IN)
         if connection._interest & _IN:
-            return True  # what was received comes first
+            return True  # received data comes first
         if ready & _HUP and (connection._read_done or connection._closing):
             connection._drop_queue()
             connection._release()  # both directions have ended
@@ -438,7 +438,7 @@ class SocketPort(Port):
         return False
 
     def _report_failures(self) -> None:
-        """Announce sends that failed, after what was received before."""
+        """Announce sends that failed, after data that was received before."""
         failed, self._failed = self._failed, []
         for connection in failed:
             if connection._fd < 0:

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class TcpState(NamedTuple):
-    """What TCP knew of a connection at one moment: the values of ``ss -i`` and ``TCP_INFO``.
+    """TCP's state of a connection at one moment: the values of ``ss -i`` and ``TCP_INFO``.
 
     Bytes are payload bytes, segments are packets of up to :attr:`mss` bytes.
     """
 
     #: As in ``/proc/net/tcp``: 1 is ESTABLISHED.
     state: int
-    #: What congestion control is at: 0 open, 1 disorder, 2 CWR, 3 recovery, 4 loss.
+    #: State of congestion control: 0 open, 1 disorder, 2 CWR, 3 recovery, 4 loss.
     ca_state: int
     #: The pair of rings that the connection is on.
     ring: int

@@ -79,7 +79,7 @@ class Watches:
 
 
 def _refusal(failure: OSError, fd: int, *, watched: bool) -> Exception:
-    """What to raise for an error of epoll's."""
+    """Return the exception for an error of epoll's."""
     if failure.errno == errno.EEXIST:
         how = "watched" if watched else "attached"
         return FileExistsError(errno.EEXIST, f"descriptor {fd} is {how} already")
