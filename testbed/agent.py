@@ -66,7 +66,7 @@ class Agent:
         self._send({"event": "ready", "python": sys.version.split()[0]})
         while True:
             for key, _ in self._selector.select():
-                # What came before it may have closed this one.
+                # An earlier one may have closed this one.
                 if self._selector.get_map().get(key.fd) is not key:
                     continue
                 kind, detail = key.data

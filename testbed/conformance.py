@@ -142,7 +142,7 @@ class Conversation:
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def ask(self, command: bytes) -> bytes:
-        """What the server answers, be it nothing.
+        """Return the server's answer, which may be empty.
 
         The command must be complete, and the answer must not end with a line ``VERSION ...``.
 

@@ -24,7 +24,7 @@ from .kernels import Kernel
 SERVER_ADDRESS = "10.77.0.1"
 CLIENT_ADDRESS = "10.77.0.2"
 SERVER_NIC = "eth0"
-#: What a command in the guest starts with to run at the client's end.
+#: Prefix of commands in the guest that run at the client's end.
 AT_CLIENT = ("ip", "netns", "exec", "client")
 
 #: How long a packet is on its way.
@@ -53,7 +53,7 @@ ip -n client neigh replace {SERVER_ADDRESS} lladdr {_MACS[0]} dev {_CLIENT_NIC} 
 
 
 class Counter:
-    """What the plugin has written."""
+    """Return the plugin's output."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

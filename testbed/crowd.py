@@ -1,4 +1,4 @@
-"""What a request costs where connections are many: ``python -m stackmap_testbed.crowd``.
+"""Measure the cost of a request among many connections: ``python -m stackmap_testbed.crowd``.
 
 The echo on rings of :mod:`stackmap_testbed.gate`, in the same machine that counts its instructions,
 with few and with many connections.  Both have the same number of requests under way, on all

@@ -140,7 +140,7 @@ def kernel_logs(lab: Lab) -> dict[str, list[str]]:
     return found
 
 
-#: What there is room for in a terminal.
+#: Columns of a table that fit into a terminal.
 _SHOWN = ("p99", "p999", "requests_per_cpu_second")
 _COLOURS = {"better": "green", "worse": "red", "": "default"}
 

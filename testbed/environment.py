@@ -1,4 +1,4 @@
-"""What a guest needs to see of this process: its Python, its packages and its settings."""
+"""The parts of this process's environment that guests need: Python, packages and settings."""
 
 from __future__ import annotations
 

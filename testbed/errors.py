@@ -1,4 +1,4 @@
-"""What can go wrong in the lab, each as the one sentence a person needs."""
+"""The lab's errors; the text of each is one sentence for a person."""
 
 from __future__ import annotations
 

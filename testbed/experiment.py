@@ -32,10 +32,10 @@ class Process(Protocol):
 
     @property
     def stdout(self) -> str:
-        """What it has printed so far."""
+        """Return its standard output so far."""
 
     def output(self) -> str:
-        """What it has printed so far, errors included."""
+        """Return its output so far, errors included."""
 
     def wait_for_output(self, pattern: str, timeout: float = ...) -> re.Match[str]:
         """Wait until it has printed something that matches."""
@@ -71,7 +71,7 @@ class TwoHosts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to compare, and how often.
+    """Parameters of a comparison.
 
     Attributes:
         rounds: of the closed loop, each measured for ``seconds``.
@@ -163,7 +163,7 @@ def schedule(plan: Plan) -> Iterator[Step]:
 
 
 def peak(runs: Sequence[Run], connections: int) -> float:
-    """What both backends can serve: the lower of their closed loops' median rates."""
+    """Return the rate that both backends can serve: the lower median rate of their closed loops."""
     return min(
         statistics.median(run.requests_per_second for run in found)
         for backend in BACKENDS
@@ -279,7 +279,7 @@ def _cpu_seconds(hosts: TwoHosts) -> tuple[float, float]:
 
 
 def state_of(hosts: TwoHosts, plan: Plan) -> str:
-    """What both hosts' networks look like now: for whoever has to find out why a run failed."""
+    """Describe both hosts' networks, to help find out why a run failed."""
     command = (
         f"tc -s qdisc show dev {plan.nic}; ip -s link show dev {plan.nic}; ip neigh; ss -s; "
         "ss -tno | head -20; nstat -az | grep -E 'Retrans|Timeout|Drop|Overflow'; dmesg | tail -20"

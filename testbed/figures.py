@@ -1,4 +1,4 @@
-"""What a request costs on rings and on epoll, held to what it cost when a figure was kept.
+"""Compare the cost of a request on rings and on epoll with the figure that was kept.
 
 The kept figure is in the repository (``bench-gate.json`` beside this file), with what it depends
 on: another release of the kernel, QEMU, Python, cffi or the compiler gives other figures, of which
@@ -47,7 +47,7 @@ def record(
 
 
 def environment(release: str) -> dict[str, str]:
-    """What the figures depend on besides this project, in a guest with this kernel release.
+    """Versions that the figures depend on, besides this project, in a guest with this kernel.
 
     Raises:
         LabError: a program cannot be asked for its version.
@@ -97,7 +97,7 @@ class Verdict:
 
 
 def faults(measured: Record) -> list[str]:
-    """What is wrong with figures whatever was kept: they do not repeat, or epoll costs no more."""
+    """Return faults of figures by themselves: they do not repeat, or epoll costs no more."""
     failures = []
     if measured["spread"] >= MAX_SPREAD:
         failures.append(

@@ -49,7 +49,7 @@ _DEATH_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class GuestSettings:
-    """What a guest is made of."""
+    """The parts of a guest's machine."""
 
     identity: GuestIdentity
     mac: str

@@ -22,7 +22,7 @@ _HOLD_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a direction of the wire is like; probabilities are between 0 and 1."""
+    """Conditions of a direction of the wire; probabilities are between 0 and 1."""
 
     loss: float = 0.0
     reorder: float = 0.0
@@ -44,7 +44,7 @@ class Conditions:
 
 @dataclass
 class Counters:
-    """What has happened to the frames of one direction."""
+    """Counters of the frames of one direction."""
 
     received: int = 0
     delivered: int = 0

@@ -30,7 +30,7 @@ _MODULES = ["virtio_pci", "virtio_console", "virtiofs", "virtio_net"]
 
 @dataclass(frozen=True)
 class GuestIdentity:
-    """What makes one guest different from the other once it runs."""
+    """Settings in which one guest differs from another."""
 
     name: str
     ipv4: str

@@ -12,7 +12,7 @@ _OFFENCES = re.compile(
     r"unreferenced object|memory leak|refcount_t|KASAN|UBSAN|KFENCE|stack segment|"
     r"kernel stack is corrupted|list_(add|del) corruption|[Uu]nable to handle|[Bb]ad page|"
     r"Objects remaining|unregister_netdevice: waiting|"
-    # What looks for bugs has given up, and finds none any more.
+    # A checker has given up and finds no bugs any more.
     r"ODEBUG disabled|leak detector disabled|Kmemleak disabled|Cannot allocate a kmemleak_object|"
     r"turning off the locking correctness validator|unreliable refcount tracker"
 )

@@ -38,7 +38,7 @@ _EINTR, _EPIPE = 4, 32
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What to send, and for how long.
+    """The load to offer.
 
     The measurement ends after ``seconds`` or after ``requests`` requests, whichever is given
     (or comes first).  ``rate`` is in requests per second over all connections.
@@ -59,7 +59,7 @@ class LoadPlan:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What came back.
+    """The result of a load.
 
     Attributes:
         rate: requests per second that were due; None for a closed loop.

@@ -1,4 +1,4 @@
-"""What an experiment ran on, and what was tried, for its report."""
+"""Describe the machine and the versions of an experiment, for its report."""
 
 from __future__ import annotations
 

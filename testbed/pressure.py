@@ -28,7 +28,7 @@ from .conformance import Address, Conversation
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    #: What goes on between rounds of work.
+    #: Called between rounds of work.
     Between = Callable[[], None]
 
 #: Bytes sent on a connection per round, so that all get on side by side.
@@ -59,7 +59,7 @@ class Crowd:
         for number in range(count):
             sock = socket.create_connection(address, 60)
             sock.setblocking(False)
-            # What is not read is to be the server's to keep, not this kernel's.
+            # The server is to keep unread bytes, not this kernel.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             self.socks[number] = sock
             if number % 100 == 99:

@@ -30,7 +30,7 @@ class Completed:
 
 
 class ProcessOwner(Protocol):
-    """What a process needs of its guest."""
+    """The part of a guest that a process uses."""
 
     def send_signal(self, pid: int, number: int, *, group: bool) -> None:
         """Signal a process, or the whole group it leads."""
@@ -85,12 +85,12 @@ class GuestProcess:
 
     @property
     def stdout(self) -> str:
-        """What it has written to standard output so far."""
+        """Its standard output so far."""
         return self._output["stdout"].decode(errors="replace")
 
     @property
     def stderr(self) -> str:
-        """What it has written to standard error so far."""
+        """Its standard error so far."""
         return self._output["stderr"].decode(errors="replace")
 
     def output(self) -> str:

@@ -1,4 +1,4 @@
-"""What QEMU on this machine offers, and the command line of one guest."""
+"""Find QEMU and its features on this machine, and make the command line of a guest."""
 
 from __future__ import annotations
 

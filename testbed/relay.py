@@ -170,7 +170,7 @@ class Relay:
         return True
 
     def _hang_up(self, fd: int) -> None:
-        """Whoever asked has gone; the wire stays."""
+        """A client has disconnected; the wire stays."""
         self._poll.unregister(fd)
         session, _pending = self._sessions.pop(fd)
         session.close()

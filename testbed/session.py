@@ -68,7 +68,7 @@ class Session:
 
     @property
     def log(self) -> Path:
-        """What the lab's process says once it is up."""
+        """The message of the lab's process when the lab is up."""
         return self.directory / "lab.log"
 
     @property
@@ -222,7 +222,7 @@ class Session:
         return True
 
     def _ask(self, command: Message) -> Iterator[Message]:
-        # What is cut off, as JSON or by a reset, is the end of the lab too.
+        # A message that is cut off, or a reset, means that the lab has ended.
         with self._connect() as sock, contextlib.suppress(OSError, json.JSONDecodeError):
             sock.sendall(json.dumps(command).encode() + b"\n")
             sock.shutdown(socket.SHUT_WR)
@@ -248,7 +248,7 @@ class Session:
 
     @property
     def is_down(self) -> str:
-        """What to say to someone who needs it up."""
+        """The sentence for a person who needs the lab up."""
         return f"the lab {self.name!r} is not up: use {self.command('up')}"
 
     @property
@@ -256,5 +256,5 @@ class Session:
         return f"the lab {self.name!r} has ended"
 
     def command(self, verb: str) -> str:
-        """What to type, in quotes, to do something with this lab."""
+        """The command, in quotes, that does something with this lab."""
         return f"'stackmap lab {verb}{'' if self.name == 'lab' else f' --name {self.name}'}'"

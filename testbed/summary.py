@@ -1,4 +1,4 @@
-"""What a set of runs amounts to: ratios, latencies at stated loads, what was pinned, what is wrong.
+"""Summarise a set of runs: ratios, latencies at stated loads, pinned buffers, faults.
 
 On an emulated machine only ratios within pairs mean something; what else is here is there to judge
 them by.
@@ -153,7 +153,7 @@ def describe_load(load: float | None) -> str:
 
 
 def problems(runs: Sequence[Run], kernel_log: Mapping[str, Sequence[str]]) -> list[str]:
-    """What must not be, each in a sentence; empty when all is well."""
+    """Return faults of the runs, each in a sentence; empty when there are none."""
     found = []
     for run in runs:
         name = (
@@ -182,7 +182,7 @@ def problems(runs: Sequence[Run], kernel_log: Mapping[str, Sequence[str]]) -> li
 
 
 def caveats(accel: str, load_at_start: float, runs: Sequence[Run]) -> list[str]:
-    """What a reader of the numbers must know first, each in a sentence."""
+    """Return caveats for readers of the numbers, each in a sentence."""
     found = [EMULATED] if accel == "tcg" else []
     found.append(ONE_MACHINE)
     most = max((load for run in runs for load in run.load_average), default=0.0)

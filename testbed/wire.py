@@ -101,7 +101,7 @@ class Wire:
 
     def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
         line = b""
-        # What ends in the middle, or before, has ended too.
+        # An answer that is cut off, or none, means that it has ended.
         with self._lock, contextlib.suppress(ConnectionError):
             self._sock.sendall(json.dumps(command).encode() + b"\n")
             line = self._file.readline()

@@ -161,8 +161,8 @@ def _on_ring(size: int, warm_up: float, seconds: float) -> float:
     lengths = array("H", [size] * WRITES)
     with RawPort(_RING, 64, _NIC, spare=_SPARE) as port, closing(_connect()) as sock:
         ids = array("Q", [port.attach(sock)] * WRITES)
-        # What is in the buffers does not matter.  One assignment for all slots of a sync costs less
-        # than a loop, which would be measured instead of the ring.
+        # The contents of the buffers do not matter.  One assignment for all slots of a sync costs
+        # less than a loop, which would be measured instead of the ring.
         with memoryview(port.memory) as memory, memory.cast("H") as by_2, memory.cast("Q") as by_8:
             blocked = False
 

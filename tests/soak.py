@@ -31,7 +31,7 @@ _LONG = 1_000_000
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the guest said, and what is wrong."""
+    """The guest's output, and complaints."""
 
     output: str
     complaints: list[str]
@@ -75,7 +75,7 @@ def lines_of(output: str) -> list[dict[str, Any]]:
 
 
 def growth(applications: list[dict[str, object]]) -> list[str]:
-    """What the kernel's memory has grown by, from the first application's end to the last one's."""
+    """Growth of the kernel's memory from the first application's end to the last one's."""
     if len(applications) < 2:
         return []
     first, last = applications[0], applications[-1]
@@ -90,7 +90,7 @@ def growth(applications: list[dict[str, object]]) -> list[str]:
 def shortfalls(
     applications: list[dict[str, object]], total: dict[str, Any], messages: int
 ) -> list[str]:
-    """What a run of so many messages should have met with, and has not."""
+    """Situations that a run of so many messages should have met, and has not."""
     found = []
     if total.get("messages", 0) < messages:
         found.append(f"{total.get('messages', 0)} messages of {messages} came back")

@@ -123,7 +123,7 @@ class Decoder(abc.ABC):
         #: Input that is not parsed yet, and how much of it is known to have no newline.
         self._left = bytearray()
         self._searched = 0
-        #: What was being parsed, up to where, when a turn ended.  It comes before ``_left``.
+        #: The input, and the position in it, at the end of a turn.  It comes before ``_left``.
         self._rest = b""
         self._at = 0
         #: The value being received, the size it will have with its line end, and its command.
@@ -133,7 +133,7 @@ class Decoder(abc.ABC):
         #: Bytes of a refused value still to be ignored.
         self._skip = 0
 
-    # -- what a subclass does with commands --
+    # -- commands, for a subclass --
 
     @abc.abstractmethod
     def command(self, words: list[bytes]) -> None:

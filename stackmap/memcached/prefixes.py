@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: What ends a prefix.
+#: The end of a prefix.
 DELIMITER = b":"
 #: Prefixes that are counted at most, as clients choose them (memcached has no bound).
 _MOST = 4096

@@ -55,7 +55,7 @@ _ANYTHING = re.compile(rb"[^ ]")
 
 
 class Statistics(Protocol):
-    """Whoever answers ``stats``."""
+    """The source of answers to ``stats``."""
 
     def report(self, words: list[bytes]) -> bytes | Iterator[bytes] | None:
         """The reply to ``stats WORDS``, if it is long line by line.
@@ -145,7 +145,7 @@ class Session(Decoder):
         if self.idle:
             data = bytes(view)
             if data.startswith(b"get ") and data.endswith(b"\r\n"):
-                # What was stored is one key, and needs no look at its bytes.
+                # A stored key was parsed as one, so its bytes need no check.
                 key = data[4:-2]
                 item = self._store.hit(key)
                 if item is not None:
@@ -205,7 +205,7 @@ class Session(Decoder):
             self._store.give_back(self._item)
             self._item = None
 
-    # -- what the decoder found --
+    # -- called by the decoder --
 
     def error(self, reply: bytes) -> None:
         """Answer a malformed command."""

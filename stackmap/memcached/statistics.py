@@ -1,4 +1,4 @@
-"""What the server answers to ``stats``.
+"""The server's answers to ``stats``.
 
 The names are memcached's, all of them and in its order, because clients and monitors look for them
 and some check.  The values are this server's; a thing that it does not have counts 0.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _MAX_CLASS = 63
 #: Keys listed by "stats cachedump" at most.
 _MAX_DUMP = 10_000
-#: What waits to be accepted, by the kernel's account, at most.
+#: The most connections that wait to be accepted, by the kernel's account.
 BACKLOG = 1024
 #: Descriptors that are not connections: the standard files, the port's, listeners, and what Python
 #: opens for a moment.
@@ -44,7 +44,7 @@ _ON_USAGE = b"CLIENT_ERROR usage: stats detail on|off|dump\r\n"
 
 @dataclasses.dataclass
 class ConnectionCounters:
-    """What became of the clients that connected."""
+    """Counters of clients that connected."""
 
     current: int = 0
     total: int = 0
@@ -424,7 +424,7 @@ class ServerStatistics:
 
 
 def _lru(counters: Counters) -> dict[str, object]:
-    """What two reports say of the LRU list: there is one, without a crawler."""
+    """The LRU list's part of two reports: there is one list, without a crawler."""
     return {
         "crawler_reclaimed": 0,
         "crawler_items_checked": 0,
@@ -437,7 +437,7 @@ def _lru(counters: Counters) -> dict[str, object]:
 
 
 def _conn(sock: socket.socket, address: str, listen_address: str, state: str, idle: int) -> bytes:
-    """What ``stats conns`` says of one socket."""
+    """One socket's lines of ``stats conns``."""
     fields = {"addr": address, "listen_addr": listen_address, "state": state}
     fields["secs_since_last_cmd"] = str(idle)
     number = sock.fileno()
@@ -454,7 +454,7 @@ def _address(sock: socket.socket, address: tuple[str, int]) -> str:
 
 
 def _state(connection: Connection) -> str:
-    """What memcached would call what a connection is at."""
+    """The name that memcached has for a connection's state."""
     session: Session = connection.app
     if session.hang_up:
         return "conn_closing"

@@ -68,7 +68,7 @@ class Item:
 
 @dataclass(slots=True)
 class Counters:
-    """What was asked of a store.  ``cmd_get`` and ``cmd_touch`` are sums of hits and misses."""
+    """Counters of requests.  ``cmd_get`` and ``cmd_touch`` are sums of hits and misses."""
 
     cmd_set: int = 0
     cmd_flush: int = 0
@@ -133,7 +133,7 @@ class Store:
         #: all of them at once would take seconds of a large store's clients.
         self._flushed: OrderedDict[bytes, Item] = OrderedDict()
         self._cas = 0
-        #: What the items may take at present.
+        #: Bytes that the items may take at present.
         self._room = limit
         #: How many connections are sending an item's value, and those that are no longer stored.
         self._lent: dict[Item, int] = {}

@@ -1,4 +1,4 @@
-"""What waits in connections, and who has to give way when it is too much.
+"""Account for bytes that wait in connections, and choose connections to drop if need be.
 
 Half values, long lines, commands that wait for their turn, and replies that clients do not take
 are memory just as items are, and clients decide how much of it there is.  So room is reserved for

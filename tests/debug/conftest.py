@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from stackmap_testbed.guest import Guest
 
-#: What runs inside guests only, named there file by file.
+#: Tests that run inside guests only, named there file by file.
 collect_ignore = ["inside"]
 
 BOOT_SECONDS = 600.0

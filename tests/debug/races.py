@@ -1,4 +1,4 @@
-"""What counts in the log of a kernel that looks for data races.
+"""Find complaints in the log of a kernel that looks for data races.
 
 Linux has races of its own, and KCSAN finds some: those with the module in them count.
 """

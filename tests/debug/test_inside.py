@@ -1,4 +1,4 @@
-"""What runs inside user-mode Linux: the tests of ``tests/guest``, and those for this kernel only.
+"""Tests inside user-mode Linux: those of ``tests/guest``, and those for this kernel only.
 
 After each file the module is unloaded, and nothing of it may be left.
 """

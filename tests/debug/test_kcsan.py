@@ -49,7 +49,7 @@ def guest_pytest(server: Guest) -> GuestPytest:
 
 
 def complaints_since(guest: Guest, mark: str) -> list[str]:
-    """What the kernel has complained of since a mark was put into its log."""
+    """The kernel's complaints since a mark was put into its log."""
     return complaints(guest.kernel_log().split(f"stackmap: {mark}\n")[-1])
 
 

@@ -44,7 +44,7 @@ echo scan >/sys/kernel/debug/kmemleak || fail looking for leaks
 
 @dataclass(frozen=True)
 class Options:
-    """What a run may have besides its command."""
+    """Options of a run."""
 
     #: Megabytes.
     memory: int = 3072
@@ -60,15 +60,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a run."""
+    """The result of a run."""
 
     #: The command's exit status; None if it did not end.
     status: int | None
-    #: What the command printed.
+    #: The command's output.
     output: str
     #: The kernel's console.
     console: str
-    #: What is wrong besides the status, one line each.
+    #: Complaints besides the status, one line each.
     complaints: tuple[str, ...]
 
     @property
@@ -113,7 +113,7 @@ def run_in_uml(kernel: DebugKernel, command: Sequence[str], options: Options) ->
         else:
             ended = True
         finally:
-            # What it says when it is put to an end does not count.
+            # Its output while it is killed does not count.
             said = console.read_text(errors="replace")
             end_process(machine)
         return _report(shared, said, options, ended=ended)

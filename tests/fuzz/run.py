@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = Path(__file__).resolve().parent
 PROGRAM = ROOT / "build" / "fuzz" / "fuzz"
-#: What the fuzzer and the kernel may take to start and to end.
+#: Seconds that the fuzzer and the kernel may take to start and to end.
 _AROUND_SECONDS = 600
 #: A kernel full of checks takes minutes to boot, or to do anything, where the machine is emulated.
 _BOOT_SECONDS = 600.0
@@ -48,7 +48,7 @@ set -e
 cd /sys/kernel/debug
 for scan in 1 2; do echo scan >kmemleak; sleep 6; done
 """
-#: What a run must have done at least once, by how many seconds it takes.
+#: Actions that a run must have done at least once, by the seconds that it takes.
 _NEEDED = {
     30: (
         *("honest_sent", "honest_received", "honest_rounds"),
@@ -62,7 +62,7 @@ _LOST = re.compile(r"printk messages dropped")
 
 @dataclass
 class Outcome:
-    """What came of a run."""
+    """The result of a run."""
 
     output: str = ""
     complaints: list[str] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Outcome:
         return failures + self.complaints
 
     def shortfalls(self, seconds: float, slots: int) -> list[str]:
-        """What a run of so many seconds, with so many slots to mutate, left undone."""
+        """Actions that a run of so many seconds, with so many slots to mutate, left undone."""
         result = self.result()
         needed = [name for after, names in _NEEDED.items() if seconds >= after for name in names]
         found = [f"{name} is 0" for name in needed if not result.get(name)]

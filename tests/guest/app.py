@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, repr=False)
 class Status:
-    """What the application knows; see ``Victim.do_status``."""
+    """The application's state; see ``Victim.do_status``."""
 
     accepted: int
     taken: int

@@ -381,7 +381,7 @@ def unplug(round: Round) -> None:
     app.kill()
     round.site.unplugged()
     if not round.site.has_nic(round.site.peer):
-        round.acks_withheld = False  # what withheld them went with the far end
+        round.acks_withheld = False  # the filter went away with the far end
     round.pass_acks()
     round.site.build()
 
@@ -399,7 +399,7 @@ def remove_the_module(round: Round) -> None:
         time.sleep(A_WHILE)
         assert remove_module() == errno.EWOULDBLOCK, "buffers that TCP still has hold it too"
     others = round.idle_references - binding
-    round.idle_references = others  # what is unbound holds it no more
+    round.idle_references = others  # an unbound NIC does not hold the module
     round.closed_as_ever()
     assert others == 0, "somebody else on this machine uses the module"
     eventually(lambda: remove_module() == 0, lambda: f"{references()} references are left")

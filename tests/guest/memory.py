@@ -1,4 +1,4 @@
-"""What the kernel's memory is used for."""
+"""The kernel's memory by use."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Peer:
         """Read from all from now on."""
         self._thread.start()
 
-    # -- what to send --
+    # -- sending --
 
     def send(self, size: int) -> None:
         """Send the next bytes on each connection."""
@@ -122,7 +122,7 @@ class Peer:
             for line in self.lines:
                 line.sock.shutdown(socket.SHUT_WR)
 
-    # -- what became of it --
+    # -- results --
 
     @property
     def sent(self) -> list[int]:

@@ -129,7 +129,7 @@ class Ring:
 
 @dataclass
 class Attachment:
-    """What SMIOC_ATTACH answered."""
+    """The answer of SMIOC_ATTACH."""
 
     ring: int
     id: int

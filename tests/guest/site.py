@@ -90,7 +90,7 @@ def load_module() -> None:
 
 
 class KernelLog:
-    """What the kernel logs from now on."""
+    """The kernel's log from now on."""
 
     def __init__(self) -> None:
         self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -82,7 +82,7 @@ class LossySite(Site):
 
 @dataclass
 class Tally:
-    """What has happened."""
+    """Counters of the run."""
 
     messages: int = 0
     wrong_bytes: int = 0

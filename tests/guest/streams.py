@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 120.0
 CHUNK = 16384
-#: What a connection on rings may have queued beyond what TCP took.
+#: Bytes that a connection on rings may have queued beyond those that TCP took.
 QUEUED = 1 << 17
 
 
@@ -39,7 +39,7 @@ class End(ABC):
         """Send what can be sent now, and take what a socket has."""
 
     def more(self) -> bytes:
-        """What it is to send next."""
+        """The bytes to send next."""
         return pattern(self.number, self.sent, min(CHUNK, self.size - self.sent))
 
     def hear(self, data: bytes) -> None:

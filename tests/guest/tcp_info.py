@@ -1,4 +1,4 @@
-"""What TCP_INFO says, under the names that a record of the module's has for it."""
+"""TCP_INFO, under the names of the module's records."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ MODULES = ("tcp_bbr", "tcp_dctcp")
 
 
 def available() -> list[str]:
-    """What the kernel has, once it has loaded what it may load."""
+    """The congestion controls of the kernel, with those loaded that it may load."""
     for module in MODULES:
         subprocess.run(["modprobe", "-q", module], check=False)
     return AVAILABLE.read_text().split()

@@ -102,7 +102,7 @@ def test_what_an_earlier_exchange_received_is_gone() -> None:
 
 
 def test_between_ports() -> None:
-    """What another port received is copied."""
+    """Payload that another port received is copied."""
     with RingPort(NIC) as source, RingPort(NIC) as target:
         here_peer, here = connect_pair()
         there_peer, there = connect_pair()

@@ -1,4 +1,4 @@
-"""What a hostile application or peer may try: nobody else suffers, and nothing hangs."""
+"""Attempts of hostile applications and peers: no other suffers, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def cgroup() -> Iterator[Path]:
 
 
 def test_registering_again_after_too_much(two: Attached, cgroup: Path) -> None:
-    """What a request left that found no memory is no part of the next one's port."""
+    """A request that found no memory leaves nothing in the next one's port."""
 
     def work(_tell: Callable[[], object]) -> None:
         (cgroup / "cgroup.procs").write_text("0")
@@ -565,5 +565,5 @@ def test_rests_that_cannot_be_sent_stop_nobody_elses(two: Attached) -> None:
                 read_all(blocker.peer)  # now the rest may be sent, but the lock comes first
                 stack.enter_context(attached_lock_held(blocker.sock))
         assert receive_exactly(two.peer, accepted) == stream[:accepted]
-    # What the stack has undone in the meantime was in the way of nobody.
+    # The other connections' work, still pending then, was in its way at no time.
     two.check_honest()

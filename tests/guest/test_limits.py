@@ -233,7 +233,7 @@ def test_what_is_no_size(sizes: dict[str, int]) -> None:
         RingPort(NIC, **sizes)
 
 
-# -- who pays --
+# -- accounting --
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def test_beside_connections_of_the_wire() -> None:
 
 
 def test_between_two_rings() -> None:
-    """What one ring sends is received by the other while the first one's sync is under way."""
+    """One ring's payload is received by another while the first one's sync is under way."""
     one, other = connect_here(ADDRESS)
     with RawPort(16, 16, rings=2) as port, closing(one), closing(other):
         ids = [port.attach_to(index, sock).id for index, sock in enumerate((one, other))]

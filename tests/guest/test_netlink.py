@@ -1,4 +1,4 @@
-"""What netlink tells agrees with the ports and with ``ss``, whatever goes on meanwhile."""
+"""Netlink's answers agree with the ports and with ``ss``, also while these change."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_each_ring_counts_for_itself(inspector: Inspector) -> None:
 
 
 def ss() -> dict[int, tuple[str, str, str]]:
-    """What ``ss`` shows of TCP connections, by inode."""
+    """TCP connections as ``ss`` shows them, by inode."""
     done = subprocess.run(["ss", "-Htane"], stdout=subprocess.PIPE, text=True, check=True)
     found = {}
     for line in done.stdout.splitlines():
@@ -141,7 +141,7 @@ def ss() -> dict[int, tuple[str, str, str]]:
 
 
 def cli(*arguments: str) -> str:
-    """What a command prints; it runs in this process, because an emulated machine starts slowly."""
+    """A command's output; it runs in this process, because an emulated machine starts slowly."""
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     return done.stdout
@@ -345,7 +345,7 @@ def test_many_connections(inspector: Inspector) -> None:
         assert dump.rest() == ids
         assert dump.messages > 10
 
-        # What closes during a dump may be in it or not; what stays is in it once.
+        # Connections that close during a dump may be in it or not; all others are in it once.
         dump = Dump(inspector)
         seen = dump.step()
         assert seen

@@ -109,7 +109,7 @@ def test_nothing_overtakes_a_refused_slot_where_buffers_run_out(crowd: Crowd) ->
 def wait_by_poll(port: RawPort) -> None:
     wanted = select.poll()
     wanted.register(port.fd, select.POLLOUT)
-    # Whatever wakes it: poll() itself sends what waits.
+    # Any wake-up will do: poll() itself sends waiting slots.
     while port.tx.tail != (port.tx.head - 1) % port.tx.n:
         assert wanted.poll(PATIENCE * 1000), "nobody was woken"
 
@@ -261,7 +261,7 @@ def probes_of(sender: Sender, path: Way) -> int:
                 time.sleep(0.05)
                 with suppress(BlockingIOError):
                     got += peer.recv(1 << 20)
-            # What comes of a probe is counted when its ACK comes, which takes a while here.
+            # A probe is counted when its ACK comes, which takes a while here.
             while unacknowledged(sock):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)

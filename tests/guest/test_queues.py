@@ -112,7 +112,7 @@ def test_the_fifo_of_a_queue_is_not_replaced() -> None:
 def test_connections_send_through_several_queues(
     connections: list[tuple[socket.socket, socket.socket]],
 ) -> None:
-    """What many connections send in one sync is held, and let go, in each of their queues."""
+    """Packets that many connections send in one sync are held, and let go, in each queue."""
     with RawPort(64, 64, nic=NIC) as port:
         ids = [port.attach(sock) for _peer, sock in connections]
         before = qdiscs()

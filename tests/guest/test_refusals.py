@@ -1,4 +1,4 @@
-"""What cannot be attached, what an attached socket refuses, and that a refusal changes nothing."""
+"""Sockets that cannot be attached, calls that attached ones refuse; a refusal changes nothing."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def check_attachable(port: RawPort, peer: socket.socket, sock: socket.socket) ->
     port.detach(id)
 
 
-# -- what cannot be attached --
+# -- sockets that cannot be attached --
 
 
 def test_no_socket(port: RawPort) -> None:
@@ -277,7 +277,7 @@ def test_mptcp(port: RawPort) -> None:
                 check_attachable(port, peer, plain)
 
 
-# -- what an attached socket refuses --
+# -- calls that an attached socket refuses --
 
 
 def test_payload_by_the_socket(two: Attached) -> None:

@@ -1,4 +1,4 @@
-"""What a REGISTER request may not say."""
+"""REGISTER requests that are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may bind a NIC and open a port, and what an open port leaks to others: nothing."""
+"""Rights to bind a NIC and to open a port; an open port leaks nothing to others."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def open_as(uid: int, gid: int = OTHER_GROUP, groups: Sequence[int] = ()) -> int
 
 
 def grant(grants: Grants) -> None:
-    """What ``stackmap bind --user --group`` does."""
+    """The request of ``stackmap bind --user --group``."""
     with IPRoute() as route:
         set_qdisc(route, read_nic(route, NIC), grants)
 
@@ -244,9 +244,9 @@ def test_no_option_but_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused.value.code == errno.EINVAL
 
 
-# -- what a granted user may take --
+# -- limits of a granted user --
 
-#: What RLIMIT_MEMLOCK is where nobody set it.
+#: RLIMIT_MEMLOCK where it was not set.
 DEBIANS_MEMLOCK = 8 << 20
 MAX_USER_PORTS = 1024
 
@@ -286,7 +286,7 @@ def test_a_smaller_port_fits_into_the_default_limit_of_locked_memory() -> None:
 
 
 def test_locked_memory_is_the_users_not_the_processs() -> None:
-    """What one process of a user has is not there for another."""
+    """Memory that one process of a user locks counts for the user's others."""
     pages = 1 + 2 * 1 + (2 + 2 * 64 + 64) + 2  # sm_if, rings, buffers, records
 
     def another_port() -> int:
@@ -443,7 +443,7 @@ def test_root_of_a_container_has_no_right_outside() -> None:
 
 
 def test_a_grant_reaches_into_user_namespaces() -> None:
-    """Who was granted the port may have become another number in a namespace of their own."""
+    """The granted user may have another number in a namespace of their own."""
     grant(Grants(uid=USER))
 
     def enter() -> str:
@@ -467,7 +467,7 @@ def test_a_nic_of_another_namespace_is_not_there() -> None:
 
 
 def look_as(uid: int, namespace: str = "") -> dict[str, list[tuple[int, ...]]]:
-    """What netlink shows to that user, in a network namespace."""
+    """Netlink's answers to that user, in a network namespace."""
 
     def work() -> dict[str, list[tuple[int, ...]]]:
         if namespace:
@@ -513,7 +513,7 @@ def test_everybody_may_look_at_their_own_namespace() -> None:
             sh(f"tc qdisc del dev {NIC} root")
 
 
-# -- what an open port leaks --
+# -- leaks of an open port --
 
 
 def test_descriptors_are_closed_on_exec() -> None:
@@ -534,7 +534,7 @@ def test_the_descriptor_of_a_ring_is_closed_on_exec(port: RawPort) -> None:
 
 
 def descriptors() -> set[tuple[int, str]]:
-    """What this process has open."""
+    """Open files of this process."""
     found = set()
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # that of the listing itself

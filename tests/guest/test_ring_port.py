@@ -1,4 +1,4 @@
-"""What only ports on rings do: give a socket back, and run out of buffers."""
+"""Behaviour of ports on rings only: giving a socket back, and running out of buffers."""
 
 from __future__ import annotations
 

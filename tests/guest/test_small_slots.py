@@ -318,7 +318,7 @@ def test_copied_buffers_of_a_refused_connection_make_it_writable_again() -> None
         eventually(lambda: read_all() or not pinned(port), port.stats)
 
 
-# -- what else TCP decides --
+# -- other decisions of TCP --
 
 
 def test_the_send_buffer_grows_only_where_it_limits() -> None:

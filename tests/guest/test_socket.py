@@ -1,4 +1,4 @@
-"""What the socket of an attached connection shows: nothing of what the ring took stays with it."""
+"""The socket of an attached connection: no payload that the ring took stays with it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def queued(sock: socket.socket) -> int:
 
 
 def memory(sock: socket.socket) -> int:
-    """What is charged to the socket for what it has received."""
+    """Memory charged to the socket for received data."""
     info = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 64)
     allocated: int = struct.unpack_from("<I", info, 4 * RMEM_ALLOC)[0]
     return allocated

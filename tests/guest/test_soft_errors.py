@@ -34,7 +34,7 @@ def checksum(data: bytes) -> int:
 
 
 class Heard:
-    """What the peer's NIC has heard of one connection, to complain about."""
+    """Packets of one connection at the peer's NIC, to answer with ICMP errors."""
 
     def __init__(self, wire: socket.socket, sock: socket.socket) -> None:
         self._wire = wire

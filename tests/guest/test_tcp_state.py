@@ -53,7 +53,7 @@ def check_exact(connection: RingConnection, *, but: str = "") -> TcpState:
 
 
 def ss(sock: socket.socket) -> dict[str, str]:
-    """What ``ss -i`` says about a connection."""
+    """A connection's line of ``ss -i``."""
     port, peer = sock.getsockname()[1], sock.getpeername()[1]
     command = ["ss", "-tinHO", "sport", "=", f":{port}", "and", "dport", "=", f":{peer}"]
     line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -164,7 +164,7 @@ def test_what_waits_for_its_ack_and_what_is_sent_again() -> None:
 
 
 def test_a_peer_that_does_not_read() -> None:
-    """What is accepted, sent and not sent adds up, all the way."""
+    """Accepted, sent and unsent bytes add up, all the way."""
     with RingPort(NIC) as port:
         peer, sock = connect_pair()
         connection = port.attach(sock)
@@ -253,7 +253,7 @@ def test_the_mapping_is_read_only() -> None:
 
 
 def test_the_record_by_its_number() -> None:
-    """What the library reads is where SMIOC_ATTACH says."""
+    """The library reads the record that SMIOC_ATTACH names."""
     with RawPort(16, 16, connections=64) as port:
         peers, socks = zip(*[connect_pair() for _ in range(5)], strict=True)
         attached = [port.attach_to(0, sock) for sock in socks]

@@ -1,4 +1,4 @@
-"""What one of the kernel's own tracepoints says while something is done."""
+"""Record one of the kernel's own tracepoints for a while."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Victim:
         self.promise = promise
         self.called = False
         self.stalled = False
-        #: What to do with the port, once there is something to do.
+        #: Actions on the port that wait for their time.
         self.exchange: Callable[[float], None] | None = None
         self.lines: list[Line] = []
         self.wrong = 0
@@ -207,7 +207,7 @@ class Victim:
         self.stalled = stalled
 
     def do_status(self) -> dict[str, Any]:
-        """What the application knows."""
+        """The application's state."""
         stats = self.port.stats()
         return {
             "accepted": stats.ring_bytes_tx,

@@ -69,14 +69,14 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
 
 @contextmanager
 def peer_loses(percent: int) -> Iterator[None]:
-    """What the peers send is lost, ACKs included; what they are sent arrives."""
+    """Packets from the peers are lost, ACKs included; packets to them arrive."""
     with _peer_sends_through(f"loss {percent}%"):
         yield
 
 
 @contextmanager
 def peer_is_late_by(milliseconds: int) -> Iterator[None]:
-    """What the peers send takes so long to arrive."""
+    """Packets from the peers take so long to arrive."""
     with _peer_sends_through(f"delay {milliseconds}ms"):
         yield
 

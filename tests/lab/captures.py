@@ -52,7 +52,7 @@ def segments(path: Path, source: str) -> Iterator[Segment]:
 
 @dataclass
 class Transmissions:
-    """What one host sent, once and again."""
+    """Payload that one host sent, and retransmitted."""
 
     data_segments: int = 0
     #: Payload bytes, each counted once.

@@ -74,7 +74,7 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
 
 
 def left(runtime: Path) -> list[Path]:
-    """What a lab has left.  Whether KVM works is kept for all labs until the next boot."""
+    """Files that a lab has left.  Whether KVM works is kept for all labs until the next boot."""
     return [path for path in runtime.iterdir() if not path.name.startswith("accel-")]
 
 

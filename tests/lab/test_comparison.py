@@ -1,4 +1,4 @@
-"""What `make demo` does, in small: a real client, and a pair of measured runs, on two hosts."""
+"""A small `make demo`: a real client, and a pair of measured runs, on two hosts."""
 
 from __future__ import annotations
 

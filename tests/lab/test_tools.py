@@ -43,7 +43,7 @@ def kicks(lab: Lab) -> int:
 
 
 def details(lab: Lab) -> dict[str, int]:
-    """What ``ss`` shows of TCP's state of the one connection."""
+    """TCP's state of the one connection as ``ss`` shows it."""
     told = lab.server.run(f"ss -Htin state established sport = :{PORT}").stdout
     return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)\b", told)}
 

@@ -14,7 +14,7 @@ NAMES = ["a b", "a:b", "a$b", "it's", "a#b"]
 
 @pytest.fixture(params=NAMES)
 def checkout(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """What of the project a build of the module reads, in such a folder."""
+    """Copy the files that a build of the module reads to such a folder."""
     folder: Path = tmp_path / request.param / "stackmap"
     for part in ("kmod", "testbed"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.o", "*.ko"))

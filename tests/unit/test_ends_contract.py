@@ -45,7 +45,7 @@ GIVE_UP_MS = 500
 
 @dataclass(frozen=True)
 class State:
-    """What a connection is in the middle of."""
+    """The state that a connection is in when it ends."""
 
     paused: bool
     #: What has arrived and the application has not seen: "some" waits in TCP, "much" has filled the
@@ -162,7 +162,7 @@ class Cell:
         self.until(lambda: Event.CLOSED in self.link.events())
 
     def told(self) -> list[bytes | tuple[Event, int]]:
-        """What the port has said, but for WRITABLE; adjacent bytes are joined."""
+        """The port's segments, without WRITABLE; adjacent bytes are joined."""
         story: list[bytes | tuple[Event, int]] = []
         for entry in self.link.story:
             last = story[-1] if story else None
@@ -219,7 +219,7 @@ def cell(
 
 
 def check_failure(cell: Cell, code: int) -> None:
-    """What was received is told before, but if reading is paused, the failure is told at once."""
+    """Received data comes before the failure, but not if reading is paused."""
     cell.link.until_event(Event.CLOSED)
     cell.check_received((Event.ERROR, code), (Event.CLOSED, 0), whole=not cell.state.paused)
     cell.connection.write(b"too late, but no error")

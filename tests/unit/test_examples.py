@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
 PATTERN = bytes(range(251)) * 4096
-#: What a client sends that never reads, if it is let.
+#: Bytes that a client which never reads sends, if it is let.
 FLOOD = 100 << 20
 #: Bytes that a server may take for one such client, besides what it takes before.
 BOUND = 12 << 20

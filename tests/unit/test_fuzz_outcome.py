@@ -1,4 +1,4 @@
-"""What a run of the fuzzer is held to."""
+"""Criteria of a run of the fuzzer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands say of themselves, and what a shell may complete."""
+"""Help of the commands, and shell completion."""
 
 from __future__ import annotations
 

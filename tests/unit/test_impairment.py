@@ -1,4 +1,4 @@
-"""What one direction of the wire does to frames, on invented time."""
+"""Impairment of one direction of the wire, on invented time."""
 
 from __future__ import annotations
 

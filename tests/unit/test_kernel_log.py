@@ -1,4 +1,4 @@
-"""What counts as a complaint in a kernel log."""
+"""Complaints in a kernel log."""
 
 from __future__ import annotations
 

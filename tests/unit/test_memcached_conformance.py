@@ -120,7 +120,7 @@ def test_a_client_that_is_refused_can_read_why(ours: Address) -> None:
 def test_the_version_is_one_that_all_clients_can_parse(ours: Address, theirs: Address) -> None:
     replies = [until_hang_up(address, b"version\r\nquit\r\n") for address in (ours, theirs)]
     assert replies[0] == replies[1]
-    # What npm's memcached looks for in the word after VERSION.
+    # npm's memcached looks for this in the word after VERSION.
     assert re.search(rb"(\d+)(?:\.)(\d+)(?:\.)(\d+)$", replies[0].split()[1])
 
 

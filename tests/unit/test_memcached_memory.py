@@ -158,7 +158,7 @@ def test_a_value_that_goes_while_it_is_sent_arrives_whole(small: Address, remova
         later = received.replace(whole, b"")
         assert later
         assert later.replace(b"VALUE k 0 1\r\nx\r\n", b"").replace(b"END\r\n", b"") == b""
-    # What was kept for that client is free again.
+    # Memory kept for that client is free again.
     assert waiting_bytes(other) == 0
     other.close()
 

@@ -277,7 +277,7 @@ def test_bytes_are_what_the_items_take(steps: list[tuple[str, bytes, int, int]])
 
 @pytest.mark.parametrize("size", [10, 100, 1000])
 def test_the_accounting_is_honest(size: int) -> None:
-    """What Python really takes is within a fifth of what is counted, and not more."""
+    """Python's memory is within a fifth of the store's count, and not more."""
     count = 20_000
     gc.collect()
     tracemalloc.start()

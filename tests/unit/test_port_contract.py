@@ -1,4 +1,4 @@
-"""What every backend promises (``stackmap/_port.py``), as tests over two fixtures.
+"""The contract of every backend (``stackmap/_port.py``), as tests over two fixtures.
 
 To hold another backend to it, import everything from here into a module that has fixtures of its
 own with these names.
@@ -471,7 +471,7 @@ def test_a_connection_that_is_reset_before_it_is_accepted(
 def test_a_callback_for_which_accept_fails_may_try_again(
     link: Link, listening: Callable[[], Listening], code: int
 ) -> None:
-    """What accept() raises ends the exchange, which loses nothing; its file is still readable."""
+    """An exception of accept() ends the exchange, which loses nothing; its file stays readable."""
     sock, connect = listening()
     accepted: list[Connection] = []
     failures = 3
@@ -1001,7 +1001,7 @@ def test_watched_files_end_the_wait(port: Port) -> None:
 
 
 def test_a_callback_that_raises_loses_nothing(link: Link) -> None:
-    """What came with the exchange that it ended is returned by the next one."""
+    """Segments of the exchange that it ended are returned by the next one."""
     here, there = socket.socketpair()
     sent = b""
     raised = 0

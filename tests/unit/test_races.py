@@ -1,4 +1,4 @@
-"""What counts in the log of a kernel that looks for data races."""
+"""Complaints in the log of a kernel that looks for data races."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a release says of itself: its version, in one voice, and its licences."""
+"""A release's version, the same everywhere, and its licences."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ PROMISE = re.compile(r"[A-Z][^`.]*(?:`[^`]+`[^`.]*)*\. (`[^`]+::\w+`(?:, `[^`]+:
 
 
 def sections() -> dict[str, str]:
-    """What stands under each heading."""
+    """The text under each heading."""
     _before, *parts = re.split(r"^## (.*)$", DOCUMENT.read_text(), flags=re.MULTILINE)
     return dict(zip(parts[::2], parts[1::2], strict=True))
 

@@ -1,4 +1,4 @@
-"""What an exchange returns, as an object."""
+"""Segments, the objects that an exchange returns."""
 
 from __future__ import annotations
 

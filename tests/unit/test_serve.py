@@ -147,7 +147,7 @@ def test_it_waits_at_the_limit_of_descriptors() -> None:
 
 
 def limited(limit: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """What the server says and returns when the shell command ``limit`` was run before."""
+    """The server's output and status after the shell command ``limit``."""
     command = shlex.join([*COMMAND, "--backend", "sockets", "--listen", "127.0.0.1:0", *options])
     return subprocess.run(
         ["/bin/sh", "-c", f"{limit}; exec {command}"],

@@ -1,4 +1,4 @@
-"""What ``stackmap ports``, ``conns`` and ``stats`` print."""
+"""Output of ``stackmap ports``, ``conns`` and ``stats``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # ruff: noqa: F811 (fixtures are imported, and parameters are named after them)
-"""What signals do to a port that waits: their handlers run, and the wait goes on (PEP 475).
+"""Signals while a port waits: their handlers run, and the wait goes on (PEP 475).
 
 Held to several backends as ``test_port_contract.py`` is.
 """
@@ -40,7 +40,7 @@ SocketPair = tuple[socket.socket, socket.socket]
 
 
 class InterruptedByTestError(Exception):
-    """What a handler raises."""
+    """An exception of a handler."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a soak is held to."""
+"""Criteria of a soak."""
 
 from __future__ import annotations
 

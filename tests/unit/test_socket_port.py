@@ -1,4 +1,4 @@
-"""What is the sockets backend's own affair."""
+"""Behaviour of the sockets backend only."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_it_would_find_one(tmp_path: Path) -> None:
 
 
 def wanted_by_lo(rules: Path) -> list[str]:
-    """What systemd would start for lo if it appeared, as these rules say."""
+    """The unit that systemd would start for lo if it appeared, by these rules."""
     command = ["unshare", "--net", "--mount", "sh", "-ec", ADD, "add", str(rules)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return re.findall(r"^SYSTEMD_WANTS=(.*)$", done.stdout, re.MULTILINE)

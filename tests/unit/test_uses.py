@@ -1,4 +1,4 @@
-"""What stands on a NIC, and how a command finds the SSH session that it was started from."""
+"""Uses of a NIC, and how a command finds the SSH session that it was started from."""
 
 from __future__ import annotations
 

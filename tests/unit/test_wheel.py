@@ -1,4 +1,4 @@
-"""What pip puts on a user's machine."""
+"""Files that pip installs on a user's machine."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def under_way(ends: Ends, way: Way, sent: int) -> bool:
 
 
 def rest(ends: Ends, way: Way, sent: int) -> list[bytes]:
-    """What arrives until nothing is under way, if so many frames were ever sent that way."""
+    """Frames that arrive until none is under way, if so many were ever sent that way."""
     target = ends.server if way == "to-server" else ends.client
     arrived: list[bytes] = []
     deadline = time.monotonic() + PATIENCE

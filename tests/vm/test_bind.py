@@ -142,7 +142,7 @@ class Standing:
     #: Shell commands that set it up, and remove it.
     set_up: str
     remove: str
-    #: What may not be bound then, and what the refusal says.
+    #: The NIC that may not be bound then, and the refusal's text.
     nic: str
     sentence: str
 

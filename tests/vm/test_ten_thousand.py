@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 10_000
 TIMES = 2
-#: What the kernel may keep of what the connections took: caches of freed objects.
+#: Part of the connections' memory that the kernel may keep: caches of freed objects.
 KEPT = 1 / 20
 #: Pages for TCP that each of two processors may have counted and not yet told of.
 UNTOLD_PAGES = 2 * 256
 
 
-# What a connection takes and gives back is the module's; how connections end is tested on all.
+# The module's memory of a connection does not depend on the kernel.
 @pytest.mark.kernel_independent
 @pytest.mark.timeout(1800)
 def test_memory_comes_back(large: Guest) -> None:

@@ -70,7 +70,7 @@ class Strike:
 
     #: Whether it did.
     hit: bool
-    #: What the call raised.
+    #: The call's exception.
     error: OSError | None
 
 

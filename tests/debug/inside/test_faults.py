@@ -1,4 +1,4 @@
-"""Whatever can fail in a system call fails once: an errno, no leak, and the port goes on."""
+"""Each allocation and copy of a system call fails once: an errno, no leak, the port goes on."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, rece
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: What a failed allocation, or a failed copy, may come out as.
+#: Errnos of a failed allocation or a failed copy.
 HONEST = {errno.ENOMEM, errno.ENOBUFS, errno.EFAULT}
 SLOTS = 16
 PATIENCE = 60.0
@@ -101,7 +101,7 @@ def check(strike: Strike) -> None:
 
 
 def check_hits(faults: Faults, hits: int, *kinds: str) -> None:
-    """What is known to fail did."""
+    """The faults that are known to be hit were."""
     assert hits > 0 or faults.kind not in kinds
 
 
@@ -368,7 +368,7 @@ def test_detach(faults: Faults, two: Attached) -> None:
 @pytest.mark.parametrize("call", ["sync", "poll"])
 @pytest.mark.parametrize("size", [1, 100, 4096])
 def test_sync_to_send(faults: Faults, two: Attached, size: int, call: str) -> None:
-    """What is refused is refused for a time; what is accepted arrives, once and in order."""
+    """Refused slots are refused for a time; accepted ones arrive, once and in order."""
     hits = refused = 0
     hit = True
     while hit:
@@ -413,7 +413,7 @@ def test_sync_to_receive(faults: Faults, two: Attached) -> None:
 def test_the_rest_of_a_slot_is_sent_or_the_peer_learns(
     faults: Faults, port: RawPort, end: Callable[[Attached], None]
 ) -> None:
-    """What was accepted arrives whole, or the connection is reset: a hole is never the end."""
+    """Accepted bytes arrive whole, or the connection is reset: a hole is never the end."""
     stream = pattern(9, 0, 1 << 20)
     hits = resets = 0
     hit = True
@@ -537,7 +537,7 @@ class Rtnetlink:
             raise OSError(code, os.strerror(code))
 
     def bind(self, nic: str, uid: int) -> None:
-        """What ``stackmap bind --user`` does."""
+        """The request of ``stackmap bind --user``."""
         options = struct.pack("=HHI", 8, self.UID, uid)
         self._ask(
             self.NEW, self.CREATE | self.REPLACE, nic,

@@ -1,4 +1,4 @@
-"""What takes TCP minutes or hours, in simulated time: it stands still while the guest works."""
+"""TCP's minutes and hours in simulated time, which stands still while the guest works."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def backoff(sock: socket.socket) -> int:
 
 
 def events(port: RawPort, id: int) -> list[tuple[int, int]]:
-    """What has happened to a connection: events with their errnos."""
+    """A connection's events with their errnos."""
     return [(event, err) for source, _data, event, err in port.receive() if source == id and event]
 
 
