@@ -16,7 +16,7 @@ from stackmap_testbed.summary import loads, path, pinning, problems, ratios
 if TYPE_CHECKING:
     from stackmap_testbed.lab import Lab
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.kernel_independent, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,7 @@ def plan(lab: Lab) -> Plan:
     return plan
 
 
-@pytest.mark.parametrize(
-    "backend", [pytest.param("sockets", marks=pytest.mark.kernel_independent), "stackmap"]
-)
+@pytest.mark.parametrize("backend", ["sockets", "stackmap"])
 def test_a_real_client_gets_right_answers(lab: Lab, plan: Plan, backend: str) -> None:
     command = [sys.executable, "-m", "stackmap_testbed.showcase", "--host", plan.address]
     with serving(lab.server, plan, backend):
