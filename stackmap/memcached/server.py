@@ -11,6 +11,7 @@ import errno
 import functools
 import logging
 import os
+import threading
 import time
 from collections import OrderedDict
 from typing import IO, TYPE_CHECKING
@@ -90,6 +91,8 @@ class Server:
         self._looked_at = store.now
         self._stopping = False
         self._aborting = False
+        #: Keeps the descriptor open during a write.  A signal handler may interrupt the holder.
+        self._wake_lock = threading.RLock()
         self._wake_fd = -1
         self._exhausted_at = 0
         self._stopped_accepting_at: float | None = None
@@ -101,7 +104,8 @@ class Server:
             try:
                 self._serve(wake)
             finally:
-                self._wake_fd = -1
+                with self._wake_lock:
+                    self._wake_fd = -1
 
     def _serve(self, wake: IO[bytes]) -> None:
         self._port.watch(wake, self._woken)
@@ -125,8 +129,9 @@ class Server:
         """
         self._aborting = self._stopping
         self._stopping = True
-        if self._wake_fd >= 0:
-            os.eventfd_write(self._wake_fd, 1)
+        with self._wake_lock:
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
 
     # -- one turn of the loop --
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import threading
@@ -10,6 +11,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from stackmap._sockets import SocketPort
 from stackmap.memcached import Server, Store
 from tests.unit.test_port_contract import (  # noqa: F401 (fixtures, used by name)
     PATIENCE,
@@ -21,6 +23,8 @@ from tests.unit.test_port_contract import (  # noqa: F401 (fixtures, used by nam
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import pytest
 
     from stackmap import Port
 
@@ -38,6 +42,36 @@ def serving(port: Port, listener: socket.socket) -> Iterator[None]:
     finally:
         server.stop()
         thread.join(PATIENCE)
+
+
+def test_stop_wakes_no_other_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server, told to stop by another thread, ends before that has woken it."""
+    ended = threading.Event()
+    write = os.eventfd_write
+
+    def write_late(fd: int, value: int) -> None:
+        ended.wait(0.5)
+        write(fd, value)
+
+    def run() -> None:
+        server.run()
+        ended.set()
+
+    monkeypatch.setattr(os, "eventfd_write", write_late)
+    with SocketPort() as port, socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server(port, [listener], Store(1 << 20))
+        thread = threading.Thread(target=run)
+        thread.start()
+        with socket.create_connection(listener.getsockname()) as client:
+            client.sendall(b"version\r\n")
+            assert client.recv(7) == b"VERSION"
+            stopper = threading.Thread(target=server.stop)
+            stopper.start()
+            client.sendall(b"quit\r\n")
+            stopper.join(PATIENCE)
+        assert ended.wait(PATIENCE)
+        thread.join()
+        server.stop()  # too late to do anything
 
 
 def connections(client: socket.socket) -> int:
