@@ -20,7 +20,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.kernel_independent
+pytestmark = pytest.mark.first_kernel
 
 Output = subprocess.CompletedProcess[str]
 

@@ -16,7 +16,7 @@ from stackmap_testbed.summary import loads, path, pinning, problems, ratios
 if TYPE_CHECKING:
     from stackmap_testbed.lab import Lab
 
-pytestmark = [pytest.mark.kernel_independent, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.first_kernel, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,7 @@ def check_stuck(served: dict[str, Any]) -> None:
     assert served["stats"]["slots_released_by_reset"] > 0
 
 
-@pytest.mark.kernel_independent
+@pytest.mark.first_kernel
 @pytest.mark.timeout(2 * ROUNDS * 3 * PATIENCE)  # each run has limits of its own
 def test_a_client_that_never_reads_does_not_slow_the_others(lab: Lab) -> None:
     """The median of the rounds is as it should be; what is left of them cannot change it."""

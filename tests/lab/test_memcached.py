@@ -79,7 +79,7 @@ def theirs(lab: Lab) -> Iterator[None]:
     process.wait(PATIENCE)
 
 
-@pytest.mark.kernel_independent
+@pytest.mark.first_kernel
 @pytest.mark.usefixtures("theirs")
 def test_pymemcache(lab: Lab) -> None:
     expected = ask(lab, "conformance", "pymemcache_outcomes", THEIRS)
@@ -88,7 +88,7 @@ def test_pymemcache(lab: Lab) -> None:
     print(f"{list(expected.values()).count('passed')} of {len(expected)} passed on both")
 
 
-@pytest.mark.kernel_independent
+@pytest.mark.first_kernel
 @pytest.mark.usefixtures("theirs")
 def test_memccapable(lab: Lab) -> None:
     expected = ask(lab, "conformance", "memccapable_outcomes", THEIRS)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from stackmap_testbed.lab import Lab
 
-pytestmark = pytest.mark.kernel_independent
+pytestmark = pytest.mark.first_kernel
 
 SERVER = """
 import socket

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: A command takes seconds in an emulated guest, a minute on a kernel full of checks, and some tests
 #: run five.
 COMMAND_SECONDS = 300.0
-pytestmark = [pytest.mark.kernel_independent, pytest.mark.timeout(6 * COMMAND_SECONDS)]
+pytestmark = [pytest.mark.first_kernel, pytest.mark.timeout(6 * COMMAND_SECONDS)]
 
 BUILT = Path(__file__).resolve().parents[2] / "build" / "kmod"
 

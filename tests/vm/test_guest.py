@@ -25,7 +25,7 @@ from tests.vm.conftest import BOOT_SECONDS
 if TYPE_CHECKING:
     from stackmap_testbed.guest import Guest
 
-pytestmark = pytest.mark.kernel_independent
+pytestmark = pytest.mark.first_kernel
 
 
 def test_status_and_both_streams_come_back(server: Guest) -> None:

@@ -22,13 +22,24 @@ CONCURRENT = {
 }  # fmt: skip
 
 
+#: Files about parts of the module that the differences in ``kmod/compat.h`` do not touch.
+FIRST_KERNEL = {
+    f"test_{name}.py"
+    for name in (
+        "congestion", "examples", "kill", "limits", "memcached_ends", "netlink", "register",
+        "reuseport", "rights", "security", "signals", "soft_errors", "spin", "tcp_state",
+        "tracepoints",
+    )
+}  # fmt: skip
+
+
 def marks(file: str) -> list[pytest.MarkDecorator]:
     """The markers of a file's test."""
     found = []
     if file in CONCURRENT:
         found.append(pytest.mark.concurrent)
-    if file == "test_examples.py":
-        found.append(pytest.mark.kernel_independent)
+    if file in FIRST_KERNEL:
+        found.append(pytest.mark.first_kernel)
     return found
 
 

@@ -20,7 +20,7 @@ UNTOLD_PAGES = 2 * 256
 
 
 # The module's memory of a connection does not depend on the kernel.
-@pytest.mark.kernel_independent
+@pytest.mark.first_kernel
 @pytest.mark.timeout(1800)
 def test_memory_comes_back(large: Guest) -> None:
     command = ["-m", "tests.guest.crowd", str(CONNECTIONS), str(TIMES)]
