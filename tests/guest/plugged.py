@@ -46,7 +46,7 @@ class PluggedSite(Site):
         self._plug("near", self.app)
         if not self._has_far:
             self._plug("far", self.peer)
-            self._set_up_far_end()
+            self._set_up(self.peer, self.peer_address)
             self._has_far = True
 
     def _plug(self, name: str, namespace: str) -> None:

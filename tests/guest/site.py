@@ -130,13 +130,7 @@ class Site:
         if not Path("/run/netns", self.app).exists():
             self._add_namespace(self.app)
         self.plug()
-        ip(
-            f"""
-            addr add {self.address}/24 dev {self.nic}
-            link set {self.nic} up
-            """,
-            self.app,
-        )
+        self._set_up(self.app, self.address)
         self.bind()
 
     @staticmethod
@@ -147,16 +141,11 @@ class Site:
     def plug(self) -> None:
         """Connect the namespaces by a pair of NICs."""
         ip(f"link add {self.nic} netns {self.app} type veth peer {self.nic} netns {self.peer}")
-        self._set_up_far_end()
+        self._set_up(self.peer, self.peer_address)
 
-    def _set_up_far_end(self) -> None:
-        ip(
-            f"""
-            addr add {self.peer_address}/24 dev {self.nic}
-            link set {self.nic} up
-            """,
-            self.peer,
-        )
+    def _set_up(self, namespace: str, address: str) -> None:
+        """Give an end of the wire its address, and set it up."""
+        ip(f"addr add {address}/24 dev {self.nic}\nlink set {self.nic} up", namespace)
 
     def unplug(self) -> None:
         """Take the application's NIC out of the machine."""

@@ -20,11 +20,16 @@ NO_MEMORY = b"SERVER_ERROR out of memory storing object\r\n"
 
 
 @pytest.fixture(scope="module")
-def pressed() -> Iterator[tuple[Address, int]]:
+def backend() -> tuple[str, ...]:
+    """The server's options that choose the backend under test."""
+    return ("--backend", "sockets")
+
+
+@pytest.fixture(scope="module")
+def pressed(backend: tuple[str, ...]) -> Iterator[tuple[Address, int]]:
     """One server for all loads: what one leaves behind adds to the next."""
     allow_descriptors()
-    options = ["--backend", "sockets", "--memory", "64", "--max-connections", "2000"]
-    with server(*options) as running:
+    with server(*backend, "--memory", "64", "--max-connections", "2000") as running:
         yield running
 
 
@@ -41,7 +46,9 @@ def test_memory_is_bounded_and_another_client_is_served(
     pressed: tuple[Address, int], load: str
 ) -> None:
     address, pid = pressed
-    assert press(address, load).count > 0
+    probe = press(address, load)
+    assert probe.count > 0
+    print(f"{load}: peak {peak(pid) / 1e6:.0f} MB, {probe.count} answers")
     assert peak(pid) < MOST
 
 

@@ -6,36 +6,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.pressure import LOADS, allow_descriptors, peak, press, server
 from tests.guest.wire import ADDRESS, NIC, peer_namespace
+from tests.unit.test_memcached_memory import (  # noqa: F401 (the test, and a fixture of it)
+    pressed,
+    test_memory_is_bounded_and_another_client_is_served,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stackmap_testbed.conformance import Address
-
-MOST = 160_000_000
-
 
 @pytest.fixture(scope="module")
-def pressed() -> Iterator[tuple[Address, int]]:
-    """One server for all loads: what one leaves behind adds to the next."""
-    allow_descriptors()
-    with server(
-        "--backend", "stackmap", "--nic", NIC, "--listen", f"{ADDRESS}:0", "--memory", "64",
-        "--max-connections", "2000",
-    ) as running:  # fmt: skip
-        yield running
+def backend() -> tuple[str, ...]:
+    """The server's options that choose the backend under test."""
+    return ("--backend", "stackmap", "--nic", NIC, "--listen", f"{ADDRESS}:0")
 
 
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("load", LOADS)
-def test_memory_is_bounded_and_another_client_is_served(
-    pressed: tuple[Address, int], load: str
-) -> None:
-    address, pid = pressed
+@pytest.fixture(autouse=True)
+def clients_at_the_far_end() -> Iterator[None]:
+    """The test's sockets are the peer's; the server, of a wider scope, was started before."""
     with peer_namespace():
-        probe = press(address, load)
-    assert probe.count > 0
-    print(f"{load}: peak {peak(pid) / 1e6:.0f} MB, {probe.count} answers")
-    assert peak(pid) < MOST
+        yield
