@@ -50,7 +50,7 @@ def silence() -> Iterator[None]:
 
 def end_silence() -> None:
     """May come twice: from the test, and at its end."""
-    sh(f"tc -n {PEER_NAMESPACE} qdisc del dev {NIC} root 2>/dev/null || true")
+    sh(f"tc -n {PEER_NAMESPACE} qdisc replace dev {NIC} root noqueue")
 
 
 def backoff(sock: socket.socket) -> int:
