@@ -171,7 +171,7 @@ def test_an_update_is_written_and_compared_with_itself(
     kept, out = tmp_path / "kept.json", tmp_path / "out" / "bench-gate.json"
     kept.write_text(json.dumps(figure(50000)))
     monkeypatch.setattr(gate, "KEPT", kept)
-    monkeypatch.setattr(gate, "run", lambda _kernel, _module: figure(55000))
+    monkeypatch.setattr(gate, "run", lambda *_arguments, **_options: figure(55000))
     assert gate.main(["--out", str(out)]) == 1
     assert "FAILED" in capsys.readouterr().out
     assert json.loads(kept.read_text())["ring"] == 50000
@@ -197,7 +197,7 @@ def test_what_is_wrong_anywhere_is_not_kept(
     kept, out = tmp_path / "kept.json", tmp_path / "bench-gate.json"
     kept.write_text(json.dumps(figure(50000)))
     monkeypatch.setattr(gate, "KEPT", kept)
-    monkeypatch.setattr(gate, "run", lambda _kernel, _module: measured)
+    monkeypatch.setattr(gate, "run", lambda *_arguments, **_options: measured)
     assert gate.main(["--out", str(out), "--update"]) == 1
     said = capsys.readouterr().out
     assert why in said
@@ -211,7 +211,7 @@ def test_an_update_needs_no_figures_from_before(
 ) -> None:
     kept = tmp_path / "kept.json"
     monkeypatch.setattr(gate, "KEPT", kept)
-    monkeypatch.setattr(gate, "run", lambda _kernel, _module: figure(50000))
+    monkeypatch.setattr(gate, "run", lambda *_arguments, **_options: figure(50000))
     assert gate.main(["--out", str(tmp_path / "out.json"), "--update"]) == 0
     assert json.loads(kept.read_text()) == figure(50000)
 
@@ -219,7 +219,7 @@ def test_an_update_needs_no_figures_from_before(
 def test_a_machine_without_what_is_needed_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(_kernel: str, _module: Path | None) -> Record:
+    def run(_kernel: str, _module: Path | None, *, others: bool) -> Record:
         raise LabError("QEMU is not installed")
 
     monkeypatch.setattr(gate, "run", run)
