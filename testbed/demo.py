@@ -288,10 +288,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--connections", type=int, nargs="+", default=usual.connections, metavar="N"
     )
+    parser.add_argument(
+        "--open-connections",
+        type=int,
+        nargs="+",
+        default=usual.open_connections,
+        metavar="N",
+        help="those of them with which the open loop runs, too",
+    )
     args = parser.parse_args(argv)
     plan = Plan(
         address=SERVER_ADDRESS,
         connections=tuple(args.connections),
+        open_connections=tuple(args.open_connections),
         rounds=args.rounds,
         value_size=args.value_size,
         seconds=args.seconds,

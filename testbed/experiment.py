@@ -75,6 +75,8 @@ class Plan:
 
     Attributes:
         rounds: of the closed loop, each measured for ``seconds``.
+        open_connections: those of ``connections`` with which there is an open loop, too.  With one
+            connection it would only have requests wait for each other.
         loads: of the open loop, as shares of the peak (see :func:`peak`).
         open_rounds: of the open loop, each measured for ``open_seconds``.
     """
@@ -83,6 +85,7 @@ class Plan:
     connections: tuple[int, ...] = (1, 16, 128)
     rounds: int = 5
     seconds: float = 2.0
+    open_connections: tuple[int, ...] = (16,)
     loads: tuple[float, ...] = (0.5, 0.8, 0.95)
     open_rounds: int = 3
     open_seconds: float = 1.5
@@ -148,14 +151,10 @@ class LoadError(Exception):
 
 
 def schedule(plan: Plan) -> Iterator[Step]:
-    """Yield the runs in the order of execution.
-
-    With one connection the closed loop has nothing queued, and an open one would only have
-    requests wait for each other: it is left out.
-    """
+    """Yield the runs in the order of execution."""
     for connections in plan.connections:
         loads: list[tuple[int, float | None]] = [(number, None) for number in range(plan.rounds)]
-        if connections > 1:
+        if connections in plan.open_connections:
             loads += [(number, load) for number in range(plan.open_rounds) for load in plan.loads]
         for place, (number, load) in enumerate(loads):
             for backend in BACKENDS if place % 2 == 0 else reversed(BACKENDS):
