@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from stackmap_testbed.guest import Guest
     from stackmap_testbed.process import GuestProcess
 
+#: For the kernels of guests that are tested, not measured: an emulated processor speculates about
+#: nothing, and spends a tenth of its time on the kernel's defence against what it would do.
+NO_MITIGATIONS = "mitigations=off"
+
 #: A guest's view of this tree is read-only.  It is spared Hypothesis' plugin, which no test there
 #: uses, and which takes an emulated machine a quarter of a minute to load.
 _OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-x", "--tb=short")

@@ -10,6 +10,7 @@ from stackmap_testbed.errors import GuestDiedError, KernelLogError, LabError
 from stackmap_testbed.experiment import program
 from stackmap_testbed.kernels import module_for
 from stackmap_testbed.lab import Lab
+from tests.inside import NO_MITIGATIONS
 from tests.unload import UNLOAD, UNLOAD_SECONDS
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 def lab(kernel: str) -> Iterator[Lab]:
     """Two hosts with a wire that can be impaired and captured."""
     try:
-        described = Lab(kernel=kernel, wire="relay", boot_seconds=600.0)
+        described = Lab(
+            kernel=kernel, wire="relay", boot_seconds=600.0, command_line=NO_MITIGATIONS
+        )
     except LabError as reason:
         pytest.skip(str(reason))
     with described:

@@ -10,7 +10,7 @@ import pytest
 
 from stackmap_testbed.errors import GuestDiedError, KernelLogError, LabError
 from stackmap_testbed.lab import Lab
-from tests.inside import GuestPytest, reports_folder, rewrite_assertions
+from tests.inside import NO_MITIGATIONS, GuestPytest, reports_folder, rewrite_assertions
 from tests.unload import UNLOAD, UNLOAD_SECONDS
 
 if TYPE_CHECKING:
@@ -28,7 +28,13 @@ BOOT_SECONDS = 600.0
 def vm_lab(kernel: str, cpus: int) -> Iterator[Lab]:
     """A lab with only the server in it."""
     try:
-        lab = Lab(kernel=kernel, guests=("server",), cpus=cpus, boot_seconds=BOOT_SECONDS)
+        lab = Lab(
+            kernel=kernel,
+            guests=("server",),
+            cpus=cpus,
+            boot_seconds=BOOT_SECONDS,
+            command_line=NO_MITIGATIONS,
+        )
     except LabError as reason:
         pytest.skip(str(reason))
     with lab:
@@ -39,7 +45,14 @@ def vm_lab(kernel: str, cpus: int) -> Iterator[Lab]:
 def large_lab(kernel: str) -> Iterator[Lab]:
     """A lab with a server of two processors and 2 GB, for the few tests that need either."""
     try:
-        lab = Lab(kernel=kernel, guests=("server",), cpus=2, memory=2048, boot_seconds=BOOT_SECONDS)
+        lab = Lab(
+            kernel=kernel,
+            guests=("server",),
+            cpus=2,
+            memory=2048,
+            boot_seconds=BOOT_SECONDS,
+            command_line=NO_MITIGATIONS,
+        )
     except LabError as reason:
         pytest.skip(str(reason))
     with lab:
