@@ -93,7 +93,7 @@ def test_an_application_that_stops_reading_closes_the_window_and_loses_nothing(
 # -- one client that never reads, and 31 that do --
 
 READERS = 31
-EACH = 2_000_000
+EACH = 1_000_000
 ROUNDS = 5
 #: Of the throughput without a client that never reads.
 ENOUGH = 0.7

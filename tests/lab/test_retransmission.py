@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 32
 #: In each direction, over all connections.
-BYTES = 100_000_000
+BYTES = 50_000_000
 SIZE = BYTES // CONNECTIONS
 PORT = 7100
 #: For one transfer; on two emulated processors it takes half a minute.
