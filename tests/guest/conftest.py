@@ -63,8 +63,8 @@ def port_factory() -> Callable[[], RingPort]:
 
 @pytest.fixture
 def port() -> Iterator[RawPort]:
-    """A port without the library."""
-    with RawPort() as port:
+    """A port without the library, smaller than the default because that is opened sooner."""
+    with RawPort(256, 256) as port:
         yield port
 
 
