@@ -9,83 +9,104 @@
  * has a lock of its own therefore.
  */
 #include <linux/idr.h>
+#include <linux/mm.h>
 #include <linux/vmalloc.h>
 #include <net/tcp.h>
 
-#include "stackmap.h"
+#include "compat.h"
+#include "tcp/conn.h"
+#include "tcp/info.h"
 
 /* Bytes that so many records take, in whole pages. */
-size_t sm_states_size(u32 n)
+size_t sm_infos_size(u32 n)
 {
 	return PAGE_ALIGN(n * sizeof(struct sm_state));
 }
 
-int sm_states_init(struct sm_states *states, u32 n)
+int sm_infos_init(struct sm_infos *infos, u32 n)
 {
-	states->size = sm_states_size(n);
-	states->record = __vmalloc(states->size, SM_GFP | __GFP_ZERO);
-	if (!states->record)
+	infos->size = sm_infos_size(n);
+	infos->record = __vmalloc(infos->size, SM_GFP | __GFP_ZERO);
+	if (!infos->record)
 		return -ENOMEM;
 	/* Here, for a lock class of its own: this one is taken in softirq, port->conns' is not. */
-	ida_init(&states->used);
-	states->n = n;
+	ida_init(&infos->used);
+	infos->n = n;
 	return 0;
 }
 
-void sm_states_destroy(struct sm_states *states)
+void sm_infos_destroy(struct sm_infos *infos)
 {
-	if (!states->record)
+	if (!infos->record)
 		return;
-	ida_destroy(&states->used);
-	vfree(states->record);
-	states->record = NULL;
+	ida_destroy(&infos->used);
+	vfree(infos->record);
+	infos->record = NULL;
 }
 
-static void sm_state_acked(struct tasklet_struct *tasklet);
+static void sm_info_acked(struct tasklet_struct *tasklet);
 
 /* Give a new connection its record; ENOSPC if the port has no more of them. */
-int sm_state_open(struct sm_conn *conn)
+int sm_info_open(struct sm_conn *conn)
 {
-	struct sm_states *states = &conn->port->states;
-	int record = ida_alloc_max(&states->used, states->n - 1, GFP_KERNEL);
+	struct sm_infos *infos = &conn->port->infos;
+	int record = ida_alloc_max(&infos->used, infos->n - 1, GFP_KERNEL);
 
 	if (record < 0)
 		return record;
 	conn->record = record;
-	spin_lock_init(&conn->state_lock);
+	spin_lock_init(&conn->info_lock);
 	conn->recorded = true;
-	tasklet_setup(&conn->acked_tasklet, sm_state_acked);
+	tasklet_setup(&conn->info_tasklet, sm_info_acked);
 	return 0;
 }
 
-/* The record is free for another connection.  Any context; once is enough. */
-void sm_state_close(struct sm_conn *conn)
+/*
+ * Begin to write the connection's record; NULL if it is not the connection's any more.  Either way
+ * sm_info_end() follows.
+ */
+static struct sm_state *sm_info_begin(struct sm_conn *conn, unsigned long *irq)
 {
-	struct sm_states *states = &conn->port->states;
-	struct sm_state *rec = &states->record[conn->record];
-	unsigned long irq;
-	bool recorded;
+	struct sm_state *rec = &conn->port->infos.record[conn->record];
 
-	spin_lock_irqsave(&conn->state_lock, irq);
-	recorded = conn->recorded;
-	conn->recorded = false;
-	if (recorded) {
-		WRITE_ONCE(rec->seq, rec->seq + 1);
-		smp_wmb();	/* pairs with the reader's barrier after its first look at seq */
-		WRITE_ONCE(rec->id, 0);
+	spin_lock_irqsave(&conn->info_lock, *irq);
+	if (!conn->recorded)
+		return NULL;
+	WRITE_ONCE(rec->seq, rec->seq + 1);
+	smp_wmb();	/* pairs with the reader's barrier after its first look at seq */
+	return rec;
+}
+
+static void sm_info_end(struct sm_conn *conn, struct sm_state *rec, unsigned long irq)
+{
+	if (rec) {
 		smp_wmb();	/* pairs with the reader's barrier before its second look */
 		WRITE_ONCE(rec->seq, rec->seq + 1);
 	}
-	spin_unlock_irqrestore(&conn->state_lock, irq);
-	if (recorded)
-		ida_free(&states->used, conn->record);
+	spin_unlock_irqrestore(&conn->info_lock, irq);
+}
+
+/* The record is free for another connection.  Any context; once is enough. */
+void sm_info_close(struct sm_conn *conn)
+{
+	struct sm_state *rec;
+	unsigned long irq;
+
+	rec = sm_info_begin(conn, &irq);
+	if (rec) {
+		WRITE_ONCE(rec->id, 0);
+		conn->recorded = false;
+	}
+	sm_info_end(conn, rec, irq);
+	if (rec)
+		ida_free(&conn->port->infos.used, conn->record);
 }
 
 /*
  * Not for KCSAN: in the tasklet the socket may be changing on another CPU, which then
  * writes the record once more.
  */
-static __no_kcsan void sm_state_write(struct sm_conn *conn, struct sm_state *rec)
+static __no_kcsan void sm_info_write(struct sm_conn *conn, struct sm_state *rec)
 {
 	const struct inet_connection_sock *icsk = inet_csk(conn->sk);
 	const struct tcp_sock *tp = tcp_sk(conn->sk);
@@ -93,7 +114,7 @@ static __no_kcsan void sm_state_write(struct sm_conn *conn, struct sm_state *rec
 	WRITE_ONCE(rec->id, conn->id);
 	WRITE_ONCE(rec->state, inet_sk_state_load(conn->sk));
 	WRITE_ONCE(rec->ca_state, icsk->icsk_ca_state);
-	WRITE_ONCE(rec->ring, conn->pair->index);
+	WRITE_ONCE(rec->ring, conn->pair->rings.index);
 	WRITE_ONCE(rec->mss, tp->mss_cache);
 	WRITE_ONCE(rec->bytes_accepted, conn->bytes_accepted);
 	WRITE_ONCE(rec->bytes_sent, tp->bytes_sent);
@@ -120,31 +141,26 @@ static __no_kcsan void sm_state_write(struct sm_conn *conn, struct sm_state *rec
  * while it is attached, because then the port's table has one.  RCU is not enough: the records go
  * with the port, which does not wait for a grace period.
  */
-void sm_state_update(struct sm_conn *conn)
+void sm_info_update(struct sm_conn *conn)
 {
-	struct sm_state *rec = &conn->port->states.record[conn->record];
+	struct sm_state *rec;
 	unsigned long irq;
 
-	spin_lock_irqsave(&conn->state_lock, irq);
-	WRITE_ONCE(conn->record_stale, false);
-	if (conn->recorded) {
-		WRITE_ONCE(rec->seq, rec->seq + 1);
-		smp_wmb();	/* pairs with the reader's barrier after its first look at seq */
-		sm_state_write(conn, rec);
-		smp_wmb();	/* pairs with the reader's barrier before its second look */
-		WRITE_ONCE(rec->seq, rec->seq + 1);
-	}
-	spin_unlock_irqrestore(&conn->state_lock, irq);
+	rec = sm_info_begin(conn, &irq);
+	WRITE_ONCE(conn->info_stale, false);
+	if (rec)
+		sm_info_write(conn, rec);
+	sm_info_end(conn, rec, irq);
 }
 
-static void sm_state_acked(struct tasklet_struct *tasklet)
+static void sm_info_acked(struct tasklet_struct *tasklet)
 {
-	struct sm_conn *conn = from_tasklet(conn, tasklet, acked_tasklet);
+	struct sm_conn *conn = from_tasklet(conn, tasklet, info_tasklet);
 
 	clear_bit(SM_CONN_ACKED, &conn->bits);
-	smp_mb__after_atomic();		/* pairs with the atomic in sm_state_update_later() */
-	if (READ_ONCE(conn->record_stale))
-		sm_state_update(conn);
+	smp_mb__after_atomic();		/* pairs with the atomic in sm_info_update_later() */
+	if (READ_ONCE(conn->info_stale))
+		sm_info_update(conn);
 	sm_conn_put(conn);
 }
 
@@ -153,30 +169,58 @@ static void sm_state_acked(struct tasklet_struct *tasklet)
  * the record up to date when the socket is released by its owner, or else at the end of the
  * softirq, unless received data does so before.  Caller holds a reference, or is an RCU reader.
  */
-void sm_state_update_later(struct sm_conn *conn)
+void sm_info_update_later(struct sm_conn *conn)
 {
-	WRITE_ONCE(conn->record_stale, true);
+	WRITE_ONCE(conn->info_stale, true);
 	if (sock_owned_by_user_nocheck(conn->sk) ||
 	    test_and_set_bit(SM_CONN_ACKED, &conn->bits))
 		return;
 	if (refcount_inc_not_zero(&conn->refs))
-		tasklet_schedule(&conn->acked_tasklet);
+		tasklet_schedule(&conn->info_tasklet);
 }
 
 /* Buffers were released, which may be at any time and place, the connection's end included. */
-void sm_state_pins(struct sm_conn *conn)
+void sm_info_update_pins(struct sm_conn *conn)
 {
-	struct sm_state *rec = &conn->port->states.record[conn->record];
+	struct sm_state *rec;
 	unsigned long irq;
 
-	spin_lock_irqsave(&conn->state_lock, irq);
-	if (conn->recorded) {
-		WRITE_ONCE(rec->seq, rec->seq + 1);
-		smp_wmb();	/* pairs with the reader's barrier after its first look at seq */
+	rec = sm_info_begin(conn, &irq);
+	if (rec) {
 		WRITE_ONCE(rec->bytes_pinned, atomic_read(&conn->pinned_bytes));
 		WRITE_ONCE(rec->bufs_pinned, atomic_read(&conn->pinned));
-		smp_wmb();	/* pairs with the reader's barrier before its second look */
-		WRITE_ONCE(rec->seq, rec->seq + 1);
 	}
-	spin_unlock_irqrestore(&conn->state_lock, irq);
+	sm_info_end(conn, rec, irq);
+}
+
+/* -- the mapping ---------------------------------------------------------------------------- */
+
+static vm_fault_t sm_info_fault(struct vm_fault *vmf)
+{
+	struct sm_infos *infos = &sm_tcp_port(vmf->vma->vm_private_data)->infos;
+	size_t ofs = (vmf->pgoff << PAGE_SHIFT) - SM_STATE_OFFSET;
+
+	if (ofs >= infos->size)
+		return VM_FAULT_SIGBUS;
+	vmf->page = vmalloc_to_page((void *)infos->record + ofs);
+	get_page(vmf->page);
+	return 0;
+}
+
+static const struct vm_operations_struct sm_info_vm_ops = {
+	.fault = sm_info_fault,
+};
+
+/* The application maps the records, which it cannot write. */
+int sm_info_mmap(struct sm_port *port, struct vm_area_struct *vma)
+{
+	u64 end = ((u64)vma->vm_pgoff << PAGE_SHIFT) + (vma->vm_end - vma->vm_start);
+
+	if (end > SM_STATE_OFFSET + sm_tcp_port(port)->infos.size)
+		return -EINVAL;
+	if (vma->vm_flags & VM_WRITE)
+		return -EACCES;
+	vm_flags_clear(vma, VM_MAYWRITE);	/* nor after an mprotect() */
+	vma->vm_ops = &sm_info_vm_ops;
+	return 0;
 }

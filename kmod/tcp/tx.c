@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Sending: from ring slots into TCP, and the release of buffers by ACK.
+ * Sending: from ring slots into TCP.
  *
  * Consecutive slots of one connection become one send.  Slots that fill their buffer go by
- * reference: TCP's skbs hold the pages and carry one ubuf_info for all of the send, whose count
- * reaches zero when the last skb that holds it is freed: when the peer acknowledged it, or when the
- * connection was reset.  TCP copies all others, as it copies small writes, and merges and charges
- * them so.  Their buffers wait in the connection's list for the ACK, of which TCP tells us.
+ * reference.  TCP copies all others, as it copies small writes, and merges and charges them so.
+ * zerocopy.c releases the buffers.
  */
 #include <linux/bvec.h>
 #include <linux/slab.h>
 #include <linux/uio.h>
 #include <net/tcp.h>
 
-#include "stackmap.h"
+#include "tcp/info.h"
+#include "tcp/tx.h"
+#include "tcp/zerocopy.h"
 #include "trace.h"
 
 /*
@@ -21,19 +21,6 @@
  * the send buffer would be full long before the peer's window is.
  */
 #define SM_REFERENCE_MIN	SM_BUF_SIZE
-
-/*
- * Buffers of one send that went by reference.  Freed with the last reference of ubuf, in any
- * context.
- */
-struct sm_batch {
-	struct ubuf_info ubuf;
-	struct sm_conn *conn;
-	u64 end;		/* conn->end after its last byte */
-	u32 bytes;
-	u32 n;
-	u32 buf[];
-};
 
 /* One group of slots, from the ring to TCP. */
 struct sm_group {
@@ -47,10 +34,10 @@ struct sm_group {
 /* May the connection take a slot, so that an application that waits should be told? */
 static bool sm_tx_may_send(struct sm_conn *conn)
 {
-	struct sm_pool *pool = &conn->port->pool;
+	struct sm_pool *pool = sm_conn_pool(conn);
 	u32 pinned = atomic_read(&conn->pinned);
 
-	return !READ_ONCE(conn->rest_len) && sk_stream_is_writeable(conn->sk) &&
+	return !READ_ONCE(conn->partial.len) && sk_stream_is_writeable(conn->sk) &&
 	       (!pinned || pinned <= READ_ONCE(pool->nfree) / 2);
 }
 
@@ -61,194 +48,20 @@ void sm_tx_check_writable(struct sm_conn *conn)
 		return;
 	if (test_and_clear_bit(SM_CONN_BLOCKED, &conn->bits)) {
 		set_bit(SM_CONN_WRITABLE, &conn->bits);
-		sm_conn_kick(conn);
+		sm_conn_schedule(conn);
 	}
-}
-
-/* Buffers became free: let the pairs go on that wait for one.  Any context. */
-static void sm_tx_wake_others(struct sm_port *port)
-{
-	u32 i;
-
-	smp_mb();	/* free before the look; pairs with sm_rx_refill() and sm_tx_sync() */
-	for (i = 0; i < port->npairs; i++) {
-		struct sm_pair *pair = &port->pair[i];
-		/* The exchange is a barrier: not starved, before the look at blocked ones. */
-		bool starved = READ_ONCE(pair->rx.starved) && xchg(&pair->rx.starved, false);
-
-		if (starved)
-			sm_pair_unblock(pair);
-		if (starved || READ_ONCE(pair->tx.stalled))
-			sm_pair_wake(pair);
-	}
-}
-
-/* Release buffers that held @bytes of payload.  Any context. */
-static void sm_tx_release(struct sm_conn *conn, const u32 *buf, u32 n, u32 bytes, bool acked)
-{
-	trace_sm_release(conn, n, acked);
-	sm_count(conn->pair, acked ? SM_RELEASED_ACK : SM_RELEASED_RESET,
-		 sm_pool_unpin(&conn->port->pool, buf, n));
-	atomic_sub(bytes, &conn->pinned_bytes);
-	atomic_sub(n, &conn->pinned);
-}
-
-/* After buffers were released: tell the applications that wait for them.  Any context. */
-static void sm_tx_released(struct sm_conn *conn)
-{
-	sm_state_pins(conn);
-	/*
-	 * Pairs with the barrier in sm_tx_block(): either we see BLOCKED, or the sender sees
-	 * these buffers released.
-	 */
-	smp_mb__after_atomic();
-	sm_tx_check_writable(conn);
-	sm_tx_wake_others(conn->port);
-}
-
-/* -- copied payload, which waits for its ACK ------------------------------------------------ */
-
-/*
- * TCP has copied @bytes from the buffer, of which the last has the sequence number before @end.
- * The buffer is pinned.  Caller holds the socket lock.
- */
-static void sm_tx_wait_for_ack(struct sm_conn *conn, u32 idx, u32 bytes, u32 end)
-{
-	struct sm_buf *buf = conn->port->pool.buf;
-
-	buf[idx].next = 0;
-	buf[idx].bytes = bytes;
-	buf[idx].end = end;
-	if (conn->waiting)
-		buf[conn->waiting_last].next = idx;
-	else
-		conn->waiting = idx;
-	conn->waiting_last = idx;
-}
-
-/* Release the first buffers of the list, those up to conn->acked or all.  The socket is locked. */
-static void sm_tx_drain_waiting(struct sm_conn *conn, bool acked)
-{
-	const struct sm_buf *buf = conn->port->pool.buf;
-	u32 ready[SM_BATCH_MAX];
-	u32 n, bytes;
-
-	do {
-		n = 0;
-		bytes = 0;
-		while (conn->waiting && n < ARRAY_SIZE(ready)) {
-			u32 idx = conn->waiting;
-
-			if (acked && after(buf[idx].end, (u32)conn->acked))
-				break;
-			ready[n++] = idx;
-			bytes += buf[idx].bytes;
-			conn->waiting = buf[idx].next;
-		}
-		if (n)
-			sm_tx_release(conn, ready, n, bytes, acked);
-	} while (n == ARRAY_SIZE(ready));
-}
-
-/* Release the buffers that were acknowledged.  The socket is locked. */
-static void sm_tx_release_acked(struct sm_conn *conn)
-{
-	u32 first = conn->waiting;
-
-	sm_tx_drain_waiting(conn, true);
-	if (conn->waiting != first)
-		sm_tx_released(conn);
 }
 
 /*
  * Someone waits to send, and TCP lacks space: have it call sk_write_space() when it has some, as
  * poll() does.  The socket is locked.
  */
-static void sm_tx_await_space(struct sm_conn *conn)
+void sm_tx_await_space(struct sm_conn *conn)
 {
 	struct sock *sk = conn->sk;
 
 	if (test_bit(SM_CONN_BLOCKED, &conn->bits) && !sk_stream_is_writeable(sk) && sk->sk_socket)
 		set_bit(SOCK_NOSPACE, &sk->sk_socket->flags);
-}
-
-/*
- * The peer has acknowledged all before @ack.  TCP frees its skbs only after this, so a batch that
- * completes for this ACK finds that it was acknowledged.  The socket is locked.
- */
-void sm_tx_acked(struct sm_conn *conn, u32 ack)
-{
-	WRITE_ONCE(conn->acked, conn->acked + (u32)(ack - (u32)conn->acked));
-	sm_tx_release_acked(conn);
-	sm_tx_await_space(conn);
-}
-
-/* Has the peer acknowledged all that TCP has from the connection?  The socket is locked. */
-bool sm_tx_all_acked(const struct sm_conn *conn)
-{
-	return conn->acked >= conn->end;
-}
-
-/* No ACK will come any more.  The socket is locked. */
-void sm_tx_release_waiting(struct sm_conn *conn)
-{
-	if (!conn->waiting)
-		return;
-	sm_tx_drain_waiting(conn, false);
-	sm_tx_released(conn);
-}
-
-/*
- * While TCP took the bytes in the list, it may have processed packets that waited for the socket
- * lock: the ACK for them, or a reset.  Caller holds the socket lock.
- */
-static void sm_tx_catch_up(struct sm_conn *conn)
-{
-	if (list_empty(&conn->acks))
-		sm_tx_release_waiting(conn);
-	else
-		sm_tx_release_acked(conn);
-}
-
-/* -- payload by reference ------------------------------------------------------------------- */
-
-/* The last skb that held these buffers is gone.  Any context. */
-static void sm_batch_complete(struct sm_batch *batch)
-{
-	struct sm_conn *conn = batch->conn;
-
-	if (batch->n) {
-		sm_tx_release(conn, batch->buf, batch->n, batch->bytes,
-			      READ_ONCE(conn->acked) >= batch->end);
-		sm_tx_released(conn);
-	}
-	sm_conn_put(conn);
-	kfree(batch);
-}
-
-static void sm_ubuf_complete(struct sk_buff *skb, struct ubuf_info *ubuf, bool success)
-{
-	if (refcount_dec_and_test(&ubuf->refcnt))
-		sm_batch_complete(container_of(ubuf, struct sm_batch, ubuf));
-}
-
-SM_DEFINE_UBUF_OPS(sm_ubuf_ops, sm_ubuf_complete);
-
-static struct sm_batch *sm_batch_alloc(struct sm_conn *conn, u32 n)
-{
-	struct sm_batch *batch = kmalloc(struct_size(batch, buf, n), GFP_KERNEL_ACCOUNT);
-
-	if (!batch)
-		return NULL;
-	sm_ubuf_init(&batch->ubuf, sm_ubuf_ops);
-	refcount_set(&batch->ubuf.refcnt, 1);
-	batch->ubuf.flags = SKBFL_ZEROCOPY_FRAG | SKBFL_DONT_ORPHAN;
-	sm_conn_get(conn);
-	batch->conn = conn;
-	batch->end = 0;
-	batch->bytes = 0;
-	batch->n = 0;
-	return batch;
 }
 
 /* May the connection's stream go on?  Caller holds the socket lock. */
@@ -278,7 +91,7 @@ static void sm_tx_take_error(struct sm_conn *conn)
  * A black hole may still make segments smaller.  tcp_mtu_check_reprobe() makes the range larger
  * again after tcp_probe_interval.  The socket is locked.
  */
-void sm_tx_no_probes(struct sock *sk)
+void sm_tx_disable_mtu_probe(struct sock *sk)
 {
 	struct inet_connection_sock *icsk = inet_csk(sk);
 
@@ -306,7 +119,7 @@ static int sm_tx_send(struct sm_conn *conn, struct sm_batch *batch, struct bio_v
 		msg.msg_ubuf = &batch->ubuf;
 	}
 	sm_tx_take_error(conn);
-	sm_tx_no_probes(sk);
+	sm_tx_disable_mtu_probe(sk);
 	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, vec, n, bytes);
 	sent = tcp_sendmsg_locked(sk, &msg, bytes);
 	trace_sm_send(conn, n, bytes, sent);
@@ -314,7 +127,7 @@ static int sm_tx_send(struct sm_conn *conn, struct sm_batch *batch, struct bio_v
 		conn->end = conn->acked + (u32)(tcp_sk(sk)->write_seq - (u32)conn->acked);
 		atomic_add(sent, &conn->pinned_bytes);
 		conn->bytes_accepted += sent;
-		sm_count(conn->pair, SM_TX_BYTES, sent);
+		sm_conn_count(conn, SM_TX_BYTES, sent);
 	}
 	return sent;
 }
@@ -336,9 +149,9 @@ static void sm_tx_block(struct sm_conn *conn)
 {
 	sock_owned_by_me(conn->sk);
 	conn->refused_in = conn->pair->sync_seq;
-	conn->pair->tx.refused = true;
+	conn->pair->refused = true;
 	set_bit(SM_CONN_BLOCKED, &conn->bits);
-	smp_mb__after_atomic();		/* pairs with sm_tx_released() */
+	smp_mb__after_atomic();		/* pairs with sm_zc_released() */
 	sm_tx_await_space(conn);
 	sm_tx_check_writable(conn);
 }
@@ -374,17 +187,16 @@ static int sm_tx_force(struct sm_conn *conn, struct bio_vec *vec)
  * The rest will never be sent: reset the connection, so that the peer takes no hole for the end.
  * Caller holds the socket lock.
  */
-static void sm_tx_drop_rest(struct sm_conn *conn)
+static void sm_tx_drop_partial(struct sm_conn *conn)
 {
 	struct sock *sk = conn->sk;
 
-	WRITE_ONCE(conn->rest_len, 0);
+	WRITE_ONCE(conn->partial.len, 0);
 	if (sk->sk_state != TCP_CLOSE) {
 		sk->sk_disconnects++;	/* for calls that sleep on the socket */
 		tcp_disconnect(sk, 0);
 	}
-	sm_tx_release(conn, &conn->rest_buf, 1, conn->rest_copied, false);
-	sm_tx_released(conn);
+	sm_zc_drop(conn, conn->partial.buf, conn->partial.copied);
 }
 
 /*
@@ -396,92 +208,54 @@ static void sm_tx_drop_rest(struct sm_conn *conn)
  * TCP has its FIN already, the connection is reset: the peer must not take a hole for the end, nor
  * the bytes after it for the next ones.
  */
-void sm_tx_flush_rest(struct sm_conn *conn, bool closing)
+void sm_tx_flush_partial(struct sm_conn *conn, bool closing)
 {
 	struct sock *sk = conn->sk;
 	struct bio_vec vec;
 	int sent;
 
 	sock_owned_by_me(sk);
-	if (!conn->rest_len)
+	if (!conn->partial.len)
 		return;
-	bvec_set_page(&vec, conn->port->pool.buf[conn->rest_buf].page, conn->rest_len,
-		      conn->rest_off);
+	bvec_set_page(&vec, sm_conn_pool(conn)->buf[conn->partial.buf].page, conn->partial.len,
+		      conn->partial.off);
 	sent = closing ? sm_tx_force(conn, &vec) :
-			 sm_tx_send(conn, NULL, &vec, 1, conn->rest_len, 0);
+			 sm_tx_send(conn, NULL, &vec, 1, conn->partial.len, 0);
 	if (sent > 0) {
-		conn->rest_off += sent;
-		conn->rest_copied += sent;
-		WRITE_ONCE(conn->rest_len, conn->rest_len - sent);
-		if (!conn->rest_len) {
-			sm_tx_wait_for_ack(conn, conn->rest_buf, conn->rest_copied,
+		conn->partial.off += sent;
+		conn->partial.copied += sent;
+		WRITE_ONCE(conn->partial.len, conn->partial.len - sent);
+		if (!conn->partial.len) {
+			sm_zc_wait_for_ack(conn, conn->partial.buf, conn->partial.copied,
 					   tcp_sk(sk)->write_seq);
-			sm_tx_catch_up(conn);
+			sm_zc_catch_up(conn);
 		}
 	}
-	if (conn->rest_len && (closing || !sm_tx_open(sk)))
-		sm_tx_drop_rest(conn);
+	if (conn->partial.len && (closing || !sm_tx_open(sk)))
+		sm_tx_drop_partial(conn);
 	sm_tx_check_writable(conn);
 }
 
 /* -- slots ---------------------------------------------------------------------------------- */
 
-static void sm_slot_refuse(struct sm_pair *pair, u32 i, int err)
-{
-	struct sm_slot *slot = &pair->tx.ring->slot[i];
-	u64 ptr = READ_ONCE(slot->ptr) & GENMASK_ULL(47, 0);
-
-	WRITE_ONCE(slot->ptr, ptr | SM_PTR_EVENT(SM_SLOT_REFUSED, err));
-	trace_sm_refuse(pair, i, SM_PTR_ID(ptr), err);
-	switch (err) {
-	case EAGAIN:
-		sm_count(pair, SM_AGAIN, 1);
-		break;
-	case EINVAL:
-	case ERANGE:
-	case EPERM:
-		sm_count(pair, SM_BAD_SLOT, 1);
-		break;
-	case ENOENT:
-		sm_count(pair, SM_UNKNOWN_CONN, 1);
-		break;
-	default:
-		sm_count(pair, SM_DEAD_CONN, 1);
-	}
-}
-
-/* The slot was accepted: give it another buffer at once. */
-static void sm_slot_replace(struct sm_pair *pair, u32 i)
-{
-	struct sm_txring *tx = &pair->tx;
-	struct sm_slot *slot = &tx->ring->slot[i];
-	u32 idx = tx->spare[--tx->nspare];
-
-	sm_pool_give(&pair->port->pool, idx);
-	WRITE_ONCE(slot->buf_idx, idx);
-	WRITE_ONCE(slot->len, 0);
-	WRITE_ONCE(slot->flags, NS_BUF_CHANGED);
-	WRITE_ONCE(slot->ptr, 0);
-}
-
 /*
- * Add slot @i to the group if it is sound; refuse it otherwise.  @slot is our copy of it.
- * Caller holds pair->mutex.
+ * Add slot @i to the group if it is valid; refuse it otherwise.  @slot is our copy of it.
+ * Caller holds pair->rings.mutex.
  */
 static void sm_group_add(struct sm_pair *pair, struct sm_group *g, u32 i,
 			 const struct sm_slot *slot)
 {
-	struct sm_pool *pool = &pair->port->pool;
+	struct sm_pool *pool = &pair->rings.port->pool;
 	int idx;
 
-	lockdep_assert_held(&pair->mutex);
-	if (!sm_slot_sound(slot)) {
-		sm_slot_refuse(pair, i, EINVAL);
+	lockdep_assert_held(&pair->rings.mutex);
+	if (!sm_slot_valid(slot)) {
+		sm_txring_refuse(pair->rings.tx, i, EINVAL);
 		return;
 	}
 	idx = sm_pool_claim(pool, slot->buf_idx, SM_TX_PINNED);
 	if (idx < 0) {
-		sm_slot_refuse(pair, i, -idx);
+		sm_txring_refuse(pair->rings.tx, i, -idx);
 		return;
 	}
 	g->slot[g->n] = i;
@@ -494,7 +268,7 @@ static void sm_group_add(struct sm_pair *pair, struct sm_group *g, u32 i,
 static u32 sm_tx_allowance(struct sm_conn *conn)
 {
 	struct sm_pair *pair = conn->pair;
-	u32 avail = READ_ONCE(pair->port->pool.nfree) + pair->tx.nspare;
+	u32 avail = READ_ONCE(pair->rings.port->pool.nfree) + pair->rings.tx->nspare;
 	u32 pinned = atomic_read(&conn->pinned);
 
 	if (!pinned)
@@ -508,8 +282,8 @@ static void sm_group_refuse(struct sm_pair *pair, struct sm_group *g, u32 from, 
 	u32 i;
 
 	for (i = from; i < g->n; i++) {
-		sm_pool_give(&pair->port->pool, g->buf[i]);
-		sm_slot_refuse(pair, g->slot[i], err);
+		sm_pool_give(&pair->rings.port->pool, g->buf[i]);
+		sm_txring_refuse(pair->rings.tx, g->slot[i], err);
 	}
 	g->n = from;
 }
@@ -536,16 +310,14 @@ static u32 sm_group_took(struct sm_group *g, u32 i, int sent, struct sm_batch *b
 			batch->buf[batch->n++] = g->buf[i];
 		if (len < g->vec[i].bv_len) {
 			/* TCP has the first part; we keep the buffer for the second too. */
-			conn->rest_buf = g->buf[i];
-			conn->rest_off = g->vec[i].bv_offset + len;
-			conn->rest_copied = batch ? 0 : len;
-			WRITE_ONCE(conn->rest_len, g->vec[i].bv_len - len);
-			if (batch) {
-				sm_pool_pin(&conn->port->pool, &g->buf[i], 1);
-				atomic_inc(&conn->pinned);
-			}
+			conn->partial.buf = g->buf[i];
+			conn->partial.off = g->vec[i].bv_offset + len;
+			conn->partial.copied = batch ? 0 : len;
+			WRITE_ONCE(conn->partial.len, g->vec[i].bv_len - len);
+			if (batch)
+				sm_zc_pin(conn, &g->buf[i], 1);
 		} else if (!batch) {
-			sm_tx_wait_for_ack(conn, g->buf[i], len, end);
+			sm_zc_wait_for_ack(conn, g->buf[i], len, end);
 		}
 	}
 	return i;
@@ -572,7 +344,7 @@ static u32 sm_group_to_tcp(struct sm_group *g, int *err)
 		bool by_ref = !by_copy && sm_tx_by_reference(conn, &g->vec[i]);
 
 		if (by_ref && !batch) {
-			batch = sm_batch_alloc(conn, g->n);
+			batch = sm_zc_batch_alloc(conn, g->n);
 			if (!batch) {
 				by_copy = true;
 				by_ref = false;
@@ -595,13 +367,13 @@ static u32 sm_group_to_tcp(struct sm_group *g, int *err)
 		}
 		sm_group_took(g, i, sent, by_ref ? batch : NULL);
 	}
-	sm_tx_catch_up(conn);
+	sm_zc_catch_up(conn);
 	if (batch)
-		sm_ubuf_complete(NULL, &batch->ubuf, true);
+		sm_zc_batch_put(batch);
 	return i;
 }
 
-/* Send the group.  Caller holds pair->mutex and the socket lock. */
+/* Send the group.  Caller holds pair->rings.mutex and the socket lock. */
 static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 {
 	struct sm_conn *conn = g->conn;
@@ -609,14 +381,14 @@ static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 	bool block;
 	int err;
 
-	lockdep_assert_held(&pair->mutex);
+	lockdep_assert_held(&pair->rings.mutex);
 	sock_owned_by_me(conn->sk);
 	if (!conn->attached || conn->shut) {
 		sm_group_refuse(pair, g, 0, conn->attached ? EPIPE : ENOENT);
 		return;
 	}
-	sm_tx_flush_rest(conn, false);
-	if (conn->rest_len || conn->refused_in == pair->sync_seq) {
+	sm_tx_flush_partial(conn, false);
+	if (conn->partial.len || conn->refused_in == pair->sync_seq) {
 		sm_group_refuse(pair, g, 0, EAGAIN);
 		sm_tx_block(conn);
 		return;
@@ -631,51 +403,27 @@ static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 	}
 
 	/* Pinned before TCP can see them; slots that TCP does not take are unpinned below. */
-	sm_pool_pin(&pair->port->pool, g->buf, g->n);
-	atomic_add(g->n, &conn->pinned);
+	sm_zc_pin(conn, g->buf, g->n);
 	taken = sm_group_to_tcp(g, &err);
 	if (taken < g->n) {
 		/* While the stream may go on, later slots must not overtake refused ones. */
 		if (taken || sm_tx_open(conn->sk))
 			err = EAGAIN;
-		atomic_sub(g->n - taken, &conn->pinned);
-		sm_pool_unpin_refused(&pair->port->pool, g->buf + taken, g->n - taken);
+		sm_zc_unpin_refused(conn, g->buf + taken, g->n - taken);
 		sm_group_refuse(pair, g, taken, err);
 		if (err == EAGAIN)
 			block = true;
 	}
 	trace_sm_pin(conn, g->n);
-	sm_count(pair, SM_SENT, g->n);
-	if (block || conn->rest_len)
+	sm_count(&pair->rings, SM_SENT, g->n);
+	if (block || conn->partial.len)
 		sm_tx_block(conn);
 }
 
-static void sm_slot_read(const struct sm_ring *ring, u32 i, struct sm_slot *slot)
-{
-	slot->buf_idx = READ_ONCE(ring->slot[i].buf_idx);
-	slot->len = READ_ONCE(ring->slot[i].len);
-	slot->ptr = READ_ONCE(ring->slot[i].ptr);
-}
-
-/*
- * Make sure that spare buffers for a group are at hand, and not many more, because the pool is
- * locked meanwhile.  @left slots are left in this sync.  Returns how many there are.
- */
-static u32 sm_tx_spares(struct sm_pair *pair, u32 left)
-{
-	struct sm_txring *tx = &pair->tx;
-	u32 want = min_t(u32, left, 4 * SM_BATCH_MAX);
-
-	if (tx->nspare < min_t(u32, left, SM_BATCH_MAX))
-		tx->nspare += sm_pool_get(&pair->port->pool, tx->spare + tx->nspare,
-					  want - tx->nspare, SM_FREE);
-	return tx->nspare;
-}
-
-/* The connection that slot @i is for, with a reference; NULL if this pair has no such one. */
+/* The connection that a slot is for, with a reference; NULL if this pair has no such one. */
 static struct sm_conn *sm_tx_conn(struct sm_pair *pair, const struct sm_slot *slot)
 {
-	struct sm_conn *conn = sm_conn_lookup(pair->port, SM_PTR_ID(slot->ptr));
+	struct sm_conn *conn = sm_conn_lookup(sm_tcp_port(pair->rings.port), SM_PTR_ID(slot->ptr));
 
 	if (conn && conn->pair != pair) {
 		sm_conn_put(conn);		/* another ring's */
@@ -684,38 +432,39 @@ static struct sm_conn *sm_tx_conn(struct sm_pair *pair, const struct sm_slot *sl
 	return conn;
 }
 
-/* Refuse slot @i for now, for want of a buffer.  Caller holds pair->mutex. */
+/* Refuse slot @i for now, for want of a buffer.  Caller holds pair->rings.mutex. */
 static u32 sm_tx_refuse(struct sm_pair *pair, u32 i)
 {
-	struct sm_txring *tx = &pair->tx;
+	struct sm_txring *tx = pair->rings.tx;
 	struct sm_conn *conn;
 	struct sm_slot slot;
 
-	lockdep_assert_held(&pair->mutex);
+	lockdep_assert_held(&pair->rings.mutex);
 	sm_slot_read(tx->ring, i, &slot);
 	conn = sm_tx_conn(pair, &slot);
 	if (conn) {
 		lock_sock(conn->sk);
-		sm_slot_refuse(pair, i, conn->attached ? EAGAIN : ENOENT);
+		sm_txring_refuse(pair->rings.tx, i, conn->attached ? EAGAIN : ENOENT);
 		if (conn->attached)
 			sm_tx_block(conn);
 		release_sock(conn->sk);
 		sm_conn_put(conn);
 	} else {
-		sm_slot_refuse(pair, i, ENOENT);
+		sm_txring_refuse(pair->rings.tx, i, ENOENT);
 	}
 	return sm_next(i, tx->n);
 }
 
 /*
  * Process slots of one connection from @i on, at most up to @head.  Returns the next slot to
- * process; @i itself when no buffer was there.  Caller holds pair->mutex.
+ * process; @i itself when no buffer was there.  Caller holds pair->rings.mutex.
  */
 static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 {
-	struct sm_txring *tx = &pair->tx;
-	u32 room = min_t(u32, sm_tx_spares(pair, sm_distance(i, head, tx->n)), SM_BATCH_MAX);
-	struct sm_group *g = tx->group;
+	struct sm_txring *tx = pair->rings.tx;
+	u32 room = min_t(u32, SM_BATCH_MAX,
+			 sm_txring_spares(tx, sm_distance(i, head, tx->n), SM_BATCH_MAX));
+	struct sm_group *g = pair->group;
 	struct sm_slot slot;
 	u32 id, len, n, j;
 
@@ -725,7 +474,7 @@ static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 	id = SM_PTR_ID(slot.ptr);
 	g->conn = sm_tx_conn(pair, &slot);
 	if (!g->conn) {
-		sm_slot_refuse(pair, i, ENOENT);
+		sm_txring_refuse(pair->rings.tx, i, ENOENT);
 		return sm_next(i, tx->n);
 	}
 	/* Count those that follow; each is read, once, below. */
@@ -744,99 +493,60 @@ static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 	if (g->n) {
 		u32 k;
 
-		if (tx->gather && !tx->holding)
-			sm_nic_hold(pair);
+		if (pair->batch && !pair->plug.plugged)
+			sm_plug(&pair->plug);
 		lock_sock(g->conn->sk);
 		sm_group_send(pair, g);
-		sm_state_update(g->conn);
+		sm_info_update(g->conn);
 		release_sock(g->conn->sk);
 		for (k = 0; k < g->n; k++)
-			sm_slot_replace(pair, g->slot[k]);
+			sm_txring_replace(pair->rings.tx, g->slot[k]);
 	}
 	sm_conn_put(g->conn);
 	return i;
 }
 
-int sm_tx_init(struct sm_pair *pair, u32 slots)
+int sm_tx_init(struct sm_pair *pair)
 {
-	struct sm_txring *tx = &pair->tx;
-	u32 i;
-
-	tx->n = slots;
-	tx->spare = kvmalloc_array(slots, sizeof(*tx->spare), SM_GFP);
-	tx->group = kvmalloc(sizeof(*tx->group), SM_GFP);
-	if (!tx->spare || !tx->group)
-		return -ENOMEM;
-	if (sm_pool_get(&pair->port->pool, tx->spare, slots, SM_USER) != slots)
-		return -ENOMEM;
-	for (i = 0; i < slots; i++)
-		tx->ring->slot[i].buf_idx = tx->spare[i];
-	tx->ring->tail = slots - 1;
-	return 0;
+	pair->group = kvmalloc(sizeof(*pair->group), SM_GFP);
+	return pair->group ? 0 : -ENOMEM;
 }
 
 void sm_tx_destroy(struct sm_pair *pair)
 {
-	kvfree(pair->tx.spare);
-	kvfree(pair->tx.group);
+	kvfree(pair->group);
 }
 
-/* Send the slots that the application submitted.  Caller holds pair->mutex. */
-int sm_tx_sync(struct sm_pair *pair)
+/* Send the slots that the application submitted.  Caller holds pair->rings.mutex. */
+int sm_tx_sync(struct sm_txring *tx)
 {
-	struct sm_txring *tx = &pair->tx;
-	struct sm_ring *ring = tx->ring;
-	/* (B), pairs with the application's release store (A): slots and payload before head. */
-	u32 head = smp_load_acquire(&ring->head);
-	u32 cur = READ_ONCE(ring->cur);
-	u32 tail = sm_prev(tx->done, tx->n);
+	struct sm_pair *pair = sm_pair_of(tx->rings);
 	u32 next;
+	int err;
 
-	lockdep_assert_held(&pair->mutex);
-	if (!sm_ring_sound(head, cur, tx->head, tail, tx->n)) {
-		WRITE_ONCE(ring->head, tx->head);
-		WRITE_ONCE(ring->cur, tx->head);
-		WRITE_ONCE(ring->tail, tail);
-		sm_count(pair, SM_BAD_RING, 1);
-		return -EINVAL;
-	}
-	tx->head = head;
-	if (tx->done == head)
-		return 0;
+	lockdep_assert_held(&pair->rings.mutex);
+	err = sm_txring_begin(tx);
+	if (err || tx->done == tx->head)
+		return err;
 
 	if (!++pair->sync_seq)
 		pair->sync_seq = 1;	/* 0 means: never refused */
-	tx->refused = false;
-	WRITE_ONCE(tx->stalled, false);
-	/* One slot makes one send: nothing to gather. */
-	tx->gather = sm_next(tx->done, tx->n) != head;
-	while (tx->done != head) {
-		next = sm_tx_group(pair, tx->done, head);
+	pair->refused = false;
+	/* One slot makes one send: there is nothing to batch. */
+	pair->batch = sm_next(tx->done, tx->n) != tx->head;
+	while (tx->done != tx->head) {
+		next = sm_tx_group(pair, tx->done, tx->head);
 		/* Refused slots must not be overtaken: a sync that refuses does not stop. */
-		if (next == tx->done && tx->refused)
+		if (next == tx->done && pair->refused)
 			next = sm_tx_refuse(pair, next);
 		if (next == tx->done) {
-			sm_count(pair, SM_STALL, 1);
-			WRITE_ONCE(tx->stalled, true);
-			/*
-			 * Pairs with sm_tx_wake_others(): either it sees stalled, or we see the
-			 * buffer that was released.
-			 */
-			smp_mb();
-			if (READ_ONCE(pair->port->pool.nfree))
-				sm_pair_wake(pair);
+			sm_txring_stall(tx);
 			break;
 		}
 		tx->done = next;
 	}
-	if (tx->holding)
-		sm_nic_release(pair);
-	if (tx->nspare) {
-		sm_pool_put(&pair->port->pool, tx->spare, tx->nspare);
-		tx->nspare = 0;
-		sm_tx_wake_others(pair->port);
-	}
-	/* (C), pairs with the application's acquire load (D): slots are replaced or refused. */
-	smp_store_release(&ring->tail, sm_prev(tx->done, tx->n));
+	if (pair->plug.plugged)
+		sm_unplug(&pair->plug);
+	sm_txring_end(tx);
 	return 0;
 }
