@@ -22,7 +22,8 @@ struct sm_rings;
 		      { SM_SLOT_ERROR, "ERROR" },	\
 		      { SM_SLOT_WRITABLE, "WRITABLE" },	\
 		      { SM_SLOT_CLOSED, "CLOSED" },	\
-		      { SM_SLOT_OPEN, "OPEN" })
+		      { SM_SLOT_OPEN, "OPEN" },		\
+		      { SM_SLOT_ACKED, "ACKED" })
 
 /* Slots of one connection went to TCP in one send; result is the bytes that it took, or -errno. */
 TRACE_EVENT(sm_send, TP_PROTO(const struct sm_conn *conn, u32 slots, u32 bytes, int result),

@@ -356,7 +356,8 @@ void sm_port_bufs_freed(struct sm_port *port)
 {
 	u32 i;
 
-	smp_mb();	/* free before the look; pairs with sm_rxring_refill() and sm_txring_stall() */
+	/* Free before the look; pairs with sm_rxring_refill() and sm_txring_stall(). */
+	smp_mb();
 	for (i = 0; i < port->nrx; i++) {
 		struct sm_rxring *rx = &port->rx[i];
 

@@ -2,9 +2,9 @@
 /*
  * A port: rings and buffers that an application maps, and the operations of its kind.
  *
- * Which kind it is follows from the prefix of the name it was registered for ("tcp:").  A kind embeds
- * struct sm_port as its first member, and may have more that it maps, more commands, and more in each
- * range of rings.
+ * Which kind it is follows from the prefix of the name it was registered for ("tcp:").  A kind
+ * embeds struct sm_port as its first member, and may have more that it maps, more commands, and
+ * more in each range of rings.
  */
 #ifndef _SM_PORT_H
 #define _SM_PORT_H

@@ -12,9 +12,9 @@
  *	reads tail		(D)	writes tail			(C)
  *	reads slots and buffers
  *
- * A is a store-release and B an acquire load: without them the kernel could see a head, and the slots
- * before it as they were earlier.  C and D are the same the other way: without them the application
- * could see a tail, and the slots before it unfilled.
+ * A is a store-release and B an acquire load: without them the kernel could see a head, and the
+ * slots before it as they were earlier.  C and D are the same the other way: without them the
+ * application could see a tail, and the slots before it unfilled.
  *
  * What the kernel trusts is never read back from there.  It keeps its positions in struct sm_txring
  * and struct sm_rxring, reads head and cur once for each sync, and each slot once.
@@ -117,6 +117,7 @@ static inline void sm_slot_read(const struct sm_ring *ring, u32 i, struct sm_slo
 {
 	slot->buf_idx = READ_ONCE(ring->slot[i].buf_idx);
 	slot->len = READ_ONCE(ring->slot[i].len);
+	slot->flags = READ_ONCE(ring->slot[i].flags);
 	slot->ptr = READ_ONCE(ring->slot[i].ptr);
 }
 

@@ -140,8 +140,8 @@ static void sm_rings_rearm(struct sm_rings *rings)
 }
 
 /*
- * Remember a NAPI context that packets come from, so that the range's syncs poll it.  The oldest one
- * gives way.  Any context; two at a time may at worst note one twice.
+ * Remember a NAPI context that packets come from, so that the range's syncs poll it.  The oldest
+ * one gives way.  Any context; two at a time may at worst note one twice.
  */
 void sm_rings_note_napi(struct sm_rings *rings, unsigned int id)
 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The kernel's side of a receive ring.  slot[] is filled in any context; it is written to the mapped
- * ring only when a sync or poll publishes it.
+ * The kernel's side of a receive ring.  slot[] is filled in any context; it is written to the
+ * mapped ring only when a sync or poll publishes it.
  */
 #include <linux/slab.h>
 
@@ -124,8 +124,8 @@ static void sm_rxring_take_back_some(struct sm_rxring *rx, u32 head)
 }
 
 /*
- * Take back the slots that the application is done with.  EINVAL if it wrote positions that it cannot
- * have; they are reset then.
+ * Take back the slots that the application is done with.  EINVAL if it wrote positions that it
+ * cannot have; they are reset then.
  */
 int sm_rxring_take_back(struct sm_rxring *rx)
 {

@@ -55,8 +55,8 @@ int sm_txring_begin(struct sm_txring *tx)
 }
 
 /*
- * Have spare buffers at hand: if fewer than @want, get up to four times as many, because the pool is
- * locked meanwhile.  @left slots are left in this sync.  Returns how many there are.
+ * Have spare buffers at hand: if fewer than @want, get up to four times as many, because the pool
+ * is locked meanwhile.  @left slots are left in this sync.  Returns how many there are.
  */
 u32 sm_txring_spares(struct sm_txring *tx, u32 left, u32 want)
 {

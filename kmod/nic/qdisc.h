@@ -13,7 +13,9 @@ struct sm_plug {
 	int epoch;	/* pulled if nic->plug_epoch has changed since */
 };
 
-/* The plug of the owner of a packet that goes out, or NULL.  Called in softirq, as an RCU reader. */
+/*
+ * The plug of the owner of a packet that goes out, or NULL.  Called in softirq, as an RCU reader.
+ */
 typedef const struct sm_plug *(*sm_plug_of_t)(const struct sk_buff *skb);
 
 int sm_qdisc_register(sm_plug_of_t plug_of);

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-/* A connection, attached just after it was reset: what only other code in the kernel could do to it. */
+/*
+ * A connection, attached just after it was reset: what only other code in the kernel could do to
+ * it.
+ */
 #include <kunit/test.h>
 #include <linux/net.h>
 #include <linux/slab.h>

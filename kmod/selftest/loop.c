@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A kind of port that is no more than the core: what is sent on any of its rings is received on one.
+ * A kind of port that is no more than the core: what is sent on any of its rings is received on
+ * one.
  *
- * It shows what core/ is without TCP and without a NIC: a file, a region, rings whose numbers differ,
- * and two operations that matter.
+ * It shows what core/ is without TCP and without a NIC: a file, a region, rings whose numbers
+ * differ, and two operations that matter.
  */
 #include <kunit/test.h>
 #include <linux/slab.h>

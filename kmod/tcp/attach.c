@@ -369,6 +369,8 @@ static int sm_attach_locked(struct sm_conn *conn, struct socket *sock)
 	conn->attached = true;
 	conn->acked = tcp_sk(sk)->snd_una;	/* the low half is TCP's, always */
 	conn->end = conn->acked;
+	conn->report_next = U64_MAX;
+	conn->credits = SM_CREDITS_UNLIMITED;
 	sm_ulp_attached(conn);
 	sm_conn_count(conn, SM_CONNECTIONS, 1);
 	sm_info_update(conn);

@@ -19,8 +19,9 @@ enum sm_conn_bit {
 	SM_CONN_BLOCKED,	/* a slot was refused with EAGAIN */
 	SM_CONN_WRITABLE,	/* owes the application a WRITABLE event */
 	SM_CONN_PAUSED,		/* the application wants no data */
-	SM_CONN_ACKED,		/* its record will be written, after an ACK */
+	SM_CONN_INFO_DUE,	/* its record will be written, after an ACK */
 	SM_CONN_OPEN_DUE,	/* owes the application an OPEN event before all else */
+	SM_CONN_ACKED_DUE,	/* owes the application an ACKED event */
 	SM_CONN_EOF_SENT,	/* this event was put into the ring */
 	SM_CONN_ERROR_SENT,
 	SM_CONN_CLOSED_SENT,
@@ -64,11 +65,15 @@ struct sm_conn {
 		u16 off;
 		u16 len;		/* 0: there is none; read with READ_ONCE() elsewhere */
 		u16 copied;		/* bytes of it that TCP has copied */
+		bool report;		/* it has NS_REPORT */
 	} partial;
 	u32 waiting;			/* first buffer that TCP copied; 0: none */
 	u32 waiting_last;
 	u64 end;			/* position after what TCP has, counted as acked is */
 	u64 acked;			/* position of the first unacknowledged byte */
+	u64 report_next;		/* position that is reported next; U64_MAX: none */
+	u64 report_last;		/* and that of the last slot with NS_REPORT */
+	u32 credits;			/* slots that it may open, or SM_CREDITS_UNLIMITED */
 	struct list_head acks;		/* in sm_ulp.conns */
 	struct sm_ulp *ulp;		/* for a socket without one, until it is attached */
 	struct delayed_work flush_work;	/* sends the partial slot when TCP has space */

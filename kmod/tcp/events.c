@@ -2,8 +2,8 @@
 /*
  * Events, and all else that a connection needs user context for.
  *
- * Events need the socket's lock and a settled receive queue.  So callbacks put the connection on its
- * pair's list, and the next sync or poll() serves it: data first, then what follows it.
+ * Events need the socket's lock and a settled receive queue.  So callbacks put the connection on
+ * its pair's list, and the next sync or poll() serves it: data first, then what follows it.
  */
 #include <net/tcp.h>
 
@@ -32,8 +32,8 @@ static bool sm_event_put(struct sm_conn *conn, u8 flags, u8 err)
 	return slot;
 }
 
-/* Put the OPEN event into the ring, which has a payload; false if there is no room. */
-static bool sm_event_put_open(struct sm_conn *conn, const struct sm_open *open)
+/* Put an event with a payload into the ring; false if there is no room. */
+static bool sm_event_put_with(struct sm_conn *conn, u8 flags, const void *payload, u16 len)
 {
 	struct sm_rxring *rx = conn->pair->rings.rx;
 	struct sm_rxslot *slot;
@@ -41,10 +41,10 @@ static bool sm_event_put_open(struct sm_conn *conn, const struct sm_open *open)
 	spin_lock_bh(&rx->lock);
 	slot = sm_rxring_open(rx, conn->id);
 	if (slot) {
-		slot->flags = SM_SLOT_OPEN;
-		slot->len = sizeof(*open);
-		trace_sm_event(conn, SM_SLOT_OPEN, 0);
-		memcpy(sm_pool_addr(sm_conn_pool(conn), slot->buf), open, sizeof(*open));
+		slot->flags = flags;
+		slot->len = len;
+		trace_sm_event(conn, flags, 0);
+		memcpy(sm_pool_addr(sm_conn_pool(conn), slot->buf), payload, len);
 	}
 	spin_unlock_bh(&rx->lock);
 	return slot;
@@ -78,7 +78,16 @@ static bool sm_event_announce(struct sm_conn *conn)
 	else
 #endif
 		memcpy(open.addr, &inet_sk(sk)->inet_daddr, sizeof(__be32));
-	return sm_event_put_open(conn, &open);
+	return sm_event_put_with(conn, SM_SLOT_OPEN, &open, sizeof(open));
+}
+
+/* Report what the peer has acknowledged; false if there is no room. */
+static bool sm_event_acked(struct sm_conn *conn)
+{
+	u64 missing = conn->end > conn->acked ? conn->end - conn->acked : 0;
+	struct sm_acked acked = { .bytes = conn->bytes_accepted - missing };
+
+	return sm_event_put_with(conn, SM_SLOT_ACKED, &acked, sizeof(acked));
 }
 
 /* Tell of the end of the stream, if it has come; false if data or the event found no room. */
@@ -135,12 +144,16 @@ static bool sm_event_serve(struct sm_conn *conn)
 		set_bit(SM_CONN_WRITABLE, &conn->bits);
 		return false;
 	}
+	if (test_and_clear_bit(SM_CONN_ACKED_DUE, &conn->bits) && !sm_event_acked(conn)) {
+		set_bit(SM_CONN_ACKED_DUE, &conn->bits);
+		return false;
+	}
 	if (conn->attached) {
 		sm_rx_drain(conn);
 		if (unlikely(test_bit(SM_CONN_UNREADABLE, &conn->bits)))
 			sm_event_give_up(conn);
 		sm_info_update(conn);
-		paused = test_bit(SM_CONN_PAUSED, &conn->bits);
+		paused = test_bit(SM_CONN_PAUSED, &conn->bits) || sm_rx_uncredited(conn);
 		if (!paused && !sm_event_end_of_input(conn))
 			return false;
 		if (READ_ONCE(conn->err) &&
@@ -159,8 +172,8 @@ static bool sm_event_serve(struct sm_conn *conn)
 }
 
 /*
- * Serve the connections that were scheduled, until the ring has no room: that one waits for it then,
- * and with it those that come after.  Caller holds pair->rings.mutex, and the port is open.
+ * Serve the connections that were scheduled, until the ring has no room: that one waits for it
+ * then, and with it those that come after.  Caller holds pair->rings.mutex, and the port is open.
  */
 void sm_events_serve(struct sm_pair *pair)
 {

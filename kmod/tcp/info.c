@@ -61,15 +61,12 @@ int sm_info_open(struct sm_conn *conn)
 	return 0;
 }
 
-/*
- * Begin to write the connection's record; NULL if it is not the connection's any more.  Either way
- * sm_info_end() follows.
- */
-static struct sm_state *sm_info_begin(struct sm_conn *conn, unsigned long *irq)
+/* Begin to write the connection's record; NULL if it is not the connection's any more. */
+static struct sm_state *sm_info_begin(struct sm_conn *conn)
 {
 	struct sm_state *rec = &conn->port->infos.record[conn->record];
 
-	spin_lock_irqsave(&conn->info_lock, *irq);
+	lockdep_assert_held(&conn->info_lock);
 	if (!conn->recorded)
 		return NULL;
 	WRITE_ONCE(rec->seq, rec->seq + 1);
@@ -77,13 +74,10 @@ static struct sm_state *sm_info_begin(struct sm_conn *conn, unsigned long *irq)
 	return rec;
 }
 
-static void sm_info_end(struct sm_conn *conn, struct sm_state *rec, unsigned long irq)
+static void sm_info_end(struct sm_state *rec)
 {
-	if (rec) {
-		smp_wmb();	/* pairs with the reader's barrier before its second look */
-		WRITE_ONCE(rec->seq, rec->seq + 1);
-	}
-	spin_unlock_irqrestore(&conn->info_lock, irq);
+	smp_wmb();	/* pairs with the reader's barrier before its second look */
+	WRITE_ONCE(rec->seq, rec->seq + 1);
 }
 
 /* The record is free for another connection.  Any context; once is enough. */
@@ -92,12 +86,14 @@ void sm_info_close(struct sm_conn *conn)
 	struct sm_state *rec;
 	unsigned long irq;
 
-	rec = sm_info_begin(conn, &irq);
+	spin_lock_irqsave(&conn->info_lock, irq);
+	rec = sm_info_begin(conn);
 	if (rec) {
 		WRITE_ONCE(rec->id, 0);
-		conn->recorded = false;
+		sm_info_end(rec);
 	}
-	sm_info_end(conn, rec, irq);
+	conn->recorded = false;
+	spin_unlock_irqrestore(&conn->info_lock, irq);
 	if (rec)
 		ida_free(&conn->port->infos.used, conn->record);
 }
@@ -146,18 +142,21 @@ void sm_info_update(struct sm_conn *conn)
 	struct sm_state *rec;
 	unsigned long irq;
 
-	rec = sm_info_begin(conn, &irq);
+	spin_lock_irqsave(&conn->info_lock, irq);
 	WRITE_ONCE(conn->info_stale, false);
-	if (rec)
+	rec = sm_info_begin(conn);
+	if (rec) {
 		sm_info_write(conn, rec);
-	sm_info_end(conn, rec, irq);
+		sm_info_end(rec);
+	}
+	spin_unlock_irqrestore(&conn->info_lock, irq);
 }
 
 static void sm_info_acked(struct tasklet_struct *tasklet)
 {
 	struct sm_conn *conn = from_tasklet(conn, tasklet, info_tasklet);
 
-	clear_bit(SM_CONN_ACKED, &conn->bits);
+	clear_bit(SM_CONN_INFO_DUE, &conn->bits);
 	smp_mb__after_atomic();		/* pairs with the atomic in sm_info_update_later() */
 	if (READ_ONCE(conn->info_stale))
 		sm_info_update(conn);
@@ -173,7 +172,7 @@ void sm_info_update_later(struct sm_conn *conn)
 {
 	WRITE_ONCE(conn->info_stale, true);
 	if (sock_owned_by_user_nocheck(conn->sk) ||
-	    test_and_set_bit(SM_CONN_ACKED, &conn->bits))
+	    test_and_set_bit(SM_CONN_INFO_DUE, &conn->bits))
 		return;
 	if (refcount_inc_not_zero(&conn->refs))
 		tasklet_schedule(&conn->info_tasklet);
@@ -185,12 +184,14 @@ void sm_info_update_pins(struct sm_conn *conn)
 	struct sm_state *rec;
 	unsigned long irq;
 
-	rec = sm_info_begin(conn, &irq);
+	spin_lock_irqsave(&conn->info_lock, irq);
+	rec = sm_info_begin(conn);
 	if (rec) {
 		WRITE_ONCE(rec->bytes_pinned, atomic_read(&conn->pinned_bytes));
 		WRITE_ONCE(rec->bufs_pinned, atomic_read(&conn->pinned));
+		sm_info_end(rec);
 	}
-	sm_info_end(conn, rec, irq);
+	spin_unlock_irqrestore(&conn->info_lock, irq);
 }
 
 /* -- the mapping ---------------------------------------------------------------------------- */

@@ -113,10 +113,31 @@ static int sm_tcp_rxctl(struct sm_tcp_port *port, const struct sm_conn_ctl *req)
 	return 0;
 }
 
+static int sm_tcp_credits(struct sm_tcp_port *port, const struct sm_credits *req)
+{
+	struct sm_conn *conn = sm_conn_lookup(port, req->id);
+	u32 had;
+
+	if (!conn)
+		return -ENOENT;
+	lock_sock(conn->sk);
+	had = conn->credits;
+	if (req->slots == SM_CREDITS_UNLIMITED || had == SM_CREDITS_UNLIMITED)
+		conn->credits = req->slots;
+	else
+		conn->credits = min_t(u64, (u64)had + req->slots, SM_CREDITS_UNLIMITED - 1);
+	release_sock(conn->sk);
+	if (!had && req->slots)
+		sm_conn_schedule(conn);
+	sm_conn_put(conn);
+	return 0;
+}
+
 static long sm_tcp_ioctl(struct sm_port *base, unsigned int cmd, void __user *arg)
 {
 	struct sm_tcp_port *port = sm_tcp_port(base);
 	struct sm_attach attach;
+	struct sm_credits credits;
 	struct sm_conn_ctl conn;
 	int err;
 
@@ -140,6 +161,10 @@ static long sm_tcp_ioctl(struct sm_port *base, unsigned int cmd, void __user *ar
 		if (copy_from_user(&conn, arg, sizeof(conn)))
 			return -EFAULT;
 		return sm_tcp_rxctl(port, &conn);
+	case SMIOC_CREDITS:
+		if (copy_from_user(&credits, arg, sizeof(credits)))
+			return -EFAULT;
+		return sm_tcp_credits(port, &credits);
 	}
 	return -ENOTTY;
 }

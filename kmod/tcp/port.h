@@ -6,8 +6,8 @@
  *
  *	sm_tcp_port	kref (of its sm_port) held by the file, by each ring's descriptor, by each
  *			connection and listener.  Its memory outlives the file until the last ACK,
- *			because batches hold connections, and until RCU readers that found one of its
- *			connections are done.
+ *			because batches hold connections, and until RCU readers that found one
+ *			of its connections are done.
  *	sm_pair		a transmit and a receive ring, and their connections; part of its port
  *	sm_conn		one attached socket; refcount held by the port's table, by the pending
  *			list, by queued work and by each batch.  Holds its sock and its port.

@@ -2,9 +2,9 @@
 /*
  * Receiving: from TCP's receive queue into ring slots.
  *
- * The kernel's side of the ring is filled in whatever context TCP delivers: inside the application's
- * own sync while that polls the NIC, in softirq otherwise.  No more is read from TCP than there are
- * free slots, so TCP's own window holds a fast peer back.
+ * The kernel's side of the ring is filled in whatever context TCP delivers: inside the
+ * application's own sync while that polls the NIC, in softirq otherwise.  No more is read from TCP
+ * than there are free slots, so TCP's own window holds a fast peer back.
  */
 #include <net/tcp.h>
 
@@ -26,10 +26,15 @@ static int sm_rx_actor(read_descriptor_t *desc, struct sk_buff *skb, unsigned in
 		size_t n;
 		void *to;
 
-		if (!slot)
+		if (!slot) {
+			if (!conn->credits)
+				break;
 			slot = sm_rxring_open(rx, conn->id);
-		if (!slot)
-			break;
+			if (!slot)
+				break;
+			if (conn->credits != SM_CREDITS_UNLIMITED)
+				conn->credits--;
+		}
 		n = min_t(size_t, left, SM_BUF_SIZE - slot->len);
 		to = sm_pool_addr(sm_conn_pool(conn), slot->buf) + slot->len;
 		if (unlikely(skb_copy_bits(skb, offset, to, n))) {
@@ -63,6 +68,12 @@ void sm_rx_clear_urgent(struct sock *sk)
 		WRITE_ONCE(tp->urg_data, 0);
 }
 
+/* Is there payload, but no credit for it?  A FIN needs none.  The socket is locked. */
+bool sm_rx_uncredited(const struct sm_conn *conn)
+{
+	return !conn->credits && tcp_inq(conn->sk);
+}
+
 /*
  * Move a connection's received data into the ring; false if some is left that has to be moved in
  * user context.  The caller holds the socket, by its spinlock in softirq or by lock_sock().
@@ -73,7 +84,7 @@ bool sm_rx_drain(struct sm_conn *conn)
 	int n;
 
 	sock_owned_by_me(conn->sk);
-	if (test_bit(SM_CONN_PAUSED, &conn->bits))
+	if (test_bit(SM_CONN_PAUSED, &conn->bits) || sm_rx_uncredited(conn))
 		return true;
 	if (test_bit(SM_CONN_OPEN_DUE, &conn->bits))
 		return false;		/* that event comes first */
@@ -84,5 +95,5 @@ bool sm_rx_drain(struct sm_conn *conn)
 		sm_conn_count(conn, SM_RX_BYTES, n);
 		sm_rings_wake(&conn->pair->rings);
 	}
-	return desc.count;
+	return desc.count || !conn->credits;
 }

@@ -227,7 +227,7 @@ static int sm_ops_setsockopt(struct socket *sock, int level, int optname, sockpt
 	if (level == SOL_TCP && optname == TCP_REPAIR && sm_attached(sock))
 		return -EBUSY;
 	err = sm_base(sock)->setsockopt(sock, level, optname, optval, optlen);
-	sm_ops_update_info(sock->sk);		/* TCP_NODELAY sends, TCP_MAXSEG changes the mss, ... */
+	sm_ops_update_info(sock->sk);	/* TCP_NODELAY sends, TCP_MAXSEG changes the mss, ... */
 	return err;
 }
 

@@ -26,6 +26,7 @@
 struct sm_group {
 	struct sm_conn *conn;
 	u32 n;
+	u64 report;		/* bit n: slot n has NS_REPORT */
 	u32 slot[SM_BATCH_MAX];
 	u32 buf[SM_BATCH_MAX];
 	struct bio_vec vec[SM_BATCH_MAX];
@@ -228,6 +229,8 @@ void sm_tx_flush_partial(struct sm_conn *conn, bool closing)
 		if (!conn->partial.len) {
 			sm_zc_wait_for_ack(conn, conn->partial.buf, conn->partial.copied,
 					   tcp_sk(sk)->write_seq);
+			if (conn->partial.report)
+				sm_zc_report(conn, conn->end);
 			sm_zc_catch_up(conn);
 		}
 	}
@@ -258,6 +261,8 @@ static void sm_group_add(struct sm_pair *pair, struct sm_group *g, u32 i,
 		sm_txring_refuse(pair->rings.tx, i, -idx);
 		return;
 	}
+	if (slot->flags & NS_REPORT)
+		g->report |= BIT_ULL(g->n);
 	g->slot[g->n] = i;
 	bvec_set_page(&g->vec[g->n], pool->buf[idx].page, slot->len, SM_PTR_OFFSET(slot->ptr));
 	g->buf[g->n] = idx;
@@ -295,7 +300,7 @@ static void sm_group_refuse(struct sm_pair *pair, struct sm_group *g, u32 from, 
 static u32 sm_group_took(struct sm_group *g, u32 i, int sent, struct sm_batch *batch)
 {
 	struct sm_conn *conn = g->conn;
-	u32 end = (u32)conn->end - sent;
+	u64 end = conn->end - sent;
 
 	if (batch) {
 		batch->bytes += sent;
@@ -313,11 +318,15 @@ static u32 sm_group_took(struct sm_group *g, u32 i, int sent, struct sm_batch *b
 			conn->partial.buf = g->buf[i];
 			conn->partial.off = g->vec[i].bv_offset + len;
 			conn->partial.copied = batch ? 0 : len;
+			conn->partial.report = g->report & BIT_ULL(i);
 			WRITE_ONCE(conn->partial.len, g->vec[i].bv_len - len);
 			if (batch)
 				sm_zc_pin(conn, &g->buf[i], 1);
-		} else if (!batch) {
-			sm_zc_wait_for_ack(conn, g->buf[i], len, end);
+		} else {
+			if (!batch)
+				sm_zc_wait_for_ack(conn, g->buf[i], len, end);
+			if (g->report & BIT_ULL(i))
+				sm_zc_report(conn, end);
 		}
 	}
 	return i;
@@ -482,6 +491,7 @@ static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 		if (SM_PTR_ID(READ_ONCE(tx->ring->slot[j].ptr)) != id)
 			break;
 	g->n = 0;
+	g->report = 0;
 	sm_group_add(pair, g, i, &slot);
 	for (len = 1, j = sm_next(i, tx->n); len < n; len++, j = sm_next(j, tx->n)) {
 		sm_slot_read(tx->ring, j, &slot);

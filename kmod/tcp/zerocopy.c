@@ -2,12 +2,12 @@
 /*
  * Pinned buffers, and their release by the ACK of their last byte.
  *
- * Of a slot that went to TCP by reference, TCP's skbs hold the page, and carry one ubuf_info for all
- * of the send.  Its count reaches zero when the last skb that holds it is freed: when the peer
+ * Of a slot that went to TCP by reference, TCP's skbs hold the page, and carry one ubuf_info for
+ * all of the send.  Its count reaches zero when the last skb that holds it is freed: when the peer
  * acknowledged it, or when the connection was reset.
  *
- * The buffer of a slot that TCP copied waits in its connection's list for the ACK, of which TCP tells
- * us through icsk_clean_acked.
+ * The buffer of a slot that TCP copied waits in its connection's list for the ACK, of which TCP
+ * tells us through icsk_clean_acked.
  */
 #include <linux/slab.h>
 #include <net/tcp.h>
@@ -110,6 +110,27 @@ static void sm_zc_release_acked(struct sm_conn *conn)
 		sm_zc_released(conn);
 }
 
+/* The application wants to be told when the peer has all before @end.  Caller as above. */
+void sm_zc_report(struct sm_conn *conn, u64 end)
+{
+	if (conn->report_next == U64_MAX)
+		conn->report_next = end;
+	conn->report_last = end;
+}
+
+/*
+ * Tell the application if it asked.  Of the positions that it asked for, the first and the last are
+ * known, so each ACK between the two is reported.  The socket is locked.
+ */
+static void sm_zc_check_report(struct sm_conn *conn)
+{
+	if (likely(conn->acked < conn->report_next))
+		return;
+	conn->report_next = conn->acked < conn->report_last ? conn->acked + 1 : U64_MAX;
+	set_bit(SM_CONN_ACKED_DUE, &conn->bits);
+	sm_conn_schedule(conn);
+}
+
 /*
  * The peer has acknowledged all before @ack.  TCP frees its skbs only after this, so a batch that
  * completes for this ACK finds that it was acknowledged.  The socket is locked.
@@ -117,6 +138,7 @@ static void sm_zc_release_acked(struct sm_conn *conn)
 void sm_zc_acked(struct sm_conn *conn, u32 ack)
 {
 	WRITE_ONCE(conn->acked, conn->acked + (u32)(ack - (u32)conn->acked));
+	sm_zc_check_report(conn);
 	sm_zc_release_acked(conn);
 }
 
@@ -148,6 +170,7 @@ void sm_zc_drop_waiting(struct sm_conn *conn)
  */
 void sm_zc_catch_up(struct sm_conn *conn)
 {
+	sm_zc_check_report(conn);
 	if (list_empty(&conn->acks))
 		sm_zc_drop_waiting(conn);
 	else

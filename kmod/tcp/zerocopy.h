@@ -35,6 +35,7 @@ struct sm_batch *sm_zc_batch_alloc(struct sm_conn *conn, u32 n);
 void sm_zc_batch_put(struct sm_batch *batch);
 
 void sm_zc_wait_for_ack(struct sm_conn *conn, u32 idx, u32 bytes, u32 end);
+void sm_zc_report(struct sm_conn *conn, u64 end);
 void sm_zc_acked(struct sm_conn *conn, u32 ack);
 void sm_zc_catch_up(struct sm_conn *conn);
 bool sm_zc_all_acked(const struct sm_conn *conn);

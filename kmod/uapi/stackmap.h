@@ -53,9 +53,9 @@
  *
  * Receive.  Slots from head to tail are the application's; it gives them back by advancing head.
  * Slots with an SM_SLOT_* flag are events, in order with the data of their connection.  They have
- * no payload, but for SM_SLOT_OPEN.  A slot given back with a bad buf_idx is counted (bad_slots)
- * and its place gets another buffer.  With buf_idx 0 the application keeps the buffer, and the
- * place gets a spare one: the kept buffer may go into any slot later.
+ * no payload, but for SM_SLOT_OPEN and SM_SLOT_ACKED.  A slot given back with a bad buf_idx is
+ * counted (bad_slots) and its place gets another buffer.  With buf_idx 0 the application keeps the
+ * buffer, and the place gets a spare one: the kept buffer may go into any slot later.
  *
  * After SM_SLOT_ERROR comes SM_SLOT_CLOSED, if the error ended the connection.  It does not always:
  * with IP_RECVERR or IPV6_RECVERR, ICMP messages are errors too, and the connection goes on.
@@ -110,8 +110,9 @@ struct sm_slot {
 	__u64 ptr;
 };
 
-/* slot->flags, written by the kernel: the slot has another buffer than before */
-#define NS_BUF_CHANGED		0x0001
+/* slot->flags */
+#define NS_BUF_CHANGED		0x0001	/* from the kernel: another buffer than before */
+#define NS_REPORT		0x0002	/* from the application: tell when it is acknowledged */
 
 #define SM_PTR_ID(ptr)		((__u32)(ptr))
 #define SM_PTR_OFFSET(ptr)	((__u16)((ptr) >> 32))
@@ -126,6 +127,7 @@ struct sm_slot {
 #define SM_SLOT_CLOSED		0x08	/* nothing more comes with this id */
 #define SM_SLOT_REFUSED		0x10	/* transmit: not accepted, see errno */
 #define SM_SLOT_OPEN		0x20	/* accepted from a listener; payload: struct sm_open */
+#define SM_SLOT_ACKED		0x40	/* what NS_REPORT asked for; payload: struct sm_acked */
 
 struct sm_ring {
 	__s64 buf_ofs;		/* from this structure to buffer 0 */
@@ -268,6 +270,15 @@ struct sm_open {
 };
 
 /*
+ * Payload of an SM_SLOT_ACKED slot.  One event may stand for several slots with NS_REPORT: all that
+ * end within these bytes.  It is not in order with received data, and pausing does not hold it
+ * back.
+ */
+struct sm_acked {
+	__u64 bytes;		/* acknowledged, of those that TCP took from slots */
+};
+
+/*
  * SMIOC_DETACH: give the socket back.  What is in the receive ring comes first, up to the
  * SM_SLOT_CLOSED event; everything after it is read from the socket.  A listener accepts ordinary
  * connections again, without any event.  send(MSG_ZEROCOPY) fails with ENOBUFS until TCP has sent
@@ -285,6 +296,19 @@ struct sm_conn_ctl {
 };
 
 #define SM_RX_PAUSE		1
+
+/*
+ * SMIOC_CREDITS: let the connection put so many more slots of data into the receive ring; then it
+ * is as if it were paused, until it gets more.  At first it may put any number: counting begins
+ * with the first call, from zero, and ends with SM_CREDITS_UNLIMITED.  Events take none.
+ *	ENOENT			no such connection
+ */
+struct sm_credits {
+	__u32 id;
+	__u32 slots;
+};
+
+#define SM_CREDITS_UNLIMITED	0xffffffff
 
 /*
  * SMIOC_RING: a descriptor for another pair of rings; the call returns it, with close-on-exec.  It
@@ -384,5 +408,6 @@ struct sm_stats {
 #define SMIOC_SYNC		_IOW('i', 195, struct sm_sync)
 #define SMIOC_STATS		_IOR('i', 196, struct sm_stats)
 #define SMIOC_RING		_IOW('i', 197, struct sm_ring_req)
+#define SMIOC_CREDITS		_IOW('i', 198, struct sm_credits)
 
 #endif /* _UAPI_STACKMAP_H */
