@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* What one user and all of them may have: numbers of ports, and locked memory. */
+/* Limits for one user and for all of them: numbers of ports, and locked memory. */
 #include <linux/capability.h>
 #include <linux/cred.h>
 #include <linux/rcupdate.h>

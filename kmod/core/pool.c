@@ -8,7 +8,7 @@
  *	USER -> RX_FILL		the application gives a receive slot back
  *	RX_FILL -> USER		received data is published
  *	TX_PINNED -> USER	the submission was refused
- *	TX_PINNED -> FREE	nobody reads its payload any more: for TCP, its last byte was
+ *	TX_PINNED -> FREE	no one reads its payload any more: for TCP, its last byte was
  *				acknowledged, or the connection was reset
  *
  * The free list is changed under pool->lock.  A change from USER is a compare-and-exchange,

@@ -64,7 +64,7 @@ static const struct sm_port_ops *sm_port_kind(const char *name)
 
 /* -- the end -------------------------------------------------------------------------------- */
 
-/* Free the port, and the file with whose wait queue it was made.  There is no reference left. */
+/* Free the port, to which there is no reference. */
 void sm_port_free(struct sm_port *port)
 {
 	u32 i;
@@ -196,7 +196,7 @@ static void sm_region_init(struct sm_port *port, const char *name,
 	}
 }
 
-/* Have the range, whose tx, ntx, rx and nrx are set, synced as the port's @index-th one. */
+/* Make @rings the port's @index-th range.  Its tx, ntx, rx and nrx are set already. */
 int sm_port_set_range(struct sm_port *port, u32 index, struct sm_rings *rings)
 {
 	int err = 0;
@@ -268,7 +268,7 @@ static int sm_port_check_size(struct sm_req_register *req, struct sm_opt_limits 
 	return 0;
 }
 
-/* Make all that a port needs.  What is made is freed by sm_port_free(), also if this fails. */
+/* Allocate everything.  sm_port_free() frees it, also if this fails. */
 static int sm_port_prepare(struct sm_port *port, const char *name, struct sm_req_register *req,
 			   struct sm_opt_limits *limits)
 {
@@ -300,9 +300,9 @@ static int sm_port_prepare(struct sm_port *port, const char *name, struct sm_req
 }
 
 /*
- * A port of this name; ERR_PTR() on failure.  Nobody finds it before sm_port_publish(): until then
- * sm_port_free() undoes this.  @wait is the queue of its first range, in @file, which is freed by
- * kfree() with the published port.
+ * A port of this name; ERR_PTR() on failure.  It cannot be found before sm_port_publish(): until
+ * then sm_port_free() undoes this.  @wait is the queue of its first range, in @file, which is freed
+ * by kfree() with the published port.
  */
 struct sm_port *sm_port_create(const char *name, struct sm_req_register *req,
 			       struct sm_opt_limits *limits, wait_queue_head_t *wait, void *file)

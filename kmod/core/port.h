@@ -25,14 +25,14 @@
 struct sm_port;
 struct vm_area_struct;
 
-/* What a kind of port does.  All but the first six may be called in user context only. */
+/* The operations of a kind of port.  All but ready() and room() are called in user context. */
 struct sm_port_ops {
-	const char *prefix;	/* of names; what follows it is the kind's */
+	const char *prefix;	/* of names; the kind interprets the rest */
 	size_t size;		/* of the structure that embeds struct sm_port */
 
 	/* Move submitted slots on, from tx->done to tx->head; caller holds rings->mutex. */
 	int (*txsync)(struct sm_txring *tx);
-	/* Put what waits into the receive rings; they are published next.  Caller as above. */
+	/* Fill the receive rings, which are published next; caller as above. */
 	void (*rxsync)(struct sm_rings *rings);
 	/* Would rxsync() find anything?  Any context. */
 	bool (*ready)(struct sm_rings *rings);
@@ -40,8 +40,8 @@ struct sm_port_ops {
 	void (*room)(struct sm_rxring *rx);
 
 	/*
-	 * Check the request and the limits, beyond what all ports have in common, and find what the
-	 * port is on.  port->extra_pages is set for pages that init() allocates.
+	 * Check the request and the limits as the kind has to, and find the NIC or whatever else
+	 * the port is on.  port->extra_pages is set for pages that init() allocates.
 	 */
 	int (*open)(struct sm_port *port, const char *name, struct sm_req_register *req,
 		    struct sm_opt_limits *limits);
@@ -60,9 +60,9 @@ struct sm_port_ops {
 struct sm_port {
 	const struct sm_port_ops *ops;
 	/*
-	 * Held by the file, by each further descriptor of its rings, and by what the kind lends
-	 * out.  The memory outlives the file until the last of these is gone, and until RCU readers
-	 * are done.
+	 * Held by the file, by each further descriptor of its rings, and by the kind's own objects.
+	 * The memory outlives the file until the last of these is gone, and until RCU readers are
+	 * done.
 	 */
 	struct kref kref;
 	struct rcu_work free_work;

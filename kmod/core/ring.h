@@ -16,7 +16,7 @@
  * slots before it as they were earlier.  C and D are the same the other way: without them the
  * application could see a tail, and the slots before it unfilled.
  *
- * What the kernel trusts is never read back from there.  It keeps its positions in struct sm_txring
+ * The kernel trusts nothing in there.  It keeps its positions in struct sm_txring
  * and struct sm_rxring, reads head and cur once for each sync, and each slot once.
  */
 #ifndef _SM_RING_H
@@ -30,7 +30,7 @@
 
 struct sm_rings;
 
-/* Guarded by the mutex of its sm_rings, but for what is read with READ_ONCE(). */
+/* Guarded by the mutex of its sm_rings; stalled is read without it. */
 struct sm_txring {
 	struct sm_rings *rings;
 	struct sm_ring *ring;	/* mapped by the application */

@@ -21,8 +21,8 @@ enum sm_counter {
 };
 
 /*
- * A range of a port's rings that are synced together, by one thread at a time: what a descriptor is
- * bound to.  The numbers of transmit and of receive rings may differ.
+ * A range of a port's rings that one thread syncs together.  A descriptor is bound to one.  The
+ * numbers of transmit and of receive rings may differ.
  */
 struct sm_rings {
 	struct sm_port *port;

@@ -173,7 +173,7 @@ static u32 sm_rxring_publish_some(struct sm_rxring *rx)
 	return n;
 }
 
-/* Show the application what was filled. */
+/* Show the filled slots to the application. */
 void sm_rxring_publish(struct sm_rxring *rx)
 {
 	u32 n, total = 0;

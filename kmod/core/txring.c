@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* The kernel's side of a transmit ring: which slots were submitted, and what became of each. */
+/* The kernel's side of a transmit ring: submitted slots are replaced or refused. */
 #include <linux/slab.h>
 
 #include "core/port.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* What a transmit slot of a TCP port may say. */
+/* Valid transmit slots of a TCP port. */
 #include <kunit/test.h>
 
 #include "selftest/suites.h"

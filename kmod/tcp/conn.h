@@ -69,7 +69,7 @@ struct sm_conn {
 	} partial;
 	u32 waiting;			/* first buffer that TCP copied; 0: none */
 	u32 waiting_last;
-	u64 end;			/* position after what TCP has, counted as acked is */
+	u64 end;			/* position after the last byte that TCP has */
 	u64 acked;			/* position of the first unacknowledged byte */
 	u64 report_next;		/* position that is reported next; U64_MAX: none */
 	u64 report_last;		/* and that of the last slot with NS_REPORT */

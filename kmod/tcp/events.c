@@ -3,7 +3,7 @@
  * Events, and all else that a connection needs user context for.
  *
  * Events need the socket's lock and a settled receive queue.  So callbacks put the connection on
- * its pair's list, and the next sync or poll() serves it: data first, then what follows it.
+ * its pair's list, and the next sync or poll() serves it: data first, then its events.
  */
 #include <net/tcp.h>
 
@@ -81,7 +81,7 @@ static bool sm_event_announce(struct sm_conn *conn)
 	return sm_event_put_with(conn, SM_SLOT_OPEN, &open, sizeof(open));
 }
 
-/* Report what the peer has acknowledged; false if there is no room. */
+/* Report the bytes that the peer has acknowledged; false if there is no room. */
 static bool sm_event_acked(struct sm_conn *conn)
 {
 	u64 missing = conn->end > conn->acked ? conn->end - conn->acked : 0;

@@ -103,7 +103,8 @@ void sm_tx_disable_mtu_probe(struct sock *sk)
 
 /*
  * Give @vec to TCP, under @batch by reference or without one to be copied; @flags may be MSG_MORE.
- * Its buffers are pinned.  Returns what tcp_sendmsg() returns.  Caller holds the socket lock.
+ * Its buffers are pinned.  Returns the bytes that it took, or -errno.  Caller holds the socket
+ * lock.
  */
 static int sm_tx_send(struct sm_conn *conn, struct sm_batch *batch, struct bio_vec *vec, u32 n,
 		      u32 bytes, int flags)

@@ -3,7 +3,7 @@
  * The interface between stackmap.ko and an application.
  *
  * Layouts and the NIOC* numbers are those of netmap's API version 14, so that programs written
- * for netmap find what they know.  What TCP ports add is private to this module.
+ * for netmap work.  The additions for TCP ports are private to this module.
  *
  * A TCP port
  *
@@ -22,10 +22,10 @@
  *	index of the next, 0 at the end.
  *
  *	Any buffer that is the application's may go into any transmit slot or back with any
- *	receive slot, of any pair: to forward what was received without a copy, exchange the
+ *	receive slot, of any pair: to forward received payload without a copy, exchange the
  *	buf_idx of the receive slot and of the transmit slot.
  *
- * Slots carry payload of attached TCP sockets.  slot->ptr says whose:
+ * Slots carry payload of attached TCP sockets.  slot->ptr names the connection:
  *
  *	bits  0..31	connection id, as returned by SMIOC_ATTACH
  *	bits 32..47	offset of the payload in the buffer, in bytes
@@ -63,7 +63,7 @@
  * SM_SLOT_EOF comes also when the application ends reading itself, by shutdown(SHUT_RD).  What the
  * peer sends after that is received, as an ordinary recv() would; its FIN is not told once more.
  *
- * Who writes and reads what, in which order:
+ * The order of reads and writes:
  *
  *	application			kernel
  *	writes slots and buffers	reads head			(B)
@@ -73,7 +73,7 @@
  *	reads slots and buffers
  *
  * A is a store with release semantics, and B an acquire load: the kernel sees the slots of the head
- * that it sees.  C and D are the same for what the kernel gives back.
+ * that it sees.  C and D are the same for slots that the kernel gives back.
  *
  * head or cur out of range: SMIOC_SYNC fails with EINVAL, poll() returns POLLERR, bad_rings
  * counts it, and the kernel resets the ring's head and cur to where they were.
@@ -91,7 +91,7 @@
  * TCP state
  *
  *	mmap() at offset SM_STATE_OFFSET, read-only, shows an array of struct sm_state, one
- *	record for each connection that the port may have; SMIOC_ATTACH says which is whose.
+ *	record for each connection that the port may have; SMIOC_ATTACH returns its index.
  */
 #ifndef _UAPI_STACKMAP_H
 #define _UAPI_STACKMAP_H
@@ -127,7 +127,7 @@ struct sm_slot {
 #define SM_SLOT_CLOSED		0x08	/* nothing more comes with this id */
 #define SM_SLOT_REFUSED		0x10	/* transmit: not accepted, see errno */
 #define SM_SLOT_OPEN		0x20	/* accepted from a listener; payload: struct sm_open */
-#define SM_SLOT_ACKED		0x40	/* what NS_REPORT asked for; payload: struct sm_acked */
+#define SM_SLOT_ACKED		0x40	/* answers NS_REPORT; payload: struct sm_acked */
 
 struct sm_ring {
 	__s64 buf_ofs;		/* from this structure to buffer 0 */
@@ -348,7 +348,7 @@ struct sm_sync {
  */
 struct sm_state {
 	__u32 seq;
-	__u32 id;		/* 0: nobody's */
+	__u32 id;		/* of the connection; 0: not in use */
 	__u8 state;		/* TCP_ESTABLISHED, ... */
 	__u8 ca_state;		/* TCP_CA_Open, ... */
 	__u16 ring;
@@ -375,7 +375,7 @@ struct sm_state {
 
 #define SM_STATE_OFFSET		0x10000000000ULL
 
-/* Attributes of the qdisc "stackmap" (in TCA_OPTIONS): who else may open ports on the NIC. */
+/* Attributes of the qdisc "stackmap" (in TCA_OPTIONS): a user and a group that may open ports. */
 enum {
 	SM_TCA_UNSPEC,
 	SM_TCA_UID,		/* u32 */
