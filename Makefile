@@ -21,7 +21,7 @@ comma := ,
 JOBS ?= $(shell nproc)
 
 PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackmap/_ring_build.py stackmap/_fast.c \
-	kmod/uapi/*.h testbed/_load.[ch] testbed/_mark.h testbed/_load_build.py)
+	kmod/uapi/*.h $(addprefix testbed/stackmap_testbed/,_load.[ch] _mark.h _load_build.py))
 CHECKED_PYTHON := stackmap cli testbed tests examples setup.py
 
 TEST_SUITES := $(KERNELS:%=test-vm-%) $(KERNELS:%=test-lab-%) test-unit
@@ -143,7 +143,7 @@ bench-gate: setup
 
 check: $(CHECK_SUITES)
 
-check-python: setup build/typing
+check-python: setup
 	$(SUITE) sh -ec '$(VENV)/bin/ruff check $(CHECKED_PYTHON); \
 		$(VENV)/bin/mypy -p stackmap -p stackmap_cli -p stackmap_testbed; $(VENV)/bin/mypy tests examples'
 
@@ -152,12 +152,6 @@ check-shell: check-packages
 
 check-kmod: check-packages
 	$(SUITE) testbed/check-kmod.sh $(CURDIR)/build/check-kmod
-
-# mypy's view of the names under which cli/ and testbed/ are installed.
-build/typing:
-	@mkdir -p $@
-	@ln -s ../../cli $@/stackmap_cli
-	@ln -s ../../testbed $@/stackmap_testbed
 
 setup: packages bytecode kmod
 
@@ -182,5 +176,5 @@ kmod: packages
 	@testbed/setup.sh module $(CURDIR)/build/kmod
 
 clean:
-	rm -rf build dist out *.egg-info stackmap/_ring_c.* stackmap/_fast.*.so testbed/_load_c.* $(VENV)
+	rm -rf build dist out *.egg-info stackmap/_ring_c.* stackmap/_fast.*.so testbed/stackmap_testbed/_load_c.* $(VENV)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

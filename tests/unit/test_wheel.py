@@ -130,7 +130,7 @@ def test_licences(wheel: list[str], sdist: list[str], text: str) -> None:
         "CONTRIBUTING.md",
         "SECURITY.md",
         "Makefile",
-        "cli/systemd/stackmap-bind@.service",
+        "cli/stackmap_cli/systemd/stackmap-bind@.service",
         "docs/programming.md",
         "examples/chat.py",
         "kmod/dkms.conf",

@@ -30,7 +30,7 @@ BUILD_SECONDS = 1200.0
 pytestmark = pytest.mark.timeout(BUILD_SECONDS + 6 * COMMAND_SECONDS)
 
 ROOT = Path(__file__).resolve().parents[2]
-SYSTEMD = ROOT / "cli" / "systemd"
+SYSTEMD = ROOT / "cli" / "stackmap_cli" / "systemd"
 #: The command that README has, where it changes nothing of this machine.  DKMS logs to its tree.
 INSTALL = """
 for place in /lib/modules /usr/src /var/lib/dkms; do

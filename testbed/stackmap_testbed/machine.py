@@ -9,7 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
-_PROJECT = Path(__file__).resolve().parent.parent
+_PROJECT = Path(__file__).resolve().parents[2]
 UNKNOWN = "unknown"
 
 

@@ -29,7 +29,7 @@ def guest_environment() -> dict[str, str]:
 
 def visible_paths() -> list[Path]:
     """Return the places a guest must see even if they are below one of its writable directories."""
-    project = Path(__file__).resolve().parent.parent
+    project = Path(__file__).resolve().parents[2]
     wanted = [
         project,
         Path.cwd(),

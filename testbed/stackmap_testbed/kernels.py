@@ -11,7 +11,7 @@ from .errors import MissingToolError
 
 _PACKAGES = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd64"}
 _SERIES = re.compile(r"\d+\.\d+")
-_OWN_MODULES = Path(__file__).resolve().parent.parent / "build" / "kmod"
+_OWN_MODULES = Path(__file__).resolve().parents[2] / "build" / "kmod"
 
 
 @dataclass(frozen=True)

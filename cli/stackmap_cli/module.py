@@ -10,7 +10,7 @@ from stackmap._errors import StackmapError
 
 DEVICE = Path("/dev/stackmap")
 
-_CHECKOUT = Path(__file__).resolve().parent.parent
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class ModuleError(StackmapError):
