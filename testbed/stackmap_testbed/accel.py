@@ -8,12 +8,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .initramfs import PROBE_MARKER, build_probe_initramfs
-from .places import runtime_directory
-from .qemu import machine_arguments
+from stackmap_testbed.initramfs import PROBE_MARKER, build_probe_initramfs
+from stackmap_testbed.places import runtime_directory
+from stackmap_testbed.qemu import machine_arguments
 
 if TYPE_CHECKING:
-    from .kernels import Kernel
+    from stackmap_testbed.kernels import Kernel
 
 _DEADLINE_SECONDS = 10.0
 _MEMORY_MB = 256

@@ -18,17 +18,16 @@ import threading
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from stackmap._errors import StackmapError
-
-from .errors import CommandStartError, LabError
-from .lab import Lab
-from .session import Session
+from stackmap_testbed.errors import CommandStartError, LabError
+from stackmap_testbed.lab import Lab
+from stackmap_testbed.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from types import FrameType
 
-    from .process import GuestProcess
+    from stackmap_testbed.process import GuestProcess
 
 Message = dict[str, Any]
 

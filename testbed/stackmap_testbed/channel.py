@@ -9,7 +9,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
-from .errors import GuestDiedError, GuestTimeoutError, RefusalError
+from stackmap_testbed.errors import GuestDiedError, GuestTimeoutError, RefusalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING
 
-from .errors import MissingToolError
+from stackmap_testbed.errors import MissingToolError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,10 +16,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import LabError, MissingToolError
-from .guest import Guest, GuestSettings
-from .initramfs import GuestIdentity
-from .kernels import Kernel
+from stackmap_testbed.errors import LabError, MissingToolError
+from stackmap_testbed.guest import Guest, GuestSettings
+from stackmap_testbed.initramfs import GuestIdentity
+from stackmap_testbed.kernels import Kernel
 
 SERVER_ADDRESS = "10.77.0.1"
 CLIENT_ADDRESS = "10.77.0.2"

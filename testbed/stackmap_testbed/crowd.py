@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .counting import AT_CLIENT, SERVER_ADDRESS, SERVER_NIC, Counter, counting_guest
-from .errors import LabError
-from .figures import environment
-from .gate import per_request
-from .guest import Guest
-from .kernels import Kernel, find_kernel, module_for
+from stackmap_testbed.counting import AT_CLIENT, SERVER_ADDRESS, SERVER_NIC, Counter, counting_guest
+from stackmap_testbed.errors import LabError
+from stackmap_testbed.figures import environment
+from stackmap_testbed.gate import per_request
+from stackmap_testbed.guest import Guest
+from stackmap_testbed.kernels import Kernel, find_kernel, module_for
 
 FEW, MANY = 100, 10_000
 #: Requests under way.

@@ -18,7 +18,7 @@ from typing import Any
 
 import cffi
 
-from .errors import LabError
+from stackmap_testbed.errors import LabError
 
 KEPT = Path(__file__).with_name("bench-gate.json")
 #: By how much the cost on rings may rise.

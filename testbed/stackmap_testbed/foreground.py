@@ -13,7 +13,7 @@ import termios
 import tty
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import CommandStartError, LabError
+from stackmap_testbed.errors import CommandStartError, LabError
 
 if TYPE_CHECKING:
     import socket

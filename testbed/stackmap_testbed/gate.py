@@ -17,11 +17,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from .counting import AT_CLIENT, SERVER_ADDRESS, SERVER_NIC, Counter, counting_guest
-from .errors import LabError
-from .figures import KEPT, Record, Verdict, environment, faults, judge, read_kept, record
-from .guest import Guest
-from .kernels import find_kernel, module_for
+from stackmap_testbed.counting import AT_CLIENT, SERVER_ADDRESS, SERVER_NIC, Counter, counting_guest
+from stackmap_testbed.errors import LabError
+from stackmap_testbed.figures import (
+    KEPT,
+    Record,
+    Verdict,
+    environment,
+    faults,
+    judge,
+    read_kept,
+    record,
+)
+from stackmap_testbed.guest import Guest
+from stackmap_testbed.kernels import find_kernel, module_for
 
 CONNECTIONS = 16
 #: Also measured, once, when the figures are kept.

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .agent import __file__ as agent_script
-from .channel import Channel, Message
-from .children import end_process, start_process
-from .environment import guest_environment, guest_python, visible_paths
-from .errors import (
+from stackmap_testbed.agent import __file__ as agent_script
+from stackmap_testbed.channel import Channel, Message
+from stackmap_testbed.children import end_process, start_process
+from stackmap_testbed.environment import guest_environment, guest_python, visible_paths
+from stackmap_testbed.errors import (
     CommandStartError,
     GuestCommandError,
     GuestDiedError,
@@ -29,17 +29,17 @@ from .errors import (
     LabError,
     RefusalError,
 )
-from .initramfs import GuestIdentity, build_initramfs
-from .kernel_log import offending_lines, parse_record
-from .process import Completed, GuestProcess
-from .qemu import AGENT_PORT, Sockets, device_arguments, machine_arguments
-from .qmp import Qmp, QmpRefusalError, thread_cpu_nanoseconds
-from .virtiofs import RootShare
+from stackmap_testbed.initramfs import GuestIdentity, build_initramfs
+from stackmap_testbed.kernel_log import offending_lines, parse_record
+from stackmap_testbed.process import Completed, GuestProcess
+from stackmap_testbed.qemu import AGENT_PORT, Sockets, device_arguments, machine_arguments
+from stackmap_testbed.qmp import Qmp, QmpRefusalError, thread_cpu_nanoseconds
+from stackmap_testbed.virtiofs import RootShare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from .kernels import Kernel
+    from stackmap_testbed.kernels import Kernel
 
 _FILE_CHUNK = 512 * 1024
 _CONSOLE_LINES = 25

@@ -11,7 +11,7 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
-from .frames import is_pure_ack
+from stackmap_testbed.frames import is_pure_ack
 
 DIRECTIONS = ("to-server", "to-client")
 

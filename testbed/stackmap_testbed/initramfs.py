@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cpio import CpioWriter
-from .errors import MissingToolError
-from .kernels import Kernel, ModuleSet
+from stackmap_testbed.cpio import CpioWriter
+from stackmap_testbed.errors import MissingToolError
+from stackmap_testbed.kernels import Kernel, ModuleSet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import MissingToolError
+from stackmap_testbed.errors import MissingToolError
 
 _PACKAGES = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd64"}
 _SERIES = re.compile(r"\d+\.\d+")

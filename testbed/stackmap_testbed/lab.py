@@ -12,14 +12,14 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from .accel import choose_accel
-from .errors import LabError
-from .guest import Guest, GuestSettings
-from .initramfs import GuestIdentity
-from .kernels import find_kernel
-from .qemu import find_qemu
-from .virtiofs import find_virtiofsd
-from .wire import RelayProcess, Wire
+from stackmap_testbed.accel import choose_accel
+from stackmap_testbed.errors import LabError
+from stackmap_testbed.guest import Guest, GuestSettings
+from stackmap_testbed.initramfs import GuestIdentity
+from stackmap_testbed.kernels import find_kernel
+from stackmap_testbed.qemu import find_qemu
+from stackmap_testbed.virtiofs import find_virtiofsd
+from stackmap_testbed.wire import RelayProcess, Wire
 
 if TYPE_CHECKING:
     from types import TracebackType

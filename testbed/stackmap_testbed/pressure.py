@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import click
 
-from .conformance import Address, Conversation
+from stackmap_testbed.conformance import Address, Conversation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

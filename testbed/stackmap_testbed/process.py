@@ -11,12 +11,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from .errors import GuestDiedError, GuestTimeoutError
+from stackmap_testbed.errors import GuestDiedError, GuestTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .channel import Message
+    from stackmap_testbed.channel import Message
 
 
 @dataclass(frozen=True)

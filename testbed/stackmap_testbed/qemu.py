@@ -6,12 +6,12 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .errors import MissingToolError
+from stackmap_testbed.errors import MissingToolError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .kernels import Kernel
+    from stackmap_testbed.kernels import Kernel
 
 AGENT_PORT = "stackmap.agent"
 

@@ -18,8 +18,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .impairment import DIRECTIONS, Impairment
-from .pcap import PcapWriter
+from stackmap_testbed.impairment import DIRECTIONS, Impairment
+from stackmap_testbed.pcap import PcapWriter
 
 _MAX_FRAME = 128 * 1024
 # A real wire is finite as well: past this the sender is made to wait, not to lose.

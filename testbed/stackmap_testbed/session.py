@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from .errors import LabError
-from .foreground import Foreground, window_size
-from .places import runtime_directory
+from stackmap_testbed.errors import LabError
+from stackmap_testbed.foreground import Foreground, window_size
+from stackmap_testbed.places import runtime_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .lab import Progress
+    from stackmap_testbed.lab import Progress
 
 Message = dict[str, Any]
 

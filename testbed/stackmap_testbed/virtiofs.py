@@ -7,8 +7,8 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .children import end_process, start_process
-from .errors import MissingToolError
+from stackmap_testbed.children import end_process, start_process
+from stackmap_testbed.errors import MissingToolError
 
 if TYPE_CHECKING:
     import subprocess

@@ -10,9 +10,9 @@ import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
-from .children import end_process, start_process
-from .errors import LabError
-from .impairment import DIRECTIONS, Conditions
+from stackmap_testbed.children import end_process, start_process
+from stackmap_testbed.errors import LabError
+from stackmap_testbed.impairment import DIRECTIONS, Conditions
 
 if TYPE_CHECKING:
     import subprocess
