@@ -14,6 +14,6 @@ setup(
     ext_modules=[fast],
     cffi_modules=[
         "stackmap/_ring_build.py:ffibuilder",
-        "testbed/stackmap_testbed/_load_build.py:ffibuilder",
+        "testbed/stackmap_testbed/load/_load_build.py:ffibuilder",
     ],
 )

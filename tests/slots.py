@@ -23,10 +23,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
 
-from stackmap_testbed.errors import LabError
-from stackmap_testbed.figures import environment
-from stackmap_testbed.kernels import find_kernel, module_for
-from stackmap_testbed.lab import Lab
+from stackmap_testbed.cost.baseline import environment
+from stackmap_testbed.lab.errors import LabError
+from stackmap_testbed.lab.kernels import find_kernel, module_for
+from stackmap_testbed.lab.lab import Lab
 from tests.guest.raw import REFUSED, SLOTS, SYNC_WAIT, RawPort
 
 ROUND_TRIPS_MS = (0.1, 10.0, 40.0)

@@ -30,7 +30,7 @@ def complete_group(_context: Context, _parameter: Parameter, incomplete: str) ->
 
 def complete_lab(_context: Context, _parameter: Parameter, incomplete: str) -> list[str]:
     """Labs that are up."""
-    from stackmap_testbed.session import sessions  # noqa: PLC0415 (no other needs it)
+    from stackmap_testbed.lab.session import sessions  # noqa: PLC0415 (no other needs it)
 
     return _beginning_with(incomplete, (session.name for session in sessions()))
 

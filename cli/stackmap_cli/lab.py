@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
 
-from stackmap_testbed.errors import CommandStartError, LabError
-from stackmap_testbed.impairment import DIRECTIONS
-from stackmap_testbed.session import Session
-from stackmap_testbed.wire import Way, Wire
+from stackmap_testbed.lab.errors import CommandStartError, LabError
+from stackmap_testbed.lab.impairment import DIRECTIONS
+from stackmap_testbed.lab.session import Session
+from stackmap_testbed.lab.wire import Way, Wire
 
 from .completion import complete_lab
 from .sentences import HELP, SentenceGroup, examples
@@ -21,7 +21,7 @@ from .sentences import HELP, SentenceGroup, examples
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from stackmap_testbed.lab import Progress
+    from stackmap_testbed.lab.lab import Progress
 
 _NAME = click.option(
     "--name",

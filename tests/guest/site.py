@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stackmap_testbed.kernel_log import offending_lines, parse_record
+from stackmap_testbed.lab.kernel_log import offending_lines, parse_record
 from tests.guest.commands import ip, sh
 from tests.guest.peer import inside
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from stackmap_testbed.guest import Guest
-    from stackmap_testbed.lab import Lab
-    from stackmap_testbed.process import GuestProcess
+    from stackmap_testbed.lab.guest import Guest
+    from stackmap_testbed.lab.lab import Lab
+    from stackmap_testbed.lab.process import GuestProcess
 
 ROOT = Path(__file__).parent.parent.parent
 #: For one step of a program, where more guests than processors are emulated.

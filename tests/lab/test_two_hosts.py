@@ -15,7 +15,7 @@ from tests.lab.hosts import PATIENCE
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stackmap_testbed.lab import Lab
+    from stackmap_testbed.lab.lab import Lab
 
 pytestmark = pytest.mark.first_kernel
 

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from stackmap_testbed.load import Exchange, Load, LoadPlan, key_of, main, run_load, value_of
+from stackmap_testbed.load.__main__ import main
+from stackmap_testbed.load.generator import Exchange, Load, LoadPlan, key_of, run_load, value_of
 
 MEMCACHED = shutil.which("memcached") or "/usr/bin/memcached"
 

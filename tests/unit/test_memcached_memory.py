@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.conformance import Address, Conversation
-from stackmap_testbed.pressure import LOADS, allow_descriptors, peak, press, server
+from stackmap_testbed.memcached.conformance import Address, Conversation
+from stackmap_testbed.memcached.pressure import LOADS, allow_descriptors, peak, press, server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

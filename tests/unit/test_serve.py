@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from stackmap import BackendUnavailableError, open_port
 from stackmap._refusal import DEVICE
 from stackmap_cli.main import main
-from stackmap_testbed.conformance import wait_for
+from stackmap_testbed.memcached.conformance import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -95,7 +95,7 @@ def test_nothing_but_names_of_our_own(wheel: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["stackmap/_fast.", "stackmap/_ring_c", "stackmap_testbed/_load_c"]
+    "module", ["stackmap/_fast.", "stackmap/_ring_c", "stackmap_testbed/load/_load_c"]
 )
 def test_extension_modules(wheel: list[str], module: str) -> None:
     assert any(name.startswith(module) and name.endswith(".so") for name in wheel)
@@ -107,7 +107,7 @@ def test_extension_modules(wheel: list[str], module: str) -> None:
         "stackmap/__init__.py",
         "stackmap/memcached/__init__.py",
         "stackmap_cli/main.py",
-        "stackmap_testbed/load.py",
+        "stackmap_testbed/load/generator.py",
         "stackmap/_fast.pyi",
         "stackmap/py.typed",
     ],

@@ -22,8 +22,8 @@ from stackmap import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stackmap_testbed.guest import Guest
-    from stackmap_testbed.lab import Lab
+    from stackmap_testbed.lab.guest import Guest
+    from stackmap_testbed.lab.lab import Lab
 
 COMMAND_SECONDS = 300.0
 BUILD_SECONDS = 1200.0

@@ -14,8 +14,8 @@ from tests.guest.plugged import MACS
 from tests.guest.site import PATIENCE
 
 if TYPE_CHECKING:
-    from stackmap_testbed.guest import Guest
-    from stackmap_testbed.process import GuestProcess
+    from stackmap_testbed.lab.guest import Guest
+    from stackmap_testbed.lab.process import GuestProcess
 
 ROUNDS = int(os.environ.get("STACKMAP_ROUNDS", "0"))
 #: Without a number of rounds, one round of the situations in which TCP has something to lose.
