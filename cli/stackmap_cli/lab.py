@@ -15,8 +15,8 @@ from stackmap_testbed.lab.impairment import DIRECTIONS
 from stackmap_testbed.lab.session import Session
 from stackmap_testbed.lab.wire import Way, Wire
 
+from .click_errors import HELP, SentenceGroup, examples
 from .completion import complete_lab
-from .sentences import HELP, SentenceGroup, examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

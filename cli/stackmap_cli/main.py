@@ -6,9 +6,9 @@ import click
 
 from stackmap import __version__
 
+from .click_errors import HELP, SentenceGroup, examples
 from .lab import lab
 from .nic import bind, unbind
-from .sentences import HELP, SentenceGroup, examples
 from .serve import serve
 from .show import conns, ports, stats
 

@@ -16,9 +16,9 @@ import click
 
 from stackmap._errors import StackmapError
 
+from .click_errors import SentenceCommand, examples
 from .completion import complete_group, complete_nic, complete_user
 from .module import load_module
-from .sentences import SentenceCommand, examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,20 +74,20 @@ def bind(
     """
     from pyroute2 import IPRoute  # noqa: PLC0415 (takes 0.3 s that other commands need not pay)
 
-    from . import link, uses  # noqa: PLC0415 (import it too)
+    from . import qdisc, uses  # noqa: PLC0415 (import it too)
 
-    grants = link.Grants(_uid(user), _gid(group))
+    grants = qdisc.Grants(_uid(user), _gid(group))
     _require_net_admin("bind")
     with IPRoute(ext_ack=True) as route:
-        state = link.read_nic(route, nic)
-        bound_already = state.qdisc == link.KIND
+        state = qdisc.read_nic(route, nic)
+        bound_already = state.qdisc == qdisc.KIND
         if not bound_already:
-            link.check_bindable(state)
+            qdisc.check_bindable(state)
             if not force:
-                link.check_unused(state, uses.uses_of(route, state.index))
+                qdisc.check_unused(state, uses.uses_of(route, state.index))
             load_module(module)
         if grants or not bound_already:
-            link.set_qdisc(route, state, grants or None)
+            qdisc.set_qdisc(route, state, grants or None)
     bound = f"{state.name} is bound already" if bound_already else f"{state.name} is bound"
     click.echo(f"{bound}; now {grants}." if grants else f"{bound}.")
 
@@ -101,15 +101,15 @@ def unbind(nic: str) -> None:
     """
     from pyroute2 import IPRoute  # noqa: PLC0415 (takes 0.3 s that other commands need not pay)
 
-    from . import link  # noqa: PLC0415 (imports it too)
+    from . import qdisc  # noqa: PLC0415 (imports it too)
 
     _require_net_admin("unbind")
     with IPRoute(ext_ack=True) as route:
-        state = link.read_nic(route, nic)
-        if state.qdisc != link.KIND:
+        state = qdisc.read_nic(route, nic)
+        if state.qdisc != qdisc.KIND:
             click.echo(f"{state.name} is not bound.")
             return
-        link.remove_qdisc(route, state)
+        qdisc.remove_qdisc(route, state)
     click.echo(f"{state.name} is no longer bound.")
 
 

@@ -20,8 +20,8 @@ from stackmap.memcached import Server, Store
 from stackmap.memcached.server import DEFAULT_MAX_CONNECTIONS, MAX_IDLE_TIMEOUT
 from stackmap.memcached.statistics import BACKLOG, RESERVED_DESCRIPTORS
 
+from .click_errors import SentenceGroup, examples
 from .completion import complete_nic
-from .sentences import SentenceGroup, examples
 
 if TYPE_CHECKING:
     from types import FrameType

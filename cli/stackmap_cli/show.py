@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .sentences import SentenceCommand, examples
+from .click_errors import SentenceCommand, examples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def ports(*, as_json: bool) -> None:
 
     from stackmap._netlink import Inspector
 
-    from .link import bound_nics, other_qdiscs
+    from .qdisc import bound_nics, other_qdiscs
 
     with Inspector() as inspector, IPRoute() as route:
         found, nics, others = inspector.ports(), bound_nics(route), other_qdiscs(route)
@@ -83,7 +83,7 @@ def stats(*, as_json: bool) -> None:
 
     from stackmap._netlink import Inspector
 
-    from .link import other_qdiscs
+    from .qdisc import other_qdiscs
 
     with Inspector() as inspector, IPRoute() as route:
         found, rings, others = inspector.ports(), inspector.rings(), other_qdiscs(route)

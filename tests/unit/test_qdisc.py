@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from stackmap_cli.link import Nic, NicError, check_bindable, check_unused
 from stackmap_cli.main import main
+from stackmap_cli.qdisc import Nic, NicError, check_bindable, check_unused
 
 GOOD = Nic(
     name="eth0",
