@@ -18,8 +18,8 @@ from stackmap_testbed.comparison.experiment import (
     serving,
 )
 from stackmap_testbed.comparison.summary import loads, path, pinning, problems, ratios
+from stackmap_testbed.lab.addresses import SERVER_ADDRESS
 from stackmap_testbed.lab.kernels import module_for
-from stackmap_testbed.lab.lab import SERVER_ADDRESS
 
 if TYPE_CHECKING:
     from stackmap_testbed.lab.lab import Lab

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stackmap_testbed.lab.lab import CLIENT_ADDRESS
+from stackmap_testbed.lab.addresses import CLIENT_ADDRESS
 from tests.lab.captures import FIN, segments
 from tests.lab.hosts import pair
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stackmap_testbed.lab.lab import SERVER_ADDRESS
+from stackmap_testbed.lab.addresses import SERVER_ADDRESS
 from tests.lab.captures import RST, SYN, segments
 from tests.lab.hosts import PATIENCE, base_ports, pair, running
 

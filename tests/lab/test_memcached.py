@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from stackmap_testbed.comparison.experiment import Plan, serving
-from stackmap_testbed.lab.lab import CLIENT_ADDRESS, SERVER_ADDRESS
+from stackmap_testbed.lab.addresses import CLIENT_ADDRESS, SERVER_ADDRESS
 from stackmap_testbed.memcached.conformance import (
     memccapable_outcomes,
     missing_programs,

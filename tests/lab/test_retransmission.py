@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stackmap_testbed.lab.lab import SERVER_ADDRESS
+from stackmap_testbed.lab.addresses import SERVER_ADDRESS
 from tests.lab.captures import transmissions
 from tests.lab.hosts import base_ports, running
 

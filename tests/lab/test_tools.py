@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.lab.lab import CLIENT_ADDRESS, SERVER_ADDRESS
+from stackmap_testbed.lab.addresses import CLIENT_ADDRESS, SERVER_ADDRESS
 from tests.lab.captures import transmissions
 from tests.lab.hosts import PATIENCE, pair
 

@@ -43,9 +43,10 @@ from stackmap_testbed.comparison.report import (
     write_html,
 )
 from stackmap_testbed.comparison.summary import saturated, summarise
+from stackmap_testbed.lab.addresses import SERVER_ADDRESS
 from stackmap_testbed.lab.errors import KernelLogError, LabError
 from stackmap_testbed.lab.kernels import module_for
-from stackmap_testbed.lab.lab import SERVER_ADDRESS, Lab
+from stackmap_testbed.lab.lab import Lab
 
 
 class DemoError(Exception):

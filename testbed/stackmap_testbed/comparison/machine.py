@@ -9,24 +9,27 @@ import re
 import subprocess
 from pathlib import Path
 
-_PROJECT = Path(__file__).resolve().parents[3]
+from stackmap_testbed.lab.checkout import CHECKOUT
+from stackmap_testbed.lab.versions import qemu_version
+
 UNKNOWN = "unknown"
 
 
 def describe_machine() -> dict[str, str | float]:
-    """Name the things that numbers depend on."""
+    """Name the things that numbers depend on.
+
+    Raises:
+        LabError: QEMU cannot be asked for its version.
+    """
     cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    qemu = subprocess.run(
-        ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()[0]
     return {
         "date": dt.datetime.now(dt.UTC).isoformat(sep=" ", timespec="seconds"),
-        "commit": describe_commit(_PROJECT),
+        "commit": describe_commit(CHECKOUT),
         "processor": cpu.group(1) if cpu else platform.machine(),
         "cores": os.cpu_count() or 1,
         "memory_gib": round(memory / 2**30),
-        "qemu": qemu.removeprefix("QEMU emulator version "),
+        "qemu": qemu_version(),
         "python": platform.python_version(),
         "load_average_at_start": round(os.getloadavg()[0], 1),
     }

@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from stackmap_testbed.lab.checkout import CHECKOUT
+
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INHERITED = ("LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "TERM")
 
@@ -29,9 +31,8 @@ def guest_environment() -> dict[str, str]:
 
 def visible_paths() -> list[Path]:
     """Return the places a guest must see even if they are below one of its writable directories."""
-    project = Path(__file__).resolve().parents[3]
     wanted = [
-        project,
+        CHECKOUT,
         Path.cwd(),
         Path(sys.prefix),
         Path(sys.base_prefix),

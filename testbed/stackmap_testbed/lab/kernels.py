@@ -7,11 +7,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from stackmap_testbed.lab.checkout import CHECKOUT
 from stackmap_testbed.lab.errors import MissingToolError
 
 _PACKAGES = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd64"}
 _SERIES = re.compile(r"\d+\.\d+")
-_OWN_MODULES = Path(__file__).resolve().parents[3] / "build" / "kmod"
+_OWN_MODULES = CHECKOUT / "build" / "kmod"
 
 
 @dataclass(frozen=True)

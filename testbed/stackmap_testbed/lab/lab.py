@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from stackmap_testbed.lab.accel import choose_accel
+from stackmap_testbed.lab.addresses import (
+    CLIENT_ADDRESS,
+    CLIENT_IPV6,
+    CLIENT_MAC,
+    SERVER_ADDRESS,
+    SERVER_IPV6,
+    SERVER_MAC,
+)
 from stackmap_testbed.lab.errors import LabError
 from stackmap_testbed.lab.guest import Guest, GuestSettings
 from stackmap_testbed.lab.initramfs import GuestIdentity
@@ -26,15 +34,12 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
-SERVER_ADDRESS = "10.77.0.1"
-CLIENT_ADDRESS = "10.77.0.2"
-
 _HOSTS = f"127.0.0.1 localhost\n::1 localhost\n{SERVER_ADDRESS} server\n{CLIENT_ADDRESS} client\n"
 _IDENTITIES = {
-    "server": GuestIdentity("server", f"{SERVER_ADDRESS}/24", "fd77::1/64", _HOSTS),
-    "client": GuestIdentity("client", f"{CLIENT_ADDRESS}/24", "fd77::2/64", _HOSTS),
+    "server": GuestIdentity("server", f"{SERVER_ADDRESS}/24", f"{SERVER_IPV6}/64", _HOSTS),
+    "client": GuestIdentity("client", f"{CLIENT_ADDRESS}/24", f"{CLIENT_IPV6}/64", _HOSTS),
 }
-_MACS = {"server": "02:77:00:00:00:01", "client": "02:77:00:00:00:02"}
+_MACS = {"server": SERVER_MAC, "client": CLIENT_MAC}
 _DEFAULT_MEMORY_MB = {"server": 1536, "client": 1024}
 
 
