@@ -8,15 +8,11 @@ only the ratio of rings to epoll says something about a change of this project.
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import cffi
 
 from stackmap_testbed.lab.errors import LabError
 
@@ -44,31 +40,6 @@ def record(
         "spread": round(max(spread(rings), spread(epoll)), 4),
         "environment": dict(environment),
     }
-
-
-def environment(release: str) -> dict[str, str]:
-    """Versions that the figures depend on, besides this project, in a guest with this kernel.
-
-    Raises:
-        LabError: a program cannot be asked for its version.
-    """
-    qemu = _first_line(["qemu-system-x86_64", "--version"]).removeprefix("QEMU emulator version ")
-    return {
-        "kernel": release,
-        "qemu": qemu.split()[0],
-        "gcc": _first_line(["gcc", "-dumpfullversion"]),
-        "python": platform.python_version(),
-        "cffi": cffi.__version__,
-    }
-
-
-def _first_line(command: list[str]) -> str:
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout.splitlines()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError) as error:
-        raise LabError(f"'{' '.join(command)}' does not say its version: {error}") from error
 
 
 def read_kept(path: Path = KEPT) -> Record:

@@ -16,13 +16,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from stackmap_testbed.lab.addresses import (
+    CLIENT_ADDRESS,
+    CLIENT_MAC,
+    SERVER_ADDRESS,
+    SERVER_IPV6,
+    SERVER_MAC,
+)
 from stackmap_testbed.lab.errors import LabError, MissingToolError
 from stackmap_testbed.lab.guest import Guest, GuestSettings
 from stackmap_testbed.lab.initramfs import GuestIdentity
 from stackmap_testbed.lab.kernels import Kernel
 
-SERVER_ADDRESS = "10.77.0.1"
-CLIENT_ADDRESS = "10.77.0.2"
 SERVER_NIC = "eth0"
 #: Prefix of commands in the guest that run at the client's end.
 AT_CLIENT = ("ip", "netns", "exec", "client")
@@ -33,9 +38,10 @@ WIRE_NS = 10_000
 #: The folder of ``_mark.h``, which says what the load executes as a marker.
 _MARK_FOLDER = Path(__file__).parents[1] / "load"
 _CLIENT_NIC = "eth1"
-_MACS = ("02:77:00:00:00:01", "02:77:00:00:00:02")
-_IDENTITY = GuestIdentity("server", f"{SERVER_ADDRESS}/24", "fd77::1/64", "127.0.0.1 localhost\n")
-_MEMORY_MB = 1024
+_MACS = (SERVER_MAC, CLIENT_MAC)
+_IDENTITY = GuestIdentity(
+    "server", f"{SERVER_ADDRESS}/24", f"{SERVER_IPV6}/64", "127.0.0.1 localhost\n"
+)
 _BOOT_SECONDS = 600.0
 # Nothing at random: where the kernel and programs are in memory decides about cache line sharing
 # and hash chains.  And no watchdogs: while the guest waits for this machine (for a file), its time
@@ -106,7 +112,7 @@ def _devices(plugin: Path, counts: Path) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def counting_guest(kernel: Kernel, memory: int = _MEMORY_MB) -> Iterator[tuple[Guest, Counter]]:
+def counting_guest(kernel: Kernel, memory: int) -> Iterator[tuple[Guest, Counter]]:
     """Boot the machine, with so many megabytes.
 
     Raises:
