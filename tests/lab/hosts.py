@@ -6,9 +6,10 @@ import contextlib
 import itertools
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,10 +69,14 @@ class Remote:
         self, what: str, satisfied: Callable[[Any], bool], patience: float = PATIENCE, **of: Any
     ) -> Any:
         """Ask again and again until the answer satisfies; returns it."""
-        deadline = time.monotonic() + patience
-        while not satisfied(answer := getattr(self, what)(**of)):
-            assert time.monotonic() < deadline, answer
-            time.sleep(0.05)
+        answer = None
+
+        def asked() -> bool:
+            nonlocal answer
+            answer = getattr(self, what)(**of)
+            return satisfied(answer)
+
+        eventually(asked, lambda: answer, patience=patience)
         return answer
 
 

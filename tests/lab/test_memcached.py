@@ -78,7 +78,7 @@ def theirs(lab: Lab) -> Iterator[None]:
             "-o", "no_lru_maintainer,no_lru_crawler",
         ]
     )  # fmt: skip
-    ask(lab, "conformance", "wait_for", THEIRS)
+    ask(lab, "conformance", "wait_for_listener", THEIRS)
     yield
     process.kill()
     process.wait(PATIENCE)

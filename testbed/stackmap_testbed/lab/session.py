@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from stackmap_testbed.lab.errors import LabError
 from stackmap_testbed.lab.foreground import Foreground, window_size
 from stackmap_testbed.lab.runtime_dir import runtime_directory
+from stackmap_testbed.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,11 +214,8 @@ class Session:
             return False
         for _ in self._ask({"do": "down"}):
             pass
-        deadline = time.monotonic() + _DOWN_SECONDS
-        while self.held():
-            if time.monotonic() > deadline:
-                raise LabError(f"the lab {self.name!r} did not go down within {_DOWN_SECONDS:g} s")
-            time.sleep(0.05)
+        if not wait_until(lambda: not self.held(), _DOWN_SECONDS):
+            raise LabError(f"the lab {self.name!r} did not go down within {_DOWN_SECONDS:g} s")
         return True
 
     def _ask(self, command: Message) -> Iterator[Message]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-import time
+
+from stackmap_testbed.waiting import wait_until
 
 _PREFIX = "stackmap_"
 
@@ -39,9 +40,12 @@ def settled_counters(host: str, port: int, patience: float = 3.0) -> dict[str, i
     The clients of a finished run have acknowledged everything when they close, but the last
     acknowledgements may still be under way.
     """
-    deadline = time.monotonic() + patience
-    while True:
+    counters: dict[str, int] = {}
+
+    def settled() -> bool:
+        nonlocal counters
         counters = read_counters(host, port)
-        if counters.get("slots_pinned", 0) == 0 or time.monotonic() >= deadline:
-            return counters
-        time.sleep(0.1)
+        return counters.get("slots_pinned", 0) == 0
+
+    wait_until(settled, patience, pause=0.1)
+    return counters

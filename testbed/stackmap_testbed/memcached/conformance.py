@@ -14,12 +14,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from stackmap_testbed.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,28 +56,28 @@ def oracle(memory: int = 64, options: str = _NO_THREADS) -> Iterator[Address]:
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
-            wait_for(address)
+            wait_for_listener(address)
             yield address
         finally:
             process.terminate()
 
 
-def wait_for(address: Address, patience: float = 10.0) -> None:
+def wait_for_listener(address: Address, patience: float = 10.0) -> None:
     """Return as soon as somebody listens there.
 
     Raises:
         TimeoutError: nobody does within ``patience`` seconds.
     """
-    deadline = time.monotonic() + patience
-    while True:
+
+    def somebody_listens() -> bool:
         try:
             socket.create_connection(address, 1.0).close()
-        except OSError as failure:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"nobody listens on {address[0]}:{address[1]}") from failure
-            time.sleep(0.02)
-        else:
-            return
+        except OSError:
+            return False
+        return True
+
+    if not wait_until(somebody_listens, patience):
+        raise TimeoutError(f"nobody listens on {address[0]}:{address[1]}")
 
 
 # -- suites that clients bring --
