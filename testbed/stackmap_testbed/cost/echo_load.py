@@ -14,8 +14,7 @@ import random
 import sys
 from array import array
 
-from stackmap_testbed.load._load_c import lib
-from stackmap_testbed.load.generator import Exchange, Load, connected
+from stackmap_testbed.load.generator import Exchange, Load, connected, mark
 
 MESSAGE_BYTES = 64
 _MESSAGES = 16
@@ -38,9 +37,9 @@ def measure(
     with connected(address, port, connections, _PATIENCE) as fds:
         load = Load(fds, _messages(), array("I", range(_MESSAGES)), window=window)
         load.run(None, requests, record=False)
-        lib.load_mark()
+        mark()
         load.run(None, requests, record=True)
-        lib.load_mark()
+        mark()
         load.drain(_PATIENCE)
         result = load.result()
     return {

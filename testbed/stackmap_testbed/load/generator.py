@@ -291,6 +291,11 @@ def run_load(plan: LoadPlan, on_phase: Callable[[str], None] = lambda _: None) -
     )
 
 
+def mark() -> None:
+    """Execute the marker of ``_mark.h``, which a counter of instructions sees from outside."""
+    lib.load_mark()
+
+
 def write_hgrm(result: LoadResult, target: Path) -> None:
     """Write the latencies, in microseconds, as HdrHistogram's plotters read them (``.hgrm``)."""
     with target.open("wb") as file:
