@@ -10,7 +10,7 @@ from stackmap._errors import StackmapError
 
 DEVICE = Path("/dev/stackmap")
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parent
 
 
 class ModuleError(StackmapError):
@@ -36,8 +36,12 @@ def load_module(path: Path | None) -> None:
 
 def _built_nearby() -> Path:
     release = os.uname().release
-    # Not the current directory: anybody may have put a module there.
-    folders = [_CHECKOUT / "kmod", _CHECKOUT / "build" / "kmod" / release]
+    # Not the current directory, nor what is beside an installed package: anybody may have put a
+    # module there.
+    checkouts = [_PACKAGE.parents[1]] if _PACKAGE.parent.name == "cli" else []
+    folders = [
+        checkout / part for checkout in checkouts for part in ("kmod", f"build/kmod/{release}")
+    ]
     built = [module for folder in folders if (module := folder / "stackmap.ko").is_file()]
     for module in built:
         if _release_of(module) == release:
