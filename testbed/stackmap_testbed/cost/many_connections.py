@@ -48,7 +48,7 @@ def run(kernel: Kernel, module: Path | None) -> dict[str, dict[int, float]]:
                     guest, counter, server, REQUESTS, load, files=_FILES, patience=_PATIENCE
                 )
                 cost = costs[server][connections]
-                print(f"{server:<5}, {connections:6} connections: {cost:8.0f}", flush=True)
+                print(f"{connections:6} connections: {server:<5} {cost:8.0f}", flush=True)
     return costs
 
 
