@@ -21,7 +21,7 @@ comma := ,
 JOBS ?= $(shell nproc)
 
 PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackmap/_ring_build.py stackmap/_fast.c \
-	kmod/uapi/*.h testbed/_load.[ch] testbed/_mark.h testbed/_load_build.py)
+	kmod/uapi/*.h $(addprefix testbed/stackmap_testbed/load/,_load.[ch] _mark.h _load_build.py))
 CHECKED_PYTHON := stackmap cli testbed tests examples setup.py
 
 TEST_SUITES := $(KERNELS:%=test-vm-%) $(KERNELS:%=test-lab-%) test-unit
@@ -32,7 +32,7 @@ CHECK_SUITES := check-kmod check-python check-shell
 	check-kmod kmod bytecode setup packages test-packages check-packages clean
 
 demo: setup
-	@$(PYTHON) -m stackmap_testbed.demo --kernel $(KERNEL) --out $(OUT)
+	@$(PYTHON) -m stackmap_testbed.comparison.demo --kernel $(KERNEL) --out $(OUT)
 
 lab: setup
 	@$(VENV)/bin/stackmap lab up --kernel $(KERNEL)
@@ -130,7 +130,7 @@ soak: setup
 
 # What a request costs with ten thousand connections, compared to a hundred.
 bench-connections: setup
-	@$(PYTHON) -m stackmap_testbed.crowd --kernel $(KERNEL) --out out/bench-connections.json
+	@$(PYTHON) -m stackmap_testbed.cost.many_connections --kernel $(KERNEL) --out out/bench-connections.json
 
 # Throughput of one connection on a ring and on a socket, by size of slot and round trip.
 bench-slots: setup
@@ -138,12 +138,12 @@ bench-slots: setup
 
 # What a request costs on rings, held to a figure that is kept; UPDATE=1 keeps the new one.
 bench-gate: setup
-	$(SUITE) $(PYTHON) -m stackmap_testbed.gate --kernel $(KERNEL) --out out/bench-gate.json \
+	$(SUITE) $(PYTHON) -m stackmap_testbed.cost.gate --kernel $(KERNEL) --out out/bench-gate.json \
 		$(if $(UPDATE),--update)
 
 check: $(CHECK_SUITES)
 
-check-python: setup build/typing
+check-python: setup
 	$(SUITE) sh -ec '$(VENV)/bin/ruff check $(CHECKED_PYTHON); \
 		$(VENV)/bin/mypy -p stackmap -p stackmap_cli -p stackmap_testbed; $(VENV)/bin/mypy tests examples'
 
@@ -152,12 +152,6 @@ check-shell: check-packages
 
 check-kmod: check-packages
 	$(SUITE) testbed/check-kmod.sh $(CURDIR)/build/check-kmod
-
-# mypy's view of the names under which cli/ and testbed/ are installed.
-build/typing:
-	@mkdir -p $@
-	@ln -s ../../cli $@/stackmap_cli
-	@ln -s ../../testbed $@/stackmap_testbed
 
 setup: packages bytecode kmod
 
@@ -182,5 +176,5 @@ kmod: packages
 	@testbed/setup.sh module $(CURDIR)/build/kmod
 
 clean:
-	rm -rf build dist out *.egg-info stackmap/_ring_c.* stackmap/_fast.*.so testbed/_load_c.* $(VENV)
+	rm -rf build dist out *.egg-info stackmap/_ring_c.* stackmap/_fast.*.so testbed/stackmap_testbed/load/_load_c.* $(VENV)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

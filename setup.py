@@ -12,5 +12,8 @@ fast = Extension(
 
 setup(
     ext_modules=[fast],
-    cffi_modules=["stackmap/_ring_build.py:ffibuilder", "testbed/_load_build.py:ffibuilder"],
+    cffi_modules=[
+        "stackmap/_ring_build.py:ffibuilder",
+        "testbed/stackmap_testbed/load/_load_build.py:ffibuilder",
+    ],
 )

@@ -10,13 +10,13 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stackmap_testbed.errors import GuestTimeoutError
+from stackmap_testbed.lab.errors import GuestTimeoutError
 
 if TYPE_CHECKING:
     import pytest
 
-    from stackmap_testbed.guest import Guest
-    from stackmap_testbed.process import GuestProcess
+    from stackmap_testbed.lab.guest import Guest
+    from stackmap_testbed.lab.process import GuestProcess
 
 #: For the kernels of guests that are tested, not measured: an emulated processor speculates about
 #: nothing, and spends a tenth of its time on the kernel's defence against what it would do.

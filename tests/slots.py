@@ -23,10 +23,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
 
-from stackmap_testbed.errors import LabError
-from stackmap_testbed.figures import environment
-from stackmap_testbed.kernels import find_kernel, module_for
-from stackmap_testbed.lab import Lab
+from stackmap_testbed.lab.errors import LabError
+from stackmap_testbed.lab.kernels import find_kernel, module_for
+from stackmap_testbed.lab.lab import Lab
+from stackmap_testbed.lab.versions import versions
 from tests.guest.raw import REFUSED, SLOTS, SYNC_WAIT, RawPort
 
 ROUND_TRIPS_MS = (0.1, 10.0, 40.0)
@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         figures = _run(args)
-        versions = environment(find_kernel(args.kernel).release)
+        environment = versions(find_kernel(args.kernel).release)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{line['ring'] / 1000:8.0f} {line['ratio']:6.2f}"
         )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"figures": figures, "limit": LIMIT, "environment": versions}
+    result = {"figures": figures, "limit": LIMIT, "environment": environment}
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     least = min(line["ratio"] for line in figures)
     print(f"{args.out}: {least:.2f} at the least: {'passed' if least >= LIMIT else 'FAILED'}")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stackmap_testbed.errors import GuestCommandError, KernelLogError, LabError
-from stackmap_testbed.kernels import module_for
-from stackmap_testbed.lab import Lab
+from stackmap_testbed.lab.errors import GuestCommandError, KernelLogError, LabError
+from stackmap_testbed.lab.kernels import module_for
+from stackmap_testbed.lab.lab import Lab
 from tests.debug.kernels import NotBuiltError, find_debug_kernel
 from tests.debug.uml import Options, run_in_uml
 from tests.unload import UNLOAD, UNLOAD_SECONDS

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.errors import LabError
-from stackmap_testbed.lab import Lab
+from stackmap_testbed.lab.errors import LabError
+from stackmap_testbed.lab.lab import Lab
 from tests.debug.kernels import DebugKernel, NotBuiltError, find_debug_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stackmap_testbed.guest import Guest
+    from stackmap_testbed.lab.guest import Guest
 
 #: Tests that run inside guests only, named there file by file.
 collect_ignore = ["inside"]

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from stackmap_testbed.kernels import Kernel, find_kernel
+from stackmap_testbed.lab.kernels import Kernel, find_kernel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUILD = Path(__file__).resolve().parent / "kernel" / "build.sh"

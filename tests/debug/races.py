@@ -5,7 +5,7 @@ Linux has races of its own, and KCSAN finds some: those with the module in them 
 
 from __future__ import annotations
 
-from stackmap_testbed.kernel_log import offending_lines
+from stackmap_testbed.lab.kernel_log import offending_lines
 
 #: Before and after each of KCSAN's reports, as of KASAN's.
 _RULE = "=" * 66

@@ -18,7 +18,7 @@ from tests.unload import UNLOAD, UNLOAD_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stackmap_testbed.guest import Guest
+    from stackmap_testbed.lab.guest import Guest
     from tests.debug.kernels import DebugKernel
 
 GUEST = ROOT / "tests" / "guest"

@@ -14,7 +14,7 @@ from tests.debug.races import complaints
 from tests.debug.uml import Options, run_in_uml
 
 if TYPE_CHECKING:
-    from stackmap_testbed.guest import Guest
+    from stackmap_testbed.lab.guest import Guest
     from tests.debug.kernels import DebugKernel
 
 SOURCE = Path(__file__).parent / "planted"

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stackmap_testbed.children import end_process, start_process
-from stackmap_testbed.environment import guest_environment, visible_paths
-from stackmap_testbed.kernel_log import offending_lines
+from stackmap_testbed.lab.environment import guest_environment, visible_paths
+from stackmap_testbed.lab.helper_process import end_process, start_process
+from stackmap_testbed.lab.kernel_log import offending_lines
 from tests.debug.kernels import DebugKernel, find_debug_kernel
 from tests.unload import UNLOAD
 

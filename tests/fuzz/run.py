@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stackmap_testbed.errors import LabError
-from stackmap_testbed.kernels import module_for
-from stackmap_testbed.lab import Lab
+from stackmap_testbed.lab.errors import LabError
+from stackmap_testbed.lab.kernels import module_for
+from stackmap_testbed.lab.lab import Lab
 from tests.debug.kernels import NotBuiltError, find_debug_kernel
 from tests.debug.races import complaints
 from tests.debug.uml import Options, run_in_uml
@@ -29,8 +29,8 @@ from tests.unload import UNLOAD
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stackmap_testbed.guest import Guest
-    from stackmap_testbed.process import GuestProcess
+    from stackmap_testbed.lab.guest import Guest
+    from stackmap_testbed.lab.process import GuestProcess
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = Path(__file__).resolve().parent

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 import traceback
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,20 +43,16 @@ class Child:
 
     def await_sleep(self, states: str = "S") -> None:
         """Wait until the child sleeps; other states (proc(5)) may be meant."""
-        deadline = time.monotonic() + PATIENCE
-        while self._state() not in states:
-            assert time.monotonic() < deadline, "the child never sleeps"
-            time.sleep(0.01)
+        eventually(
+            lambda: self._state() in states, lambda: "the child never sleeps", patience=PATIENCE
+        )
 
     def _state(self) -> str:
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
     def await_end(self) -> int:
         """Wait until the child has ended; returns its exit status, negative for a signal."""
-        deadline = time.monotonic() + PATIENCE
-        while not self._ended():
-            assert time.monotonic() < deadline, "the child does not end"
-            time.sleep(0.01)
+        eventually(self._ended, lambda: "the child does not end", patience=PATIENCE)
         assert self.status is not None
         return self.status
 

@@ -18,8 +18,9 @@ from tests.guest.app import Nursery
 from tests.guest.lifetimes import Round, close_sockets_first
 from tests.guest.memory import in_use, settle
 from tests.guest.peer import Peer
-from tests.guest.site import KernelLog, Site, eventually, references
+from tests.guest.site import KernelLog, Site, references
 from tests.guest.victim import MAX_FILES
+from tests.waiting import eventually
 
 #: Packets that may wait at the end of a veth pair.
 BACKLOG = Path("/proc/sys/net/core/netdev_max_backlog")

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.waiting import eventually
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -54,10 +56,11 @@ class WaitingCall(threading.Thread):
             time.sleep(0.01)
 
     def _await(self, state: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while self._state() != state and self.is_alive():
-            assert time.monotonic() < deadline, "the call neither waits nor returns"
-            time.sleep(0.01)
+        eventually(
+            lambda: self._state() == state or not self.is_alive(),
+            lambda: "the call neither waits nor returns",
+            patience=PATIENCE,
+        )
 
     def _state(self) -> str:
         try:

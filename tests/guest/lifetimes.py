@@ -18,11 +18,11 @@ from tests.guest.peer import Peer
 from tests.guest.site import (
     KernelLog,
     Site,
-    eventually,
     load_module,
     references,
     remove_module,
 )
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from pyroute2 import netns
 
 from tests.guest.pattern import pattern
+from tests.reset import reset_on_close
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 CHUNK = 16384
 #: Small enough that what is buffered at an end is soon read.
 _BUFFER = 1 << 16
-_RESET_ON_CLOSE = b"\1\0\0\0\0\0\0\0"
 
 
 @contextlib.contextmanager
@@ -142,7 +142,7 @@ class Peer:
         with self._lock:
             for line in self.lines:
                 if line.end is None:  # else it is half closed, or an error has ended it
-                    line.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                    reset_on_close(line.sock)
                     line.end = "closed"
                 line.sock.close()
         self._wake.close()

@@ -13,8 +13,9 @@ from pathlib import Path
 from tests.guest.app import Nursery
 from tests.guest.commands import sh
 from tests.guest.lifetimes import play
-from tests.guest.site import KernelLog, Site, eventually
+from tests.guest.site import KernelLog, Site
 from tests.guest.victim import MAX_FILES
+from tests.waiting import eventually
 
 #: The hardware addresses by which the NICs are known when they appear.
 MACS = {"near": "02:79:00:00:00:01", "far": "02:79:00:00:00:02"}

@@ -15,8 +15,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from tests.guest.site import eventually
 from tests.guest.wire import NIC
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     import socket

@@ -12,49 +12,17 @@ import json
 import os
 import socket
 import subprocess
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from stackmap_testbed.kernel_log import offending_lines, parse_record
+from stackmap_testbed.lab.kernel_log import offending_lines, parse_record
 from tests.guest.commands import ip, sh
 from tests.guest.peer import inside
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-#: Seconds, more than TCP ever lets pass between two retransmissions (TCP_RTO_MAX, 120).
-PATIENCE = 180.0
+from tests.waiting import eventually
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_DELETE_MODULE = 176
 _SYS_FINIT_MODULE = 313
 _RECORD_MAX = 8192
-
-
-def eventually(
-    condition: Callable[[], bool],
-    what: Callable[[], object],
-    progress: Callable[[], object] = lambda: None,
-) -> None:
-    """Wait until a condition holds.
-
-    If it never does, fail with what ``what`` says: when the time is up since ``progress`` last said
-    something new.
-    """
-    start = time.monotonic()
-    last = progress()
-    while True:
-        asked = time.monotonic()
-        if condition():
-            return
-        now = time.monotonic()
-        if now >= start + PATIENCE:
-            there = progress()
-            assert there != last, what()
-            start, last = now, there
-        # Asking costs the one who is waited for as much as it costs us.
-        time.sleep(max(0.005, now - asked))
 
 
 def module_file() -> Path:

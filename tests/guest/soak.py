@@ -26,8 +26,10 @@ from tests.guest.commands import sh
 from tests.guest.memory import in_use, settle
 from tests.guest.pattern import pattern
 from tests.guest.peer import inside
-from tests.guest.site import PATIENCE, KernelLog, Site, eventually, references
+from tests.guest.site import KernelLog, Site, references
 from tests.guest.victim import MAX_FILES
+from tests.reset import reset_on_close
+from tests.waiting import PATIENCE, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,8 +43,6 @@ LONGEST = 20_000
 RESET_SHARE = 0.05
 LOSS = "1%"
 LIFE_SECONDS = 60.0
-
-_RESET_ON_CLOSE = b"\1\0\0\0\0\0\0\0"
 
 
 class LossySite(Site):
@@ -180,7 +180,7 @@ class Soak:
         stream.received += len(data)
         self.tally.messages += stream.received // MESSAGE - before
         if stream.reset_at is not None and stream.received >= stream.reset_at:
-            stream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            reset_on_close(stream.sock)
             self.tally.reset += 1
             self.end(stream)
         elif stream.sent < stream.size:

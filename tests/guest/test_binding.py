@@ -13,7 +13,7 @@ import pytest
 from pyroute2 import IPRoute, netns
 
 from stackmap._netlink import Inspector, PortInfo
-from stackmap_cli.link import Grants, read_nic, set_qdisc
+from stackmap_cli.qdisc import Grants, read_nic, set_qdisc
 from tests.guest.children import Child
 from tests.guest.commands import ip, sh
 from tests.guest.peer import inside

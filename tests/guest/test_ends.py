@@ -12,7 +12,7 @@ import pytest
 from stackmap import Event, RingPort, SocketPort
 from stackmap._sockets import _has_failed
 from tests.guest.peer import inside
-from tests.guest.site import Site, eventually, references
+from tests.guest.site import Site, references
 from tests.guest.test_soft_errors import HOST, heard
 from tests.guest.wire import NIC, connect_pair
 from tests.unit.test_ends_contract import *  # noqa: F403 (the tests, and the fixture they share)
@@ -20,10 +20,10 @@ from tests.unit.test_ends_contract import (
     STATES,
     Cell,
     State,
-    await_that,
     check_failure,
     give_up_soon,
 )
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,7 +74,7 @@ def test_icmp_error(backend: str, state: State) -> None:
         cell = Cell(port, peer, sock, state)
         cell.enter()
         wire.complain(HOST)
-        await_that(lambda: _has_failed(sock))
+        eventually(lambda: _has_failed(sock), lambda: "the connection never fails")
         check_failure(cell, errno.EHOSTUNREACH)
         assert sock.fileno() == -1
         assert not port._connections
@@ -107,7 +107,7 @@ def test_nic_gone(site: Site, state: State) -> None:
             site.unplug()
             site.unplugged()
             give_up_soon(sock)
-            await_that(lambda: cell.tcp_info("B") == 7)
+            eventually(lambda: cell.tcp_info("B") == 7, lambda: cell.tcp_info("B"))
             cell.link.until_event(Event.CLOSED)
             code = next(entry[1] for entry in cell.link.story if isinstance(entry, tuple))
             assert code in (errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH)

@@ -34,8 +34,8 @@ from tests.guest.raw import (
     register_body,
 )
 from tests.guest.rest import end_by_closing, end_by_detaching, end_by_shutdown, leave_a_rest
-from tests.guest.site import eventually
 from tests.guest.wire import NIC, PEER_ADDRESS, connect_pair, in_peer_namespace, receive_exactly
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

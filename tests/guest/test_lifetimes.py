@@ -12,8 +12,9 @@ import pytest
 from tests.guest.app import Nursery
 from tests.guest.commands import sh
 from tests.guest.lifetimes import ENDINGS, SITUATIONS, play, started
-from tests.guest.site import KernelLog, Site, eventually, references, remove_module
+from tests.guest.site import KernelLog, Site, references, remove_module
 from tests.guest.victim import MAX_FILES
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -31,7 +31,6 @@ from tests.guest.raw import (
     RawPort,
     Received,
 )
-from tests.guest.site import eventually
 from tests.guest.wire import (
     ADDRESS,
     connect_pair,
@@ -39,6 +38,8 @@ from tests.guest.wire import (
     peer_is_late_by,
     peer_namespace,
 )
+from tests.reset import reset_on_close
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     import mmap
@@ -226,7 +227,7 @@ def test_a_connection_that_is_reset_before_it_was_accepted(
     listener, connect = listening()
     port.attach_to(0, listener, ATTACH_LISTENER)
     peer = connect()
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    reset_on_close(peer)
     number = peer.getsockname()[1]
     peer.sendall(b"early")
     peer.close()

@@ -17,9 +17,9 @@ from tests.guest.commands import sh
 from tests.guest.pattern import pattern
 from tests.guest.raw import REFUSED, SYNC_RX, SYNC_TX, RawPort
 from tests.guest.rest import unacknowledged
-from tests.guest.site import eventually
 from tests.guest.tcp_info import tcp_info
 from tests.guest.wire import NIC, connect_pair, peer_is_late_by, peer_loses, receive_exactly
+from tests.waiting import eventually
 
 SPARE = 4
 PATIENCE = 60.0
@@ -27,10 +27,7 @@ PATIENCE = 60.0
 
 def await_acks(port: RawPort) -> None:
     """Wait until no buffer is pinned any more."""
-    deadline = time.monotonic() + PATIENCE
-    while port.stats()["pinned"]:
-        assert time.monotonic() < deadline, port.stats()
-        time.sleep(0.01)
+    eventually(lambda: not port.stats()["pinned"], port.stats, patience=PATIENCE)
 
 
 class Crowd:

@@ -15,9 +15,9 @@ import pytest
 from tests.guest.commands import sh
 from tests.guest.peer import inside
 from tests.guest.raw import SYNC_POLL, SYNC_RX, SYNC_TX, RawPort
-from tests.guest.site import eventually
 from tests.guest.tracing import traced
 from tests.guest.wire import PEER_NAMESPACE
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -33,6 +33,7 @@ from tests.guest.wire import (
     in_peer_namespace,
     receive_exactly,
 )
+from tests.reset import reset_on_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -127,7 +128,7 @@ def test_a_connection_that_is_being_made(port: RawPort) -> None:
 def test_a_connection_that_has_ended(port: RawPort) -> None:
     peer, sock = connect_pair()
     with closing(sock):
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(peer)
         peer.close()
         time.sleep(0.1)
         id = port.attach(sock)
@@ -137,7 +138,7 @@ def test_a_connection_that_has_ended(port: RawPort) -> None:
         assert port.receive() == [(id, b"", ERROR, errno.ECONNRESET), (id, b"", CLOSED, 0)]
     peer, sock = connect_pair()
     with closing(peer), closing(sock):
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(peer)
         peer.close()
         time.sleep(0.1)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET

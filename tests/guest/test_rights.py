@@ -30,7 +30,7 @@ from pyroute2.netlink.rtnl.tcmsg import plugins
 
 from stackmap import BackendUnavailableError, RingPort
 from stackmap._netlink import Inspector
-from stackmap_cli.link import KIND, Grants, NicError, bound_nics, read_nic, set_qdisc
+from stackmap_cli.qdisc import KIND, Grants, NicError, bound_nics, read_nic, set_qdisc
 from tests.guest.commands import sh
 from tests.guest.peer import inside
 from tests.guest.raw import SYNC_POLL, SYNC_RX, RawPort

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from stackmap import BackendUnavailableError, Event, Port, RingPort, Segment, SocketPort, _ring
-from tests.guest.site import eventually
 from tests.guest.test_soft_errors import HOST, heard
 from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, receive_exactly
+from tests.waiting import eventually
 
 PATIENCE = 60.0
 

@@ -31,8 +31,8 @@ from tests.guest.raw import (
     RawPort,
     Ring,
 )
-from tests.guest.site import eventually
 from tests.guest.wire import connect_pair, receive_exactly
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,7 +14,6 @@ import pytest
 from tests.guest.commands import sh
 from tests.guest.pattern import pattern
 from tests.guest.raw import REFUSED, WRITABLE, RawPort
-from tests.guest.site import eventually
 from tests.guest.wire import (
     ADDRESS,
     NIC,
@@ -25,6 +24,8 @@ from tests.guest.wire import (
     peer_loses,
     receive_exactly,
 )
+from tests.reset import reset_on_close
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -266,7 +267,7 @@ def test_a_reset_releases_copied_buffers(detached: bool) -> None:
                 port.detach(id)
         # The peer's FIN would acknowledge; its RST says nothing of what it has.
         assert released(port) == (0, 0)
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(peer)
         peer.close()
         eventually(lambda: not pinned(port), port.stats)
         assert sum(released(port)) == 1

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from tests.guest.pattern import pattern
 from tests.guest.raw import EOF, SYNC_POLL, SYNC_RX, RawPort
 from tests.guest.rest import unacknowledged
-from tests.guest.site import eventually
 from tests.guest.wire import connect_pair
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,6 @@ import pytest
 
 from tests.guest.commands import sh
 from tests.guest.raw import RawPort
-from tests.guest.site import eventually
 from tests.guest.tcp_info import tcp_info
 from tests.guest.wire import (
     ADDRESS,
@@ -25,6 +24,7 @@ from tests.guest.wire import (
     peer_namespace,
     receive_exactly,
 )
+from tests.waiting import eventually
 
 IPV6_ADDRFORM, TCP_ULP = 1, 31
 BASE_MSS = 600

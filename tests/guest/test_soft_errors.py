@@ -16,6 +16,7 @@ from tests.guest.pattern import pattern
 from tests.guest.raw import ERROR, REFUSED, SYNC_TX, RawPort
 from tests.guest.rest import end_by_closing, end_by_detaching, end_by_shutdown, leave_a_rest
 from tests.guest.wire import ADDRESS, NIC, connect_pair, peer_namespace, receive_exactly
+from tests.reset import reset_on_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -142,7 +143,7 @@ def test_each_error_is_told(two: Attached) -> None:
         say_hello(two)
         wire.complain(PORT)
         assert await_error(port, two.id) == errno.ECONNREFUSED
-        two.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(two.peer)
         two.peer.close()
         assert await_error(port, two.id) == errno.ECONNRESET
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import socket
-import struct
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +13,7 @@ import pytest
 from tests.guest.commands import sh
 from tests.guest.rest import peer_is_full
 from tests.guest.wire import connect_pair, receive_exactly
+from tests.reset import reset_on_close
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +114,7 @@ def test_events_and_a_reset(two: Attached, trace: Trace) -> None:
             port.sync()
         assert trace.take("refuse")[0]["errno"] == str(errno.EAGAIN)
         trace.clear()
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(peer)
         peer.close()
         while len(trace.take("event")) < 2:
             port.receive()

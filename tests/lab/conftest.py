@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.errors import GuestDiedError, KernelLogError, LabError
-from stackmap_testbed.experiment import program
-from stackmap_testbed.kernels import module_for
-from stackmap_testbed.lab import Lab
+from stackmap_testbed.comparison.experiment import program
+from stackmap_testbed.lab.errors import GuestDiedError, KernelLogError, LabError
+from stackmap_testbed.lab.kernels import module_for
+from stackmap_testbed.lab.lab import Lab
 from tests.inside import NO_MITIGATIONS
 from tests.unload import UNLOAD, UNLOAD_SECONDS
 

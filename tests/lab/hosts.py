@@ -6,16 +6,17 @@ import contextlib
 import itertools
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from stackmap_testbed.guest import Guest
-    from stackmap_testbed.lab import Lab
-    from stackmap_testbed.process import GuestProcess
+    from stackmap_testbed.lab.guest import Guest
+    from stackmap_testbed.lab.lab import Lab
+    from stackmap_testbed.lab.process import GuestProcess
 
 ROOT = Path(__file__).parent.parent.parent
 #: For one step of a program, where more guests than processors are emulated.
@@ -68,10 +69,14 @@ class Remote:
         self, what: str, satisfied: Callable[[Any], bool], patience: float = PATIENCE, **of: Any
     ) -> Any:
         """Ask again and again until the answer satisfies; returns it."""
-        deadline = time.monotonic() + patience
-        while not satisfied(answer := getattr(self, what)(**of)):
-            assert time.monotonic() < deadline, answer
-            time.sleep(0.05)
+        answer = None
+
+        def asked() -> bool:
+            nonlocal answer
+            answer = getattr(self, what)(**of)
+            return satisfied(answer)
+
+        eventually(asked, lambda: answer, patience=patience)
         return answer
 
 

@@ -11,11 +11,12 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,10 +126,9 @@ def test_a_lab_killed_outright_leaves_nothing_behind(cli: Cli, kernel: str) -> N
     assert "has a direct wire, which cannot be impaired" in wire.stderr
     os.kill(state["pid"], 9)
     machines = [Path(f"/proc/{guest['pid']}") for guest in state["guests"].values()]
-    deadline = time.monotonic() + 60
-    while any(machine.exists() for machine in machines):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    eventually(
+        lambda: not any(machine.exists() for machine in machines), lambda: machines, patience=60
+    )
     assert cli("status").stdout == "down\n"
     assert cli("exec", "server", "true").returncode == 1
     assert cli("down").stdout == "The lab was not up.\n"

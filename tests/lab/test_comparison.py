@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.demo import kernel_logs
-from stackmap_testbed.experiment import BACKENDS, Plan, Step, measure, peak, program, serving
-from stackmap_testbed.kernels import module_for
-from stackmap_testbed.lab import SERVER_ADDRESS
-from stackmap_testbed.summary import loads, path, pinning, problems, ratios
+from stackmap_testbed.comparison.demo import kernel_logs
+from stackmap_testbed.comparison.experiment import (
+    BACKENDS,
+    Plan,
+    Step,
+    measure,
+    peak,
+    program,
+    serving,
+)
+from stackmap_testbed.comparison.summary import loads, path, pinning, problems, ratios
+from stackmap_testbed.lab.addresses import SERVER_ADDRESS
+from stackmap_testbed.lab.kernels import module_for
 
 if TYPE_CHECKING:
-    from stackmap_testbed.lab import Lab
+    from stackmap_testbed.lab.lab import Lab
 
 pytestmark = [pytest.mark.first_kernel, pytest.mark.timeout(900)]
 
@@ -30,7 +38,13 @@ def plan(lab: Lab) -> Plan:
 
 @pytest.mark.parametrize("backend", ["sockets", "stackmap"])
 def test_a_real_client_gets_right_answers(lab: Lab, plan: Plan, backend: str) -> None:
-    command = [sys.executable, "-m", "stackmap_testbed.showcase", "--host", plan.address]
+    command = [
+        sys.executable,
+        "-m",
+        "stackmap_testbed.comparison.client_demo",
+        "--host",
+        plan.address,
+    ]
     with serving(lab.server, plan, backend):
         result = lab.client.run(command, timeout=plan.patience)
     assert "WRONG" not in result.stdout

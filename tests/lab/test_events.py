@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stackmap_testbed.lab import CLIENT_ADDRESS
+from stackmap_testbed.lab.addresses import CLIENT_ADDRESS
 from tests.lab.captures import FIN, segments
 from tests.lab.hosts import pair
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from stackmap_testbed.lab import Lab
+    from stackmap_testbed.lab.lab import Lab
 
 PORT = 7300
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stackmap_testbed.lab import SERVER_ADDRESS
+from stackmap_testbed.lab.addresses import SERVER_ADDRESS
 from tests.lab.captures import RST, SYN, segments
 from tests.lab.hosts import PATIENCE, base_ports, pair, running
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stackmap_testbed.lab import Lab
+    from stackmap_testbed.lab.lab import Lab
     from tests.lab.hosts import Pair
 
 PORT = 7400

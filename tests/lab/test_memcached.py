@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stackmap_testbed.conformance import (
+from stackmap_testbed.comparison.experiment import Plan, serving
+from stackmap_testbed.lab.addresses import CLIENT_ADDRESS, SERVER_ADDRESS
+from stackmap_testbed.memcached.conformance import (
     memccapable_outcomes,
     missing_programs,
     oracle,
     pymemcache_outcomes,
 )
-from stackmap_testbed.experiment import Plan, serving
-from stackmap_testbed.lab import CLIENT_ADDRESS, SERVER_ADDRESS
 from tests.lab.captures import transmissions
 from tests.lab.hosts import start
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from stackmap_testbed.lab import Lab
+    from stackmap_testbed.lab.lab import Lab
 
 PORT = 11211
 OURS = f"{SERVER_ADDRESS}:{PORT}"
@@ -78,7 +78,7 @@ def theirs(lab: Lab) -> Iterator[None]:
             "-o", "no_lru_maintainer,no_lru_crawler",
         ]
     )  # fmt: skip
-    ask(lab, "conformance", "wait_for", THEIRS)
+    ask(lab, "conformance", "wait_for_listener", THEIRS)
     yield
     process.kill()
     process.wait(PATIENCE)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stackmap_testbed.lab import SERVER_ADDRESS
+from stackmap_testbed.lab.addresses import SERVER_ADDRESS
 from tests.lab.captures import transmissions
 from tests.lab.hosts import pair
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stackmap_testbed.lab import Lab
+    from stackmap_testbed.lab.lab import Lab
 
 PORT = 7200
 #: Less than TCP's initial congestion window, so that it is sent although nothing is acknowledged.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stackmap_testbed.lab import SERVER_ADDRESS
+from stackmap_testbed.lab.addresses import SERVER_ADDRESS
 from tests.lab.captures import transmissions
 from tests.lab.hosts import base_ports, running
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from stackmap_testbed.lab import Lab
-    from stackmap_testbed.process import GuestProcess
+    from stackmap_testbed.lab.lab import Lab
+    from stackmap_testbed.lab.process import GuestProcess
 
 CONNECTIONS = 32
 #: In each direction, over all connections.

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.lab import CLIENT_ADDRESS, SERVER_ADDRESS
+from stackmap_testbed.lab.addresses import CLIENT_ADDRESS, SERVER_ADDRESS
 from tests.lab.captures import transmissions
 from tests.lab.hosts import PATIENCE, pair
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stackmap_testbed.lab import Lab
+    from stackmap_testbed.lab.lab import Lab
 
 PORT = 7600
 TO_SERVER, TO_CLIENT = 200_000, 300_000

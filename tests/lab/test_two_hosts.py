@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,11 +10,12 @@ from scapy.layers.inet import ICMP, TCP
 from scapy.utils import rdpcap
 
 from tests.lab.hosts import PATIENCE
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stackmap_testbed.lab import Lab
+    from stackmap_testbed.lab.lab import Lab
 
 pytestmark = pytest.mark.first_kernel
 
@@ -86,10 +86,11 @@ def test_withheld_acks_stall_the_sender_until_they_pass(lab: Lab) -> None:
     server = lab.server.popen([sys.executable, "-I", "-S", "-c", SERVER])
     server.wait_for_output("listening")
     client = lab.client.popen([sys.executable, "-I", "-S", "-c", CLIENT])
-    deadline = time.monotonic() + PATIENCE
-    while lab.wire.stats()["to-client"]["acks_dropped"] == 0:
-        assert time.monotonic() < deadline, client.output()
-        time.sleep(0.2)
+    eventually(
+        lambda: lab.wire.stats()["to-client"]["acks_dropped"] != 0,
+        client.output,
+        patience=PATIENCE,
+    )
     lab.client.run("sleep 3")
     assert client.poll() is None
     lab.wire.configure(drop_acks="off")

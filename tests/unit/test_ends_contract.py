@@ -13,7 +13,6 @@ import errno
 import itertools
 import socket
 import struct
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,6 +27,7 @@ from tests.unit.test_port_contract import (  # noqa: F401 (a fixture, used by na
     reset,
     socket_pair,
 )
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,7 +109,11 @@ class Cell:
             self.connection.pause_reading()
         if self.sent:
             self.peer.sendall(self.sent)
-            await_that(lambda: self.tcp_info("=128xQ") == len(self.sent))
+            eventually(
+                lambda: self.tcp_info("=128xQ") == len(self.sent),
+                lambda: (self.tcp_info("=128xQ"), len(self.sent)),
+                patience=PATIENCE,
+            )
         if state.paused:
             self.connection.pause_reading()
         assert self.link.story == []
@@ -130,7 +134,9 @@ class Cell:
 
     def await_state(self, state: int) -> None:
         """Wait until TCP knows of the end."""
-        await_that(lambda: self.tcp_info("B") == state)
+        eventually(
+            lambda: self.tcp_info("B") == state, lambda: self.tcp_info("B"), patience=PATIENCE
+        )
 
     def let_peer_read(self) -> None:
         """Let the peer have what it can get now."""
@@ -147,7 +153,7 @@ class Cell:
             self.let_peer_read()
             return self.read == self.written
 
-        await_that(has_all)
+        eventually(has_all, lambda: (len(self.read), len(self.written)), patience=PATIENCE)
 
     def until(self, done: Callable[[], bool]) -> None:
         """Exchange, while the peer reads."""
@@ -180,13 +186,6 @@ class Cell:
         data = self.link.received()
         assert story == [data][: len(data)] + list(events)
         assert data == (self.sent if whole else self.sent[: len(data)])
-
-
-def await_that(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture

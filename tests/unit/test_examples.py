@@ -23,9 +23,11 @@ import pytest
 from pyroute2 import netns
 
 from stackmap._refusal import DEVICE
+from tests.reset import reset_on_close
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
@@ -121,7 +123,7 @@ def running(place: Place, *arguments: str, number: int = 0) -> Iterator[Program]
             found = re.fullmatch(rf"listening on .*:(\d+), backend {place.backend}\n", line)
             assert found, line
             number = int(found[1])
-        wait_until(lambda: is_listening(pid, number))
+        eventually(lambda: is_listening(pid, number), lambda: "nobody listens", patience=PATIENCE)
         assert has_device_open(pid) == (place.backend == "stackmap")
         yield Program(place, pid, number)
 
@@ -143,13 +145,6 @@ def example(place: Place, name: str, *options: str) -> Iterator[Program]:
 def has_device_open(pid: int) -> bool:
     """Whether a process has a port on rings."""
     return Path(DEVICE) in [fd.readlink() for fd in Path(f"/proc/{pid}/fd").iterdir()]
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def receive(sock: socket.socket, size: int) -> bytes:
@@ -177,7 +172,7 @@ def flood(sock: socket.socket, data: bytes, *, most: int = FLOOD) -> int:
 
 
 def reset(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    reset_on_close(sock)
     sock.close()
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from stackmap_testbed import experiment
-from stackmap_testbed.experiment import (
+from stackmap_testbed.comparison import experiment
+from stackmap_testbed.comparison.experiment import (
     LoadError,
     Plan,
     Run,
@@ -28,10 +28,10 @@ from stackmap_testbed.experiment import (
     schedule,
     serving,
 )
-from stackmap_testbed.machine import UNKNOWN, describe_commit, describe_machine
-from stackmap_testbed.plot import plot_latency
-from stackmap_testbed.report import render_html, saturation, verdict
-from stackmap_testbed.summary import (
+from stackmap_testbed.comparison.machine import UNKNOWN, describe_commit, describe_machine
+from stackmap_testbed.comparison.plot import plot_latency
+from stackmap_testbed.comparison.report import render_html, saturation, verdict
+from stackmap_testbed.comparison.summary import (
     caveats,
     loads,
     path,

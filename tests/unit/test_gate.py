@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from stackmap_testbed import figures, gate
-from stackmap_testbed.counting import Counter, build_plugin
-from stackmap_testbed.errors import LabError
-from stackmap_testbed.figures import Record, judge, read_kept, record, spread
-from stackmap_testbed.gate import GateError, per_request
+from stackmap_testbed.cost import baseline, gate
+from stackmap_testbed.cost.baseline import Record, judge, read_kept, record, spread
+from stackmap_testbed.cost.counting import Counter, build_plugin
+from stackmap_testbed.cost.echo import EchoError, per_request
+from stackmap_testbed.lab.errors import LabError
 
 HERE = {"kernel": "6.12.117+deb12-cloud-amd64", "qemu": "7.2.22", "gcc": "12.2.0"}
 
@@ -112,7 +112,7 @@ def test_the_kept_figure_is_complete() -> None:
     kept = read_kept()
     assert set(kept["environment"]) == {"kernel", "qemu", "gcc", "python", "cffi"}
     assert kept["ring"] < kept["epoll"]
-    assert kept["spread"] < figures.MAX_SPREAD
+    assert kept["spread"] < baseline.MAX_SPREAD
 
 
 def report(*lines: tuple[int, int, int]) -> str:
@@ -145,7 +145,7 @@ def test_costs_of_several_beginnings_are_their_mean() -> None:
 def test_costs_of_a_run_that_went_wrong_are_refused(
     text: str, marks: list[int], complaint: str
 ) -> None:
-    with pytest.raises(GateError, match=complaint):
+    with pytest.raises(EchoError, match=complaint):
         per_request(text, marks)
 
 

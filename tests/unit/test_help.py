@@ -13,7 +13,7 @@ from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
 from stackmap_cli.main import main
-from stackmap_testbed.session import Session
+from stackmap_testbed.lab.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

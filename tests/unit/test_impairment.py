@@ -10,8 +10,8 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 
-from stackmap_testbed.frames import is_pure_ack
-from stackmap_testbed.impairment import Conditions, Impairment
+from stackmap_testbed.lab.frames import is_pure_ack
+from stackmap_testbed.lab.impairment import Conditions, Impairment
 
 ACK = bytes(Ether() / IP() / TCP(flags="A"))
 DATA = bytes(Ether() / IP() / TCP(flags="PA") / b"payload")

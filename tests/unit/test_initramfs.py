@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from stackmap_testbed.cpio import CpioWriter
-from stackmap_testbed.errors import MissingToolError
-from stackmap_testbed.initramfs import GuestIdentity, build_initramfs
-from stackmap_testbed.kernels import Kernel, ModuleSet, find_kernel
+from stackmap_testbed.lab.cpio import CpioWriter
+from stackmap_testbed.lab.errors import MissingToolError
+from stackmap_testbed.lab.initramfs import GuestIdentity, build_initramfs
+from stackmap_testbed.lab.kernels import Kernel, ModuleSet, find_kernel
 
 IDENTITY = GuestIdentity("server", "10.77.0.1/24", "fd77::1/64", "127.0.0.1 localhost\n")
 

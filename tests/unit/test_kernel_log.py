@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stackmap_testbed.kernel_log import offending_lines, parse_record
+from stackmap_testbed.lab.kernel_log import offending_lines, parse_record
 
 COMPLAINTS = [
     "BUG: kernel NULL pointer dereference, address: 0000000000000008",

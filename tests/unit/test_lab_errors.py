@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from stackmap_cli.lab import lab as lab_command
-from stackmap_testbed.channel import Channel
-from stackmap_testbed.errors import GuestDiedError, LabError, MissingToolError
-from stackmap_testbed.guest import Guest
-from stackmap_testbed.lab import Lab
-from stackmap_testbed.session import Session
+from stackmap_testbed.lab.channel import Channel
+from stackmap_testbed.lab.errors import GuestDiedError, LabError, MissingToolError
+from stackmap_testbed.lab.guest import Guest
+from stackmap_testbed.lab.lab import Lab
+from stackmap_testbed.lab.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

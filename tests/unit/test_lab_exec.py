@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stackmap_testbed.agent import _set_window
-from stackmap_testbed.background import Background
-from stackmap_testbed.channel import Channel
-from stackmap_testbed.errors import CommandStartError
-from stackmap_testbed.guest import Guest
-from stackmap_testbed.session import Session
+from stackmap_testbed.lab.agent import _set_window
+from stackmap_testbed.lab.background import Background
+from stackmap_testbed.lab.channel import Channel
+from stackmap_testbed.lab.errors import CommandStartError
+from stackmap_testbed.lab.guest import Guest
+from stackmap_testbed.lab.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-AGENT = "import sys; from stackmap_testbed.agent import Agent; Agent(int(sys.argv[1])).run()"
+AGENT = "import sys; from stackmap_testbed.lab.agent import Agent; Agent(int(sys.argv[1])).run()"
 CLI = [sys.executable, "-m", "stackmap_cli.main", "lab"]
 SECONDS = 60
 

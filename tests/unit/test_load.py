@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from stackmap_testbed.load import Exchange, Load, LoadPlan, key_of, main, run_load, value_of
+from stackmap_testbed.load.__main__ import main
+from stackmap_testbed.load.generator import Exchange, Load, LoadPlan, key_of, run_load, value_of
+from stackmap_testbed.memcached.conformance import wait_for_listener
 
 MEMCACHED = shutil.which("memcached") or "/usr/bin/memcached"
 
@@ -38,13 +40,7 @@ def memcached() -> Iterator[LoadPlan]:
     port = free_port()
     command = [MEMCACHED, "-u", "nobody", "-l", "127.0.0.1", "-p", str(port), "-U", "0"]
     with subprocess.Popen(command) as process:
-        deadline = time.monotonic() + 10
-        while True:
-            with contextlib.suppress(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            assert time.monotonic() < deadline, "memcached does not listen"
-            time.sleep(0.02)
+        wait_for_listener(("127.0.0.1", port))
         yield LoadPlan(host="127.0.0.1", port=port, seconds=0.3, warmup=0.05)
         process.terminate()
 

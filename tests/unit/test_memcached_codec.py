@@ -17,7 +17,7 @@ from stackmap import SocketPort
 from stackmap.memcached import Server, Session, Store
 from stackmap.memcached.codec import MAX_GET_LINE, TURN, parse_signed, parse_unsigned
 from stackmap.memcached.session import OUTPUT_LIMIT
-from stackmap_testbed.conformance import random_command
+from stackmap_testbed.memcached.conformance import random_command
 
 if TYPE_CHECKING:
     from stackmap.memcached.store import Item

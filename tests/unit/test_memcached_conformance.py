@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap.memcached.prefixes import Prefixes
-from stackmap_testbed.conformance import (
+from stackmap_testbed.memcached.conformance import (
     Address,
     Conversation,
     first_difference,
@@ -22,7 +22,7 @@ from stackmap_testbed.conformance import (
     pymemcache_outcomes,
     until_hang_up,
 )
-from stackmap_testbed.pressure import server
+from stackmap_testbed.memcached.pressure import server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

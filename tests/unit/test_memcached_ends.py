@@ -20,6 +20,7 @@ from tests.unit.test_port_contract import (  # noqa: F401 (fixtures, used by nam
     port_factory,
     reset,
 )
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,7 +109,6 @@ def test_clients_that_read_nothing_and_reset_leave_nothing(
                     client.sendall(b"get large\r\n")
             for client in clients:
                 reset(client)
-            deadline = time.monotonic() + PATIENCE
-            while connections(admin) > 1:
-                assert time.monotonic() < deadline, connections(admin)
-                time.sleep(0.1)
+            eventually(
+                lambda: connections(admin) <= 1, lambda: connections(admin), patience=PATIENCE
+            )

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.conformance import Address, Conversation
-from stackmap_testbed.pressure import LOADS, allow_descriptors, peak, press, server
+from stackmap_testbed.memcached.conformance import Address, Conversation
+from stackmap_testbed.memcached.pressure import LOADS, allow_descriptors, peak, press, server
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,8 +76,9 @@ def waiting_bytes(conversation: Conversation) -> int:
 
 def wait_until(conversation: Conversation, held: range) -> None:
     """Return once what waits in connections is so much."""
-    while waiting_bytes(conversation) not in held:
-        pass
+    eventually(
+        lambda: waiting_bytes(conversation) in held, lambda: (waiting_bytes(conversation), held)
+    )
 
 
 def test_the_oldest_half_value_gives_way(small: Address) -> None:

@@ -13,7 +13,6 @@ import os
 import pickle
 import re
 import socket
-import struct
 import time
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from stackmap import Connection, Event, Port, Segment, SocketPort
+from tests.reset import reset_on_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -139,7 +139,7 @@ class Link:
 
 def reset(peer: socket.socket) -> None:
     """Close with RST."""
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    reset_on_close(peer)
     peer.close()
 
 

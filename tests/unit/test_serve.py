@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from stackmap import BackendUnavailableError, open_port
 from stackmap._refusal import DEVICE
 from stackmap_cli.main import main
-from stackmap_testbed.conformance import wait_for
+from stackmap_testbed.memcached.conformance import wait_for_listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -226,7 +226,7 @@ def test_it_does_not_need_anybody_to_read_what_it_prints(closed: str) -> None:
     )
     os.close(write)
     with process:
-        wait_for(address)
+        wait_for_listener(address)
         with socket.create_connection(address) as client:
             assert ask(client, b"version\r\n").startswith(b"VERSION ")
             process.terminate()

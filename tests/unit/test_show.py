@@ -12,8 +12,8 @@ from rich.console import Console
 
 from stackmap._netlink import ConnectionInfo, Counters, PortInfo, RingInfo
 from stackmap._refusal import DEVICE
-from stackmap_cli.link import Grants
 from stackmap_cli.main import main
+from stackmap_cli.qdisc import Grants
 from stackmap_cli.show import connections_table, counters_table, ports_table
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
-UNITS = Path(__file__).resolve().parents[2] / "cli" / "systemd"
+UNITS = Path(__file__).resolve().parents[2] / "cli" / "stackmap_cli" / "systemd"
 #: In a mount namespace of its own, where the command is where README installs it.
 VERIFY = """
 mount -t tmpfs tmpfs /opt

@@ -95,7 +95,7 @@ def test_nothing_but_names_of_our_own(wheel: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["stackmap/_fast.", "stackmap/_ring_c", "stackmap_testbed/_load_c"]
+    "module", ["stackmap/_fast.", "stackmap/_ring_c", "stackmap_testbed/load/_load_c"]
 )
 def test_extension_modules(wheel: list[str], module: str) -> None:
     assert any(name.startswith(module) and name.endswith(".so") for name in wheel)
@@ -107,7 +107,14 @@ def test_extension_modules(wheel: list[str], module: str) -> None:
         "stackmap/__init__.py",
         "stackmap/memcached/__init__.py",
         "stackmap_cli/main.py",
-        "stackmap_testbed/load.py",
+        "stackmap_testbed/comparison/demo.py",
+        "stackmap_testbed/cost/_count_plugin.c",
+        "stackmap_testbed/cost/gate.py",
+        "stackmap_testbed/lab/agent.py",
+        "stackmap_testbed/load/_mark.h",
+        "stackmap_testbed/load/generator.py",
+        "stackmap_testbed/memcached/conformance.py",
+        "stackmap_testbed/waiting.py",
         "stackmap/_fast.pyi",
         "stackmap/py.typed",
     ],
@@ -130,7 +137,7 @@ def test_licences(wheel: list[str], sdist: list[str], text: str) -> None:
         "CONTRIBUTING.md",
         "SECURITY.md",
         "Makefile",
-        "cli/systemd/stackmap-bind@.service",
+        "cli/stackmap_cli/systemd/stackmap-bind@.service",
         "docs/programming.md",
         "examples/chat.py",
         "kmod/dkms.conf",

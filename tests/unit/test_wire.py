@@ -12,8 +12,8 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 from scapy.utils import rdpcap
 
-from stackmap_testbed.errors import LabError
-from stackmap_testbed.wire import RelayProcess, Way, Wire
+from stackmap_testbed.lab.errors import LabError
+from stackmap_testbed.lab.wire import RelayProcess, Way, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

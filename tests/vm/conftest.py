@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.errors import GuestDiedError, KernelLogError, LabError
-from stackmap_testbed.lab import Lab
+from stackmap_testbed.lab.errors import GuestDiedError, KernelLogError, LabError
+from stackmap_testbed.lab.lab import Lab
 from tests.inside import NO_MITIGATIONS, GuestPytest, reports_folder, rewrite_assertions
 from tests.unload import UNLOAD, UNLOAD_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stackmap_testbed.guest import Guest
+    from stackmap_testbed.lab.guest import Guest
 
 ROOT = Path(__file__).resolve().parents[2]
 

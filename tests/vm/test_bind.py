@@ -14,9 +14,9 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stackmap_testbed.guest import Guest
-    from stackmap_testbed.lab import Lab
-    from stackmap_testbed.process import Completed, GuestProcess
+    from stackmap_testbed.lab.guest import Guest
+    from stackmap_testbed.lab.lab import Lab
+    from stackmap_testbed.lab.process import Completed, GuestProcess
 
 #: A command takes seconds in an emulated guest, a minute on a kernel full of checks, and some tests
 #: run five.

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.errors import (
+from stackmap_testbed.lab.errors import (
     GuestCommandError,
     GuestDiedError,
     GuestTimeoutError,
     KernelLogError,
     LabError,
 )
-from stackmap_testbed.lab import Lab
+from stackmap_testbed.lab.lab import Lab
 from tests.vm.conftest import BOOT_SECONDS
 
 if TYPE_CHECKING:
-    from stackmap_testbed.guest import Guest
+    from stackmap_testbed.lab.guest import Guest
 
 pytestmark = pytest.mark.first_kernel
 
@@ -47,7 +47,7 @@ def test_large_output_arrives_whole(server: Guest) -> None:
 
 
 def test_this_python_and_this_project_are_inside(server: Guest) -> None:
-    program = "import sys, stackmap_testbed.agent as a; print(sys.prefix, a.__file__)"
+    program = "import sys, stackmap_testbed.lab.agent as a; print(sys.prefix, a.__file__)"
     prefix, path = server.run([sys.executable, "-c", program]).stdout.split()
     assert prefix == sys.prefix
     assert Path(path).exists()

@@ -22,15 +22,15 @@ from stackmap import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stackmap_testbed.guest import Guest
-    from stackmap_testbed.lab import Lab
+    from stackmap_testbed.lab.guest import Guest
+    from stackmap_testbed.lab.lab import Lab
 
 COMMAND_SECONDS = 300.0
 BUILD_SECONDS = 1200.0
 pytestmark = pytest.mark.timeout(BUILD_SECONDS + 6 * COMMAND_SECONDS)
 
 ROOT = Path(__file__).resolve().parents[2]
-SYSTEMD = ROOT / "cli" / "systemd"
+SYSTEMD = ROOT / "cli" / "stackmap_cli" / "systemd"
 #: The command that README has, where it changes nothing of this machine.  DKMS logs to its tree.
 INSTALL = """
 for place in /lib/modules /usr/src /var/lib/dkms; do

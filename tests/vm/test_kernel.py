@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stackmap_testbed.guest import Guest
-    from stackmap_testbed.lab import Lab
+    from stackmap_testbed.lab.guest import Guest
+    from stackmap_testbed.lab.lab import Lab
 
 
 def test_it_runs_the_kernel_that_was_asked_for(server: Guest, vm_lab: Lab, kernel: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from stackmap_testbed.guest import Guest
+    from stackmap_testbed.lab.guest import Guest
 
 CONNECTIONS = 10_000
 TIMES = 2

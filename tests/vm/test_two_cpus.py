@@ -10,7 +10,7 @@ import pytest
 from tests.inside import GuestPytest, reports_folder
 
 if TYPE_CHECKING:
-    from stackmap_testbed.guest import Guest
+    from stackmap_testbed.lab.guest import Guest
 
 TESTS = Path(__file__).parent.parent / "guest" / "two_cpus"
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.guest.lifetimes import SITUATIONS
 from tests.guest.plugged import MACS
-from tests.guest.site import PATIENCE
+from tests.waiting import PATIENCE, eventually
 
 if TYPE_CHECKING:
-    from stackmap_testbed.guest import Guest
-    from stackmap_testbed.process import GuestProcess
+    from stackmap_testbed.lab.guest import Guest
+    from stackmap_testbed.lab.process import GuestProcess
 
 ROUNDS = int(os.environ.get("STACKMAP_ROUNDS", "0"))
 #: Without a number of rounds, one round of the situations in which TCP has something to lose.
@@ -40,10 +39,11 @@ class Slots:
     def unplug(self, name: str) -> None:
         """Ask the guest to let go of the NIC; it is gone some time later."""
         self._guest.monitor("device_del", id=name)
-        deadline = time.monotonic() + PATIENCE
-        while any(child["name"] == name for child in self._devices()):
-            assert time.monotonic() < deadline, f"the guest does not let go of the {name} NIC"
-            time.sleep(0.05)
+        eventually(
+            lambda: all(child["name"] != name for child in self._devices()),
+            lambda: f"the guest does not let go of the {name} NIC",
+            patience=PATIENCE,
+        )
         self._guest.monitor("netdev_del", id=f"hub-{name}")
         self._taken.remove(name)
 

@@ -48,6 +48,7 @@ from tests.guest.rest import (
     leave_a_rest,
 )
 from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, receive_exactly
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,10 +67,11 @@ def nothing_left() -> Iterator[None]:
     before = settled()
     yield
     gc.collect()
-    deadline = time.monotonic() + PATIENCE
-    while (module_memory(), references()) != before:
-        assert time.monotonic() < deadline, f"leaked: {module_memory()}, {references()}"
-        time.sleep(0.05)
+    eventually(
+        lambda: (module_memory(), references()) == before,
+        lambda: f"leaked: {module_memory()}, {references()}",
+        patience=PATIENCE,
+    )
 
 
 @pytest.fixture(params=KINDS)
@@ -82,10 +84,11 @@ def faults(request: pytest.FixtureRequest, nothing_left: None) -> Iterator[Fault
 def settled() -> tuple[dict[str, int], int]:
     """Memory and users of the module while there is no port: of the wire's NIC only."""
     gc.collect()
-    deadline = time.monotonic() + PATIENCE
-    while references() > BINDING or len(module_memory()) > 1:
-        assert time.monotonic() < deadline, f"still there: {module_memory()}, {references()}"
-        time.sleep(0.05)
+    eventually(
+        lambda: references() <= BINDING and len(module_memory()) <= 1,
+        lambda: f"still there: {module_memory()}, {references()}",
+        patience=PATIENCE,
+    )
     return module_memory(), references()
 
 

@@ -1,4 +1,4 @@
-"""Runs one function of ``stackmap_testbed.conformance`` in a guest; prints its result as JSON.
+"""Runs a function of ``memcached.conformance`` in a guest; prints its result as JSON.
 
 Arguments: the function's name, then its arguments: ``HOST:PORT`` or ``NAME=NUMBER``.
 """
@@ -9,7 +9,7 @@ import dataclasses
 import json
 import sys
 
-from stackmap_testbed import conformance
+from stackmap_testbed.memcached import conformance
 
 
 def main() -> None:

@@ -6,11 +6,11 @@ import contextlib
 import errno
 import selectors
 import socket
-import struct
 from typing import Any
 
 from tests.lab.programs.controlled import Commands
 from tests.lab.programs.streams import Stream, WrongBytesError
+from tests.reset import reset_on_close
 
 _ENDLESS = 1 << 40
 _MOST = 65536
@@ -111,7 +111,7 @@ class Client:
         """Close with RST."""
         self.watch(self.peers[peer], reading=False)
         sock = self.peers[peer].sock
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(sock)
         sock.close()
 
     def do_state(self, peer: int) -> dict[str, Any]:

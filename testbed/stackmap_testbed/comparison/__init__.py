@@ -1,0 +1,1 @@
+"""Compare rings with sockets by the clock, on two hosts; depends on ``lab`` and ``load``."""

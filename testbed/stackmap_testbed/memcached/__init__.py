@@ -1,0 +1,1 @@
+"""Hold memcached servers to memcached, and put them under pressure; depends on no other room."""
