@@ -16,7 +16,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import AsyncGenericNetlinkSocket, GenericNetlinkSocket
 
 from ._errors import StackmapError
-from ._refusal import DEVICE
+from ._open_errors import DEVICE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

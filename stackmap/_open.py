@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ._errors import BackendUnavailableError
-from ._refusal import DEVICE
+from ._open_errors import DEVICE
 from ._ring_port import RingPort, check_nic_name
 from ._sockets import SocketPort
 

@@ -20,10 +20,10 @@ import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ._fast import FastPath, Segment
-from ._lent import LentKept, LentSegment
 from ._port import Buffer, Connection, Event, HasFileno, Kept, Port, PortStats, warn_in_use
 from ._ring_c import ffi, lib
 from ._tcp_state import TcpState
+from ._views import LentKept, LentSegment
 from ._watch import Watches
 
 if TYPE_CHECKING:

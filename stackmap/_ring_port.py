@@ -9,8 +9,8 @@ import threading
 from typing import Any
 
 from ._attach_errors import attach_error
+from ._open_errors import DEVICE, open_error
 from ._port import PortStats
-from ._refusal import DEVICE, refusal
 from ._ring import Ring, RingConnection
 from ._ring_c import ffi, lib
 from ._ring_listener import RingListener
@@ -90,7 +90,7 @@ class RingPort(Ring):
         self._shared: Any = ffi.new("struct smr_port *", {"fd": -1})
         error = lib.smr_open(self._shared, DEVICE.encode(), nic.encode(), sizes)
         if error:
-            raise refusal(-error, nic, sizes)
+            raise open_error(-error, nic, sizes)
         self._tx_slots: int = sizes.tx_slots
         self._rx_slots: int = sizes.rx_slots
         self._placing = threading.Lock()
@@ -113,7 +113,7 @@ class RingPort(Ring):
                     undo.callback(opened[index].close)
                 undo.pop_all()
         except OSError as error:
-            raise refusal(error.errno or errno.EIO, nic, sizes) from error
+            raise open_error(error.errno or errno.EIO, nic, sizes) from error
         #: All pairs of rings; the first is the port itself.
         self.rings: tuple[Ring, ...] = tuple(opened)
         buffer = self._shared.nifp.ni_bufs_head

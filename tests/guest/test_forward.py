@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import Event, RingConnection, RingPort, Segment
-from stackmap._lent import LentKept, LentSegment
 from stackmap._ring_c import ffi
+from stackmap._views import LentKept, LentSegment
 from tests.guest.raw import Ring
 from tests.guest.wire import NIC, connect_pair, connect_pair_from_here, peer_loses, receive_exactly
 

@@ -42,7 +42,7 @@ _LIMITS = {
 }
 
 
-def refusal(code: int, nic: str, sizes: Any) -> BackendUnavailableError:
+def open_error(code: int, nic: str, sizes: Any) -> BackendUnavailableError:
     """Return the exception for the errno with which opening failed, for these sizes."""
     buffers = sizes.rings * (sizes.tx_slots + sizes.rx_slots) + sizes.extra_buffers
     buffers += sizes.spare_buffers or sizes.rings * sizes.tx_slots * _SPARES_PER_TX_SLOT
