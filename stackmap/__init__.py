@@ -4,10 +4,10 @@ Open a :class:`Port` (:func:`open_port` chooses the backend), hand it establishe
 exchange segments with it.
 """
 
+from ._connection import Connection, Event, Kept, Listener, Port, PortStats
 from ._errors import BackendUnavailableError, StackmapError
 from ._fast import Segment
 from ._open import open_port
-from ._port import Connection, Event, Kept, Listener, Port, PortStats
 from ._ring import Ring, RingConnection
 from ._ring_listener import RingListener
 from ._ring_port import RingPort

@@ -1,7 +1,7 @@
 from collections.abc import Mapping
 from typing import final
 
-from ._port import Buffer, Connection, Event
+from ._connection import Buffer, Connection, Event
 
 class Segment:
     def __init__(

@@ -12,7 +12,7 @@ from ._ring_port import RingPort, check_nic_name
 from ._sockets import SocketPort
 
 if TYPE_CHECKING:
-    from ._port import Port
+    from ._connection import Port
 
 Backend = Literal["auto", "stackmap", "sockets"]
 

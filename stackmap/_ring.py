@@ -19,8 +19,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ._connection import Buffer, Connection, Event, HasFileno, Kept, Port, PortStats, warn_in_use
 from ._fast import FastPath, Segment
-from ._port import Buffer, Connection, Event, HasFileno, Kept, Port, PortStats, warn_in_use
 from ._ring_c import ffi, lib
 from ._tcp_state import TcpState
 from ._views import LentKept, LentSegment

@@ -8,7 +8,7 @@ import struct
 import threading
 from typing import TYPE_CHECKING
 
-from ._port import Listener
+from ._connection import Listener
 from ._ring import RingConnection
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import threading
 from typing import Any
 
 from ._attach_errors import attach_error
+from ._connection import PortStats
 from ._open_errors import DEVICE, open_error
-from ._port import PortStats
 from ._ring import Ring, RingConnection
 from ._ring_c import ffi, lib
 from ._ring_listener import RingListener

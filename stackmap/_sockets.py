@@ -20,8 +20,17 @@ import sys
 from typing import TYPE_CHECKING, ClassVar
 
 from ._attach_errors import attach_error
+from ._connection import (
+    Buffer,
+    Connection,
+    Event,
+    HasFileno,
+    Listener,
+    Port,
+    PortStats,
+    warn_in_use,
+)
 from ._fast import Segment
-from ._port import Buffer, Connection, Event, HasFileno, Listener, Port, PortStats, warn_in_use
 from ._watch import Watches
 
 if TYPE_CHECKING:

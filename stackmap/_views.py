@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ._connection import Connection, Event, Kept
 from ._fast import Segment
-from ._port import Connection, Event, Kept
 from ._ring_c import lib
 
 if TYPE_CHECKING:

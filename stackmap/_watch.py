@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._port import HasFileno
+    from ._connection import HasFileno
 
 
 class Watches:

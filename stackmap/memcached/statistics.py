@@ -23,7 +23,7 @@ from .store import MAX_ITEM, Counters
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stackmap._port import Connection, Port
+    from stackmap._connection import Connection, Port
 
     from .server import Server
     from .session import Session

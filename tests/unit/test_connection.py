@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from stackmap import Connection
-from stackmap._port import Buffer
+from stackmap._connection import Buffer
 
 
 class Stub(Connection):
