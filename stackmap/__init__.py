@@ -4,11 +4,14 @@ Open a :class:`Port` (:func:`open_port` chooses the backend), hand it establishe
 exchange segments with it.
 """
 
-from ._connection import Connection, Event, Kept, Listener, Port, PortStats
+from ._connection import Connection, Kept
 from ._errors import BackendUnavailableError, StackmapError
+from ._event import Event
 from ._fast import Segment
 from ._open import open_port
-from ._ring import Ring, RingConnection
+from ._port import Listener, Port, PortStats
+from ._ring import Ring
+from ._ring_connection import RingConnection
 from ._ring_listener import RingListener
 from ._ring_port import RingPort
 from ._sockets import SocketPort

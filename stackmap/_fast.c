@@ -122,6 +122,25 @@ static PyObject *segment_repr(PyObject *object)
 	return PyUnicode_FromFormat("<Segment %zd bytes of %R>", size, self->connection);
 }
 
+PyDoc_STRVAR(segment_release_doc,
+"release()\n"
+"\n"
+"Release the view before the next exchange does.  Idempotent.\n"
+"\n"
+"Raises:\n"
+"    BufferError: a slice of the view is still in use.");
+
+static PyObject *segment_release(PyObject *object, PyObject *ignored)
+{
+	(void)ignored;
+	return PyObject_Vectorcall(view_release, &((struct segment *)object)->view, 1, NULL);
+}
+
+static PyMethodDef segment_methods[] = {
+	{ "release", segment_release, METH_NOARGS, segment_release_doc },
+	{ 0 }
+};
+
 static PyMemberDef segment_members[] = {
 	{ "connection", T_OBJECT_EX, offsetof(struct segment, connection), READONLY, NULL },
 	{ "view", T_OBJECT_EX, offsetof(struct segment, view), READONLY, NULL },
@@ -149,6 +168,7 @@ static PyTypeObject segment_type = {
 	.tp_clear = segment_clear,
 	.tp_dealloc = segment_dealloc,
 	.tp_repr = segment_repr,
+	.tp_methods = segment_methods,
 	.tp_members = segment_members,
 };
 

@@ -1,7 +1,8 @@
 from collections.abc import Mapping
 from typing import final
 
-from ._connection import Buffer, Connection, Event
+from ._connection import Buffer, Connection
+from ._event import Event
 
 class Segment:
     def __init__(
@@ -15,6 +16,7 @@ class Segment:
     def event(self) -> Event: ...
     @property
     def errno(self) -> int: ...
+    def release(self) -> None: ...
 
 @final
 class FastPath:

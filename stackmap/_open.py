@@ -6,13 +6,13 @@ import os
 import socket
 from typing import TYPE_CHECKING, Literal, get_args
 
+from ._device import DEVICE
 from ._errors import BackendUnavailableError
-from ._open_errors import DEVICE
 from ._ring_port import RingPort, check_nic_name
 from ._sockets import SocketPort
 
 if TYPE_CHECKING:
-    from ._connection import Port
+    from ._port import Port
 
 Backend = Literal["auto", "stackmap", "sockets"]
 

@@ -11,30 +11,24 @@ preallocated buffers was measured and costs the same; this way a view can never 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import select
 import socket
-import struct
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
 from ._attach_errors import attach_error
-from ._connection import (
-    Buffer,
-    Connection,
-    Event,
-    HasFileno,
-    Listener,
-    Port,
-    PortStats,
-    warn_in_use,
-)
+from ._connection import Buffer, Connection
+from ._event import Event
 from ._fast import Segment
+from ._in_use import release_unless_in_use, warn_in_use
+from ._port import Listener, Port, PortStats
 from ._watch import Watches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from ._watch import HasFileno
 
 #: Bytes taken from one connection per exchange: the bound that keeps a fast sender from starving
 #: the others.
@@ -52,7 +46,6 @@ _FAILED = _ERR | _HUP
 _NEWS = select.EPOLLET
 _UNREGISTERED = -1
 _NO_EVENT = Event.NONE
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 def _has_failed(sock: socket.socket) -> bool:
@@ -69,7 +62,6 @@ class SocketConnection(Connection):
         "_failure",
         "_fd",
         "_interest",
-        "_paused",
         "_port",
         "_read_done",
         "_recv",
@@ -83,38 +75,16 @@ class SocketConnection(Connection):
         self._recv = sock.recv
         self._send_now = sock.send
         self._interest = _UNREGISTERED
-        self._paused = False
         self._read_done = False
         self._failure = 0
 
     def __repr__(self) -> str:
-        state = "closed" if self._fd < 0 else f"fd {self._fd}"
+        state = "closed" if self._released else f"fd {self._fd}"
         return f"<SocketConnection {self.id}, {state}>"
 
     def writelines(self, parts: Iterable[Buffer]) -> None:
         """Send several buffers in order, in one ``send``."""
         self.write(b"".join(parts))
-
-    def abort(self) -> None:
-        """Close at once with RST; queued and unacknowledged data is dropped."""
-        if self._fd >= 0:
-            self._closing = self._shutdown = True
-            self._drop_queue()
-            with contextlib.suppress(OSError):
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            self._release()
-
-    def pause_reading(self) -> None:
-        """Take no more data from TCP, so that its window closes.  Idempotent."""
-        if not self._paused:
-            self._paused = True
-            self._update_interest()
-
-    def resume_reading(self) -> None:
-        """Undo :meth:`pause_reading`.  Idempotent."""
-        if self._paused:
-            self._paused = False
-            self._update_interest()
 
     def close(self) -> None:
         """Close after everything written so far has been handed to TCP.  Idempotent.
@@ -151,11 +121,17 @@ class SocketConnection(Connection):
                 self._fail(failure.errno or errno.EIO)
 
     def _release(self) -> None:
-        if self._fd >= 0:
+        if not self._released:
             self._port._forget(self)
-            self._fd = -1
+            self._released = True
             self.sock.close()
             self._port._announce(self, Event.CLOSED)
+
+    def _reset(self) -> None:
+        self._release()
+
+    def _apply_pause(self) -> None:
+        self._update_interest()
 
     # -- readiness --
 
@@ -174,7 +150,7 @@ class SocketConnection(Connection):
 
     def _update_interest(self) -> None:
         """Tell epoll which events are wanted now, if that has changed."""
-        if self._fd < 0:
+        if self._released:
             return
         interest = _IN if self._reading else 0
         if self._waiting:
@@ -241,6 +217,11 @@ class SocketPort(Port):
         return f"<SocketPort, {state}>"
 
     # -- the contract --
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The attached connections that are not closed."""
+        return list(self._connections.values())
 
     def attach(self, sock: socket.socket) -> SocketConnection:
         """Take over the payload of an established TCP connection.
@@ -363,8 +344,7 @@ class SocketPort(Port):
         released.
         """
         for segment in self._lent:
-            with contextlib.suppress(BufferError):
-                segment.view.release()
+            release_unless_in_use(segment.view)
         self._lent.clear()
         self._buffers.clear()
         self._held.clear()
@@ -409,13 +389,8 @@ class SocketPort(Port):
         while lent:
             segment = lent.pop()
             data = buffers.pop()
-            try:
-                segment.view.release()
-                # Referenced by us and as the argument; anything more is a slice of the view.
-                in_use = sys.getrefcount(data) > 2
-            except BufferError:
-                in_use = True
-            if in_use:
+            # Referenced by us and as the argument; anything more is a slice of the view.
+            if not release_unless_in_use(segment.view) or sys.getrefcount(data) > 2:
                 warn_in_use([segment.connection])
 
     # -- readiness other than "data is here" --
@@ -430,7 +405,7 @@ class SocketPort(Port):
                 return False
         # After HUP nothing can be sent, and a try would take the error that recv() is to tell.
         if connection._waiting and not ready & _HUP and connection._flush():
-            if connection._fd < 0:
+            if connection._released:
                 return False
             connection._update_interest()
             if not connection._failure:
@@ -450,7 +425,7 @@ class SocketPort(Port):
         """Announce sends that failed, after data that was received before."""
         failed, self._failed = self._failed, []
         for connection in failed:
-            if connection._fd < 0:
+            if connection._released:
                 continue
             if connection._reading:
                 try:

@@ -8,12 +8,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import select
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._connection import HasFileno
+
+class HasFileno(Protocol):
+    """Anything :mod:`select` can wait for."""
+
+    def fileno(self) -> int: ...
 
 
 class Watches:
@@ -40,7 +44,7 @@ class Watches:
         try:
             self._epoll.register(fd, select.EPOLLIN)
         except OSError as failure:
-            raise _refusal(failure, fd, watched=fd in self._callbacks) from failure
+            raise _watch_error(failure, fd, watched=fd in self._callbacks) from failure
         self._callbacks[fd] = callback
 
     def remove(self, file: HasFileno | int) -> None:
@@ -78,7 +82,7 @@ class Watches:
         return fd
 
 
-def _refusal(failure: OSError, fd: int, *, watched: bool) -> Exception:
+def _watch_error(failure: OSError, fd: int, *, watched: bool) -> Exception:
     """Return the exception for an error of epoll's."""
     if failure.errno == errno.EEXIST:
         how = "watched" if watched else "attached"

@@ -23,7 +23,8 @@ from .store import MAX_ITEM, Counters
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stackmap._connection import Connection, Port
+    from stackmap._connection import Connection
+    from stackmap._port import Port
 
     from .server import Server
     from .session import Session

@@ -520,7 +520,7 @@ def test_descriptors_are_closed_on_exec() -> None:
     before = descriptors()
     with RingPort(NIC) as port:
         new = descriptors() - before
-        assert port._shared.fd in {fd for fd, name in new if name == "/dev/stackmap"}
+        assert port._kernel.shared.fd in {fd for fd, name in new if name == "/dev/stackmap"}
         assert not any(os.get_inheritable(fd) for fd, _name in new)
     assert descriptors() <= before
 

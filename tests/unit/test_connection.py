@@ -38,13 +38,10 @@ class Stub(Connection):
     def _release(self) -> None:
         self.log.append("closed")
 
-    def abort(self) -> None:
+    def _reset(self) -> None:
         """Not of interest here."""
 
-    def pause_reading(self) -> None:
-        """Not of interest here."""
-
-    def resume_reading(self) -> None:
+    def _apply_pause(self) -> None:
         """Not of interest here."""
 
 

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from stackmap import BackendUnavailableError, open_port
-from stackmap._open_errors import DEVICE
+from stackmap._device import DEVICE
 from stackmap_cli.main import main
 from stackmap_testbed.conformance import wait_for
 

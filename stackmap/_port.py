@@ -1,0 +1,201 @@
+"""The interface that applications use, the same for each backend.
+
+A :class:`Port` owns the data path of many connections.  Connections are made with ordinary
+sockets (``socket``, ``accept``, ``connect``) and handed over with :meth:`Port.attach`; from then
+on their payload moves only through :meth:`Connection.write` and :meth:`Port.exchange`.
+
+Two backends implement these classes: rings shared with ``stackmap.ko``
+(:class:`stackmap.RingPort`), and non-blocking sockets (:class:`stackmap.SocketPort`).
+An application written against this interface runs on both, which is what makes the second one an
+honest baseline for the first.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from ._connection import Kept
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from ._connection import Connection
+    from ._fast import Segment
+    from ._watch import HasFileno
+
+
+@dataclass(frozen=True, slots=True)
+class PortStats:
+    """Counters of one port since it was opened.  Bytes are payload bytes.
+
+    ``ring_*`` and ``slots_*`` are counted by the kernel module and are zero on sockets;
+    ``socket_*`` are counted by :class:`stackmap.SocketPort` and are zero on rings.
+    """
+
+    ring_bytes_rx: int = 0
+    ring_bytes_tx: int = 0
+    socket_bytes_rx: int = 0
+    socket_bytes_tx: int = 0
+    #: Transmit slots whose payload TCP accepted.
+    slots_sent: int = 0
+    #: Transmit buffers released because the peer acknowledged their last byte.
+    slots_released_by_ack: int = 0
+    #: Transmit buffers released because the connection was reset or aborted.
+    slots_released_by_reset: int = 0
+    #: Transmit buffers that wait for an acknowledgement now.
+    slots_pinned: int = 0
+    #: Transmit slots refused for their content (bad length, offset, reserved bits, index or owner),
+    #: and receive slots given back with a bad index or owner.
+    bad_slots: int = 0
+    #: Slots that named a connection which is not attached here.
+    unknown_connections: int = 0
+    #: Slots given back because their connection could take no more ("try again").
+    slots_refused_again: int = 0
+    #: Times a ring's head or cur was out of range and the ring was reset.
+    bad_rings: int = 0
+
+
+class Listener(abc.ABC):
+    """A listening socket whose connections come attached.
+
+    It can be watched: it is readable when :meth:`accept` would not wait.
+
+    Attributes:
+        sock: the socket, which the listener owns.
+    """
+
+    __slots__ = ("sock",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    @abc.abstractmethod
+    def accept(self) -> Connection:
+        """Accept one connection, attached to the port.  Waits if the socket does.
+
+        A connection that the peer has reset meanwhile is returned like any other; its events say
+        what became of it.
+
+        Raises:
+            OSError: as of ``socket.accept``, or the connection could not be attached.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Stop listening.  Connections that were accepted live on.  Idempotent."""
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self.sock.fileno()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Port(abc.ABC):
+    """The data path of many connections.  One thread uses a port at a time."""
+
+    #: ``"stackmap"`` or ``"sockets"``.
+    backend: ClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def connections(self) -> list[Connection]:
+        """The attached connections of which ``Event.CLOSED`` has not been told yet."""
+
+    @abc.abstractmethod
+    def attach(self, sock: socket.socket) -> Connection:
+        """Take over the payload of an established TCP connection.
+
+        The connection owns ``sock`` from here on.  Bytes that arrived before are delivered first.
+        A connection that failed before anybody was told, for instance because the peer reset it
+        before ``accept()`` returned it, is taken too: ``ERROR`` and ``CLOSED`` follow.
+
+        Raises:
+            OSError: the socket cannot be attached (not TCP, listening, not connected, in use).
+            ValueError: the port is closed.
+        """
+
+    @abc.abstractmethod
+    def attach_listener(self, sock: socket.socket) -> Listener:
+        """Attach the connections that a listening TCP socket accepts; see :class:`Listener`.
+
+        The listener owns ``sock`` from here on, and :meth:`close` closes it.
+
+        Raises:
+            OSError: the socket is not listening, not TCP, or in use.
+            ValueError: the port is closed.
+        """
+
+    @abc.abstractmethod
+    def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
+        """Send everything written, and return everything received, in one go.
+
+        Views of the previous exchange are released first.  One that is still in use elsewhere (a
+        slice of it, for instance) goes on to show the same bytes, and its memory is kept; a
+        ``ResourceWarning`` says so.
+
+        Waits up to ``timeout`` seconds (for ever when None) if there is nothing to return; watched
+        files end the wait early, after their callbacks ran.  A signal does not (PEP 475).  If a
+        callback raises, or the handler of a signal that came meanwhile, so does this, and the next
+        exchange returns what this one received.  Nothing that happens to a connection is raised:
+        its events say it.
+        """
+
+    def keep(self, segment: Segment) -> Kept:
+        """Have the payload of a segment stay valid beyond the next exchange.
+
+        The segment's own view is released.  Rings keep the page that holds the payload, from 513
+        bytes on, if it is of this ring and an extra buffer of the port is left.  All else is
+        copied.
+
+        Raises:
+            ValueError: the segment's view was released, by an earlier call or by an exchange.
+        """
+        kept = Kept(segment.connection, memoryview(bytes(segment.view)))
+        segment.view.release()
+        return kept
+
+    @abc.abstractmethod
+    def watch(self, file: HasFileno | int, callback: Callable[[], object]) -> None:
+        """Call ``callback`` from :meth:`exchange` whenever ``file`` is readable.
+
+        Args:
+            file: a listener, a timer, a pipe...: whatever has a ``fileno()``, or its descriptor.
+                It stays the caller's, who stops watching it before closing it.
+            callback: what to call.  It may attach, write, watch and unwatch; what it returns is
+                ignored.
+
+        Raises:
+            FileExistsError: the file is watched already, or attached.
+            PermissionError: it is a regular file or a folder, which epoll cannot wait for.
+            ValueError: the file is closed, or the port is.
+        """
+
+    @abc.abstractmethod
+    def unwatch(self, file: HasFileno | int) -> None:
+        """Stop watching ``file``.
+
+        Raises:
+            ValueError: it is not watched, or is closed, or the port is closed.
+        """
+
+    @abc.abstractmethod
+    def stats(self) -> PortStats:
+        """Counters since the port was opened."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close the port and the sockets of its connections.  Idempotent."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

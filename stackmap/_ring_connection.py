@@ -1,0 +1,172 @@
+"""A connection whose payload travels in ring slots."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+from ._connection import Buffer, Connection, Payload
+from ._ring_c import ffi, lib
+from ._views import LentKept, LentSegment
+
+if TYPE_CHECKING:
+    from ._port import Port
+    from ._tcp_state import TcpState
+    from ._transmission import Transmission
+
+#: Bytes that one call of smr_write() takes.  A write makes two at most before its first sync, and
+#: one after each.
+_WRITE_MAX = 64 * 4096
+#: No record has this number: an accepted connection has none before its first exchange.
+_NO_RECORD = 0xFFFFFFFF
+
+
+class RingConnection(Connection):
+    """One TCP connection whose payload travels in ring slots.
+
+    Attributes:
+        ring: the :class:`Ring` that carries it.
+    """
+
+    __slots__ = ("_announced", "_failed", "_fast", "_pair", "_record", "_transmission", "ring")
+
+    def __init__(
+        self,
+        ring: Port,
+        transmission: Transmission,
+        sock: socket.socket,
+        id: int = 0,
+        record: int = _NO_RECORD,
+        *,
+        announced: bool = False,
+    ) -> None:
+        super().__init__(sock, id)
+        # Its ring's thread does not know it, and is told by an OPEN event.
+        self._announced = announced
+        # It ended by itself, which the application may not have seen yet.
+        self._failed = False
+        self._place(ring, transmission, id, record)
+        if not id:
+            self._wait_for_name()
+
+    def __repr__(self) -> str:
+        return f"<RingConnection {self.id}{', closed' if self._released else ''}>"
+
+    def _place(self, ring: Port, transmission: Transmission, id: int, record: int) -> None:
+        """Be carried by a ring, under a number of the kernel's."""
+        self.ring = ring
+        self.id = id
+        self._record = record
+        self._transmission = transmission
+        self._pair = transmission.pair
+        self._fast = self._pair.fast
+
+    def write(self, data: Buffer) -> None:
+        """Send ``data``; see :meth:`Connection.write`."""
+        # The common case without the generality of _send(): bytes that fit into the ring.
+        if not (self._waiting or self._shutdown):
+            taken = self._fast.write(self.id, data)
+            if taken is None:
+                return
+            data = memoryview(data).cast("B")[taken:]
+        elif self._failed:
+            return  # lost, as what was written just before
+        super().write(data)
+
+    def forward(self, segment: Payload) -> None:
+        """Send received bytes on without a copy; see :meth:`Connection.forward`.
+
+        The page that holds the payload goes from the receive ring to the transmit ring.  Payloads
+        of up to 512 bytes, what another port received, and what must wait are copied.
+
+        Raises:
+            BufferError: a slice of the segment's view is still in use.
+        """
+        if (
+            isinstance(segment, LentSegment | LentKept)
+            and segment.lent
+            and segment.pair.kernel is self._pair.kernel
+            and not (self._waiting or self._shutdown)
+            and segment.forward(self._pair, self.id)
+        ):
+            return
+        super().forward(segment)
+
+    def tcp_state(self) -> TcpState:
+        """Return TCP's state of the connection, without a system call.
+
+        Raises:
+            OSError: ``ENOENT``, the kernel has no state of it: it is closed, or so new that it
+                has not been part of an exchange yet.
+        """
+        return self._pair.kernel.tcp_state(self._record, self.id)
+
+    def _wait_for_name(self) -> None:
+        """Keep written bytes, and the end, in the queue until the ring has numbered it."""
+        self._waiting.append(memoryview(b""))
+
+    # -- required by Connection --
+
+    def _send(self, data: Buffer) -> int:
+        pair = self._pair.struct
+        size = len(data)
+        source = ffi.from_buffer(data)
+        taken: int = lib.smr_write(pair, self.id, source, min(size, _WRITE_MAX))
+        waiting = len(self._waiting)
+        while taken < size:
+            # The ring is full, or this is a large write.  A sync empties the ring, unless the
+            # kernel is short of buffers; it may also give slots of this connection back, and
+            # then the rest must wait behind them.
+            self._transmission.send_batch()
+            if len(self._waiting) > waiting or self._released:
+                break
+            more = lib.smr_write(pair, self.id, source + taken, min(size - taken, _WRITE_MAX))
+            if not more:
+                self._transmission.starved[self] = None
+                break
+            taken += more
+        return taken
+
+    def _send_fin(self) -> None:
+        self._transmission.after_send.append(self._finish)
+
+    def _release(self) -> None:
+        self._transmission.after_send.append(self._finish)
+
+    def _reset(self) -> None:
+        if self.id:
+            self._close_socket()
+        else:
+            self._wait_for_name()  # it is named by its peer, which closing would forget
+
+    def _apply_pause(self) -> None:
+        self._pair.kernel.pause(self.id, paused=self._paused)
+
+    # -- called by the ring --
+
+    def _finish(self) -> None:
+        """Shut down or close, now that the connection's slots have been handed to TCP."""
+        if self._released or self._waiting:
+            return  # closed meanwhile, or given something back: _flush() comes here again
+        if self._closing:
+            self._close_socket()
+        else:
+            with contextlib.suppress(OSError):  # reset meanwhile: an event says so
+                self.sock.shutdown(socket.SHUT_WR)
+
+    def _fail(self) -> None:
+        """It has ended, and if the application did not ask for that, writing is no error."""
+        self._failed = self._failed or not self._shutdown
+        self._end()
+
+    def _end(self) -> None:
+        """Close at once, and drop the queue."""
+        self._closing = self._shutdown = True
+        self._drop_queue()
+        self._close_socket()
+
+    def _close_socket(self) -> None:
+        if not self._released:
+            self._released = True
+            self.sock.close()
