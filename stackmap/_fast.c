@@ -16,8 +16,9 @@
 #include <stdint.h>
 
 #include "_ring.h"
+#include "_ring_hot.h"
 
-/* Bytes of one write that may wait for a sync. */
+/* Bytes that one write takes.  A program's makes two at most before its first sync. */
 #define WRITE_MAX (64 * 4096)
 
 struct segment {
@@ -241,7 +242,8 @@ static bool is_open(const struct fast_path *self)
 PyDoc_STRVAR(write_doc,
 "write(id, data)\n"
 "\n"
-"Copy data into the transmit ring.  Returns None if it took all, or the number of bytes taken.");
+"Copy data into the transmit ring.  Returns the number of bytes if it took all of them; if not,\n"
+"the complement of the number that it took, which is negative.");
 
 static PyObject *fast_path_write(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -249,7 +251,7 @@ static PyObject *fast_path_write(PyObject *object, PyObject *const *args, Py_ssi
 	unsigned long id;
 	Py_buffer data;
 	size_t taken;
-	bool all;
+	Py_ssize_t size;
 
 	if (nargs != 2) {
 		PyErr_SetString(PyExc_TypeError, "write() takes an id and data");
@@ -259,9 +261,9 @@ static PyObject *fast_path_write(PyObject *object, PyObject *const *args, Py_ssi
 	if (PyErr_Occurred() || !is_open(self) || PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE))
 		return NULL;
 	taken = smr_write(self->pair, id, data.buf, data.len < WRITE_MAX ? data.len : WRITE_MAX);
-	all = taken == (size_t)data.len;
+	size = data.len;
 	PyBuffer_Release(&data);
-	return all ? Py_NewRef(Py_None) : PyLong_FromSize_t(taken);
+	return PyLong_FromSsize_t(taken == (size_t)size ? size : ~(Py_ssize_t)taken);
 }
 
 /*

@@ -22,6 +22,7 @@
 #include "stackmap.h"
 
 #include "_ring.h"
+#include "_ring_hot.h"
 
 /* Watched files are looked at without waiting now and then, also while the rings are busy. */
 #define SYNCS_PER_WATCH 16

@@ -1,4 +1,4 @@
-/* The hot loops of ports on rings: what cffi sees.  Functions return -errno where they can fail. */
+/* Ports on rings, as cffi sees them.  Functions return -errno where they can fail. */
 
 #define SMR_SMALL 512
 #define SMR_STAGING_START 2
@@ -91,11 +91,8 @@ int smr_pause(const struct smr_port *port, uint32_t id, int paused);
 int smr_stats(const struct smr_port *port, struct smr_stats *stats);
 int smr_state(const struct smr_port *port, uint32_t record, uint32_t id, struct sm_state *state);
 char *smr_buffer(const struct smr_pair *pair, uint32_t buf);
-size_t smr_write(struct smr_pair *pair, uint32_t id, const char *data, size_t len);
 int smr_forward(const struct smr_pair *from, uint32_t slot, struct smr_pair *to, uint32_t id);
 uint32_t smr_keep(const struct smr_pair *pair, uint32_t slot, uint32_t spare);
 uint32_t smr_send_buffer(struct smr_pair *pair, uint32_t id, uint32_t buf, uint32_t offset,
 			 uint32_t len);
 int smr_send(struct smr_pair *pair);
-int64_t smr_deadline(double timeout);
-int smr_exchange(struct smr_pair *pair, int64_t deadline);

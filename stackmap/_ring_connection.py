@@ -7,7 +7,6 @@ import socket
 from typing import TYPE_CHECKING
 
 from ._connection import Buffer, Connection, Payload
-from ._ring_c import ffi, lib
 from ._views import LentKept, LentSegment
 
 if TYPE_CHECKING:
@@ -15,9 +14,8 @@ if TYPE_CHECKING:
     from ._tcp_state import TcpState
     from ._transmission import Transmission
 
-#: Bytes that one call of smr_write() takes.  A write makes two at most before its first sync, and
-#: one after each.
-_WRITE_MAX = 64 * 4096
+#: What FastPath.write() returns when it took none of the bytes.
+_NOTHING = ~0
 #: No record has this number: an accepted connection has none before its first exchange.
 _NO_RECORD = 0xFFFFFFFF
 
@@ -67,9 +65,9 @@ class RingConnection(Connection):
         # The common case without the generality of _send(): bytes that fit into the ring.
         if not (self._waiting or self._shutdown):
             taken = self._fast.write(self.id, data)
-            if taken is None:
+            if taken >= 0:
                 return
-            data = memoryview(data).cast("B")[taken:]
+            data = memoryview(data).cast("B")[~taken:]
         elif self._failed:
             return  # lost, as what was written just before
         super().write(data)
@@ -109,24 +107,26 @@ class RingConnection(Connection):
     # -- required by Connection --
 
     def _send(self, data: Buffer) -> int:
-        pair = self._pair.struct
-        size = len(data)
-        source = ffi.from_buffer(data)
-        taken: int = lib.smr_write(pair, self.id, source, min(size, _WRITE_MAX))
+        write = self._fast.write
+        taken = write(self.id, data)
+        if taken >= 0:
+            return taken
+        taken = ~taken
         waiting = len(self._waiting)
-        while taken < size:
+        while True:
             # The ring is full, or this is a large write.  A sync empties the ring, unless the
             # kernel is short of buffers; it may also give slots of this connection back, and
             # then the rest must wait behind them.
             self._transmission.send_batch()
             if len(self._waiting) > waiting or self._released:
-                break
-            more = lib.smr_write(pair, self.id, source + taken, min(size - taken, _WRITE_MAX))
-            if not more:
+                return taken
+            more = write(self.id, memoryview(data)[taken:])
+            if more >= 0:
+                return taken + more
+            if more == _NOTHING:
                 self._transmission.starved[self] = None
-                break
-            taken += more
-        return taken
+                return taken
+            taken += ~more
 
     def _send_fin(self) -> None:
         self._transmission.after_send.append(self._finish)
