@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from stackmap._errors import StackmapError
+from stackmap.errors import StackmapError
 
 DEVICE = Path("/dev/stackmap")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackmap._errors import StackmapError
+from stackmap.errors import StackmapError
 
 from .completion import complete_group, complete_nic, complete_user
 from .module import load_module

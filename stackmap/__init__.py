@@ -5,7 +5,6 @@ exchange segments with it.
 """
 
 from ._connection import Connection, Kept
-from ._errors import BackendUnavailableError, StackmapError
 from ._event import Event
 from ._fast import Segment
 from ._open import open_port
@@ -17,6 +16,7 @@ from ._ring_port import RingPort
 from ._sockets import SocketPort
 from ._tcp_state import TcpState
 from ._version import __version__
+from .errors import BackendUnavailableError, StackmapError
 
 __all__ = [
     "BackendUnavailableError",

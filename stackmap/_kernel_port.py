@@ -17,7 +17,7 @@ from ._tcp_state import TcpState
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ._errors import BackendUnavailableError
+    from .errors import BackendUnavailableError
 
 #: The ring to attach to, for the kernel to choose.
 ANY_RING: int = lib.SM_RING_ANY

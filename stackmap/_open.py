@@ -7,9 +7,9 @@ import socket
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ._device import DEVICE
-from ._errors import BackendUnavailableError
 from ._ring_port import RingPort, check_nic_name
 from ._sockets import SocketPort
+from .errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from ._port import Port

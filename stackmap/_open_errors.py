@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ._device import DEVICE
-from ._errors import BackendUnavailableError
 from ._ring_c import lib
+from .errors import BackendUnavailableError
 
 _PAGE = 4096
 _SPARES_PER_TX_SLOT = 4

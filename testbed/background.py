@@ -17,7 +17,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from stackmap._errors import StackmapError
+from stackmap.errors import StackmapError
 
 from .errors import CommandStartError, LabError
 from .lab import Lab

@@ -29,7 +29,7 @@ from pyroute2.netlink.rtnl import TC_H_ROOT
 from pyroute2.netlink.rtnl.tcmsg import plugins
 
 from stackmap import BackendUnavailableError, RingPort
-from stackmap._netlink import Inspector
+from stackmap.inspect import Inspector
 from stackmap_cli.link import KIND, Grants, NicError, bound_nics, read_nic, set_qdisc
 from tests.guest.commands import sh
 from tests.guest.peer import inside

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from stackmap._device import DEVICE
-from stackmap._netlink import ConnectionInfo, Counters, PortInfo, RingInfo
+from stackmap.inspect import ConnectionInfo, Counters, PortInfo, RingInfo
 from stackmap_cli.link import Grants
 from stackmap_cli.main import main
 from stackmap_cli.show import connections_table, counters_table, ports_table

@@ -16,7 +16,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import AsyncGenericNetlinkSocket, GenericNetlinkSocket
 
 from ._device import DEVICE
-from ._errors import StackmapError
+from .errors import StackmapError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
