@@ -4,6 +4,7 @@ Open a :class:`Port` (:func:`open_port` chooses the backend), hand it establishe
 exchange segments with it.
 """
 
+from . import errors
 from ._connection import Connection, Kept
 from ._event import Event
 from ._fast import Segment
@@ -16,10 +17,20 @@ from ._ring_port import RingPort
 from ._sockets import SocketPort
 from ._tcp_state import TcpState
 from ._version import __version__
-from .errors import BackendUnavailableError, StackmapError
+from .errors import (
+    BackendUnavailableError,
+    BrokenError,
+    BusyError,
+    ClosedError,
+    StackmapError,
+    WouldBlockError,
+)
 
 __all__ = [
     "BackendUnavailableError",
+    "BrokenError",
+    "BusyError",
+    "ClosedError",
     "Connection",
     "Event",
     "Kept",
@@ -34,6 +45,8 @@ __all__ = [
     "SocketPort",
     "StackmapError",
     "TcpState",
+    "WouldBlockError",
     "__version__",
+    "errors",
     "open_port",
 ]

@@ -5,14 +5,21 @@ from __future__ import annotations
 import abc
 import collections
 import contextlib
+import errno
 import socket
 import struct
 from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from .errors import ClosedError, make_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Buffer = bytes | bytearray | memoryview
+#: An address as the ``socket`` module has it: host, port, and more with IPv6.
+Address = tuple[Any, ...]
+
+_WRITE_AFTER_END = "write after the program's own shutdown_write() or close()"
 
 #: For SO_LINGER: close() resets.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -34,32 +41,56 @@ class Connection(abc.ABC):
         id: the backend's number for the connection, unique among live ones; 0 while an accepted
             one waits for the exchange that names it (on rings).
         app: free for the application, for instance its protocol state.
+        bytes_written: how many bytes :meth:`write` has been given since the beginning.
     """
 
     __slots__ = (
         "__weakref__",
+        "_above_high",
         "_closing",
+        "_high",
+        "_low",
         "_paused",
+        "_peername",
         "_released",
         "_shutdown",
+        "_sockname",
         "_waiting",
         "_waiting_bytes",
         "app",
+        "bytes_written",
         "id",
         "sock",
     )
 
-    def __init__(self, sock: socket.socket, id: int) -> None:
+    def __init__(self, sock: socket.socket, id: int, peername: Address | None = None) -> None:
         self.sock = sock
         self.id = id
         self.app: Any = None
+        self.bytes_written = 0
+        self._peername = peername
+        self._sockname: Address | None = None
         self._waiting: collections.deque[bytes | memoryview] = collections.deque()
         self._waiting_bytes = 0
+        self._high = self._low = 0
+        self._above_high = False
         self._paused = False
         self._shutdown = False
         self._closing = False
         # Its socket is closed, or no longer the port's.
         self._released = False
+
+    def __repr__(self) -> str:
+        words = [f"{type(self).__name__} {self.id}"]
+        if self._peername:
+            words.append(f"to {self._peername[0]} port {self._peername[1]}")
+        if self._released or self._closing:
+            words.append("closed" if self._released else "closing")
+        if self._paused:
+            words.append("paused")
+        if self._waiting_bytes:
+            words.append(f"{self._waiting_bytes} bytes pending")
+        return f"<{', '.join(words)}>"
 
     # -- provided by a backend -------------------------------------------------------------------
 
@@ -83,6 +114,10 @@ class Connection(abc.ABC):
     def _apply_pause(self) -> None:
         """Take data from TCP, or take none any more, as ``_paused`` says."""
 
+    @abc.abstractmethod
+    def _unsent_by_backend(self) -> int:
+        """Bytes that were handed over, and that TCP has not sent yet."""
+
     # -- called by an application --------------------------------------------------------------
 
     @property
@@ -90,21 +125,75 @@ class Connection(abc.ABC):
         """Bytes written that the backend could not take yet (they are queued in memory)."""
         return self._waiting_bytes
 
+    @property
+    def unsent(self) -> int:
+        """Bytes written that TCP has not sent yet: :attr:`pending`, slots, and TCP's own queue.
+
+        What is sent and not acknowledged is not among them.  0 once the connection is closed.
+        """
+        return 0 if self._released else self._waiting_bytes + self._unsent_by_backend()
+
+    @property
+    def reading(self) -> bool:
+        """Received data is delivered: the connection is neither paused nor closing."""
+        return not (self._paused or self.is_closing())
+
+    def is_closing(self) -> bool:
+        """It is closed or closing, by the program or because it failed, or it is detached."""
+        return self._closing or self._released
+
+    @property
+    def peername(self) -> Address | None:
+        """The peer's address, as ``getpeername()`` gave it at first; None if it was gone by then.
+
+        It stays when the connection has ended.
+        """
+        return self._peername
+
+    @property
+    def sockname(self) -> Address | None:
+        """The own address, as of ``getsockname()``.  It stays when the connection has ended."""
+        if self._sockname is None:
+            with contextlib.suppress(OSError):
+                self._sockname = self.sock.getsockname()
+        return self._sockname
+
+    def set_write_limits(self, high: int, low: int | None = None) -> None:
+        """Say when ``Event.WRITABLE`` is wanted.
+
+        It comes when :attr:`pending` sinks to ``low`` or below after it was above ``high``.  Both
+        are 0 at first.
+
+        Args:
+            high: bytes.
+            low: bytes; by default a quarter of ``high``.
+
+        Raises:
+            ValueError: not 0 <= low <= high.
+        """
+        low = high // 4 if low is None else low
+        if not 0 <= low <= high:
+            raise ValueError(f"write limits must be 0 <= low <= high, not {low} and {high}")
+        self._high, self._low = high, low
+        self._above_high = self._waiting_bytes > high
+
     def write(self, data: Buffer) -> None:
         """Send ``data``.
 
         Never blocks and never drops: what cannot be taken now is queued (see :attr:`pending`)
-        and sent by later exchanges; ``Event.WRITABLE`` says when the queue is empty again.  The
+        and sent by later exchanges; ``Event.WRITABLE`` says when the queue is empty again, or as
+        :meth:`set_write_limits` asks.  The
         data is copied before this returns, so the caller may reuse its buffer.  What is written to
         a connection that has failed is lost, which its events say.
 
         Raises:
-            BrokenPipeError: after :meth:`shutdown_write` or :meth:`close`.
+            ClosedError: ``EPIPE``, after :meth:`shutdown_write` or :meth:`close`.
         """
         if self._shutdown:
-            raise BrokenPipeError("write after the program's own shutdown_write() or close()")
+            raise make_error(ClosedError, errno.EPIPE, _WRITE_AFTER_END)
         if not isinstance(data, bytes):
             data = memoryview(data).cast("B")  # its items may be larger than bytes
+        self.bytes_written += len(data)
         taken = 0 if self._waiting else self._send(data)
         if taken < len(data):
             self._queue(bytes(data[taken:]))
@@ -121,7 +210,7 @@ class Connection(abc.ABC):
         must be of the last exchange, or kept; it may be of any connection and any port.
 
         Raises:
-            BrokenPipeError: after :meth:`shutdown_write` or :meth:`close`.
+            ClosedError: ``EPIPE``, after :meth:`shutdown_write` or :meth:`close`.
             ValueError: the view was released, by an earlier call or by an exchange.
         """
         self.write(segment.view)
@@ -143,14 +232,14 @@ class Connection(abc.ABC):
         ``Event.CLOSED`` follows.
         """
         if not self._closing:
-            self._closing = self._shutdown = True
+            self._begin_closing()
             if not self._waiting:
                 self._release()
 
     def abort(self) -> None:
         """Close at once with RST; queued and unacknowledged data is dropped.  Idempotent."""
         if not self._released:
-            self._closing = self._shutdown = True
+            self._begin_closing()
             self._drop_queue()
             with contextlib.suppress(OSError):
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
@@ -160,8 +249,8 @@ class Connection(abc.ABC):
         """Take no more data from TCP, so that its window closes.  Idempotent.
 
         Until :meth:`resume_reading`, nothing that the peer sends is delivered, not even its
-        ``EOF``, but for data that is in the receive ring already.  If the connection fails
-        meanwhile, ``ERROR`` and ``CLOSED`` come at once, and what TCP still had is dropped.
+        ``EOF``.  If the connection fails meanwhile, ``ERROR`` and ``CLOSED`` come at once, and what
+        was not delivered is dropped.
         """
         if not (self._paused or self._released):
             self._paused = True
@@ -176,18 +265,34 @@ class Connection(abc.ABC):
 
     # -- the queue of unsent bytes -------------------------------------------------------------
 
+    def _begin_closing(self) -> None:
+        self._closing = self._shutdown = True
+
     def _queue(self, data: bytes) -> None:
         self._waiting.append(memoryview(data))
-        self._waiting_bytes += len(data)
+        self._add_pending(len(data))
 
     def _requeue(self, data: bytes) -> None:
         """Put bytes that the backend took, but gave back, at the front again."""
         self._waiting.appendleft(memoryview(data))
-        self._waiting_bytes += len(data)
+        self._add_pending(len(data))
+
+    def _add_pending(self, size: int) -> None:
+        self._waiting_bytes += size
+        if self._waiting_bytes > self._high:
+            self._above_high = True
+
+    def _sank_to_low(self) -> bool:
+        """Whether ``WRITABLE`` is to be told now; if so, it is not again before the next time."""
+        if self._above_high and self._waiting_bytes <= self._low and not self._closing:
+            self._above_high = False
+            return True
+        return False
 
     def _drop_queue(self) -> None:
         self._waiting = collections.deque()  # another, so that _flush() notices
         self._waiting_bytes = 0
+        self._above_high = False
 
     def _flush(self) -> bool:
         """Send from the queue; True when all of it is sent.
@@ -226,6 +331,13 @@ class Kept:
     def __init__(self, connection: Connection, view: memoryview) -> None:
         self.connection = connection
         self.view = view
+
+    def __repr__(self) -> str:
+        try:
+            size = f"{len(self.view)} bytes"
+        except ValueError:
+            size = "released"
+        return f"<{type(self).__name__} of {self.connection!r}, {size}>"
 
     def release(self) -> None:
         """Give up the payload.  Idempotent."""

@@ -31,8 +31,9 @@ struct segment {
 
 static PyTypeObject segment_type;
 
-static PyObject *name_closing;
+static PyObject *name_deaf;
 static PyObject *view_release;		/* memoryview.release */
+static PyObject *port_closed, *broken;	/* of stackmap.errors */
 
 static struct segment *make_segment(PyObject *connection, PyObject *view, PyObject *event, int err)
 {
@@ -142,6 +143,25 @@ static PyMethodDef segment_methods[] = {
 	{ 0 }
 };
 
+static PyObject *segment_error(PyObject *object, void *ignored)
+{
+	int err = ((struct segment *)object)->err;
+	PyObject *code, *error;
+
+	(void)ignored;
+	if (!err)
+		Py_RETURN_NONE;
+	code = PyLong_FromLong(err);
+	error = code ? PyObject_CallOneArg(broken, code) : NULL;
+	Py_XDECREF(code);
+	return error;
+}
+
+static PyGetSetDef segment_getset[] = {
+	{ "error", segment_error, NULL, "The errno as a BrokenError, or None.", NULL },
+	{ 0 }
+};
+
 static PyMemberDef segment_members[] = {
 	{ "connection", T_OBJECT_EX, offsetof(struct segment, connection), READONLY, NULL },
 	{ "view", T_OBJECT_EX, offsetof(struct segment, view), READONLY, NULL },
@@ -170,6 +190,7 @@ static PyTypeObject segment_type = {
 	.tp_dealloc = segment_dealloc,
 	.tp_repr = segment_repr,
 	.tp_methods = segment_methods,
+	.tp_getset = segment_getset,
 	.tp_members = segment_members,
 };
 
@@ -233,9 +254,14 @@ static void fast_path_dealloc(PyObject *object)
 
 static bool is_open(const struct fast_path *self)
 {
+	PyObject *error;
+
 	if (self->pair && self->pair->fd >= 0)
 		return true;
-	PyErr_SetString(PyExc_ValueError, "the port is closed");
+	error = PyObject_CallNoArgs(port_closed);
+	if (error)
+		PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+	Py_XDECREF(error);
 	return false;
 }
 
@@ -311,11 +337,11 @@ static PyObject *fast_path_release(PyObject *object, PyObject *ignored)
 	return batch;
 }
 
-/* The open connection a slot belongs to, if it carries a small payload; borrowed. */
+/* The connection that takes a slot's payload, if that is small; borrowed. */
 static PyObject *usual_connection(const struct smr_segment *slot, PyObject *connections)
 {
-	PyObject *id, *connection, *closing;
-	bool is_closing;
+	PyObject *id, *connection, *deaf;
+	bool is_deaf;
 
 	if (slot->flags || slot->len > SMR_SMALL)
 		return NULL;
@@ -326,12 +352,12 @@ static PyObject *usual_connection(const struct smr_segment *slot, PyObject *conn
 	Py_DECREF(id);
 	if (!connection)
 		return NULL;
-	closing = PyObject_GetAttr(connection, name_closing);
-	if (!closing)
+	deaf = PyObject_GetAttr(connection, name_deaf);
+	if (!deaf)
 		return NULL;
-	is_closing = closing != Py_False;
-	Py_DECREF(closing);
-	return is_closing ? NULL : connection;
+	is_deaf = deaf != Py_False;
+	Py_DECREF(deaf);
+	return is_deaf ? NULL : connection;
 }
 
 /* The batch as a list of segments; NULL without an exception if not all of it is as usual. */
@@ -469,12 +495,18 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit__fast(void)
 {
 	PyObject *self = PyModule_Create(&module);
+	PyObject *errors = self ? PyImport_ImportModule("stackmap.errors") : NULL;
 
-	if (!self)
+	if (!errors) {
+		Py_XDECREF(self);
 		return NULL;
-	name_closing = PyUnicode_InternFromString("_closing");
+	}
+	port_closed = PyObject_GetAttrString(errors, "port_closed");
+	broken = PyObject_GetAttrString(errors, "broken");
+	Py_DECREF(errors);
+	name_deaf = PyUnicode_InternFromString("_deaf");
 	view_release = PyObject_GetAttrString((PyObject *)&PyMemoryView_Type, "release");
-	if (!name_closing || !view_release || PyModule_AddType(self, &segment_type) ||
+	if (!port_closed || !broken || !name_deaf || !view_release || PyModule_AddType(self, &segment_type) ||
 	    PyModule_AddType(self, &fast_path_type)) {
 		Py_DECREF(self);
 		return NULL;

@@ -3,6 +3,7 @@ from typing import final
 
 from ._connection import Buffer, Connection
 from ._event import Event
+from .errors import BrokenError
 
 class Segment:
     def __init__(
@@ -16,6 +17,8 @@ class Segment:
     def event(self) -> Event: ...
     @property
     def errno(self) -> int: ...
+    @property
+    def error(self) -> BrokenError | None: ...
     def release(self) -> None: ...
 
 @final

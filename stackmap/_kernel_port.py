@@ -13,6 +13,7 @@ from ._open_errors import open_error
 from ._port import PortStats
 from ._ring_c import ffi, lib
 from ._tcp_state import TcpState
+from .errors import BusyError, make_error, port_closed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +27,8 @@ ANY_RING: int = lib.SM_RING_ANY
 def check(error: int, action: str) -> None:
     """Raise the OSError for what a function of ``_ring.c`` returned, if that is an error."""
     if error:
-        raise OSError(-error, f"{action}: {os.strerror(-error)}")
+        kind = BusyError if error == -errno.EBUSY else OSError
+        raise make_error(kind, -error, f"{action}: {os.strerror(-error)}")
 
 
 class KernelPort:
@@ -76,10 +78,10 @@ class KernelPort:
 
         Raises:
             OSError: it cannot be attached.
-            ValueError: the port is closed.
+            ClosedError: the port is closed.
         """
         if self.closed:
-            raise ValueError("the port is closed")
+            raise port_closed()
         attached = ffi.new("struct smr_attached *", {"ring": ring})
         error = lib.smr_attach(self.shared, sock.fileno(), listener, attached)
         if error:

@@ -13,6 +13,7 @@ honest baseline for the first.
 from __future__ import annotations
 
 import abc
+import selectors
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -87,6 +88,13 @@ class Listener(abc.ABC):
     def close(self) -> None:
         """Stop listening.  Connections that were accepted live on.  Idempotent."""
 
+    def __repr__(self) -> str:
+        try:
+            where = "{0[0]} port {0[1]}".format(self.sock.getsockname())
+        except OSError:
+            where = "closed"
+        return f"<{type(self).__name__}, {where}>"
+
     def fileno(self) -> int:
         """The socket's descriptor."""
         return self.sock.fileno()
@@ -107,7 +115,26 @@ class Port(abc.ABC):
     @property
     @abc.abstractmethod
     def connections(self) -> list[Connection]:
-        """The attached connections of which ``Event.CLOSED`` has not been told yet."""
+        """The connections that are not closed, those that :meth:`connect` has begun included.
+
+        On rings, one that a listener accepted is among them once an exchange has named it.
+        """
+
+    @property
+    @abc.abstractmethod
+    def closed(self) -> bool:
+        """The port is closed."""
+
+    @abc.abstractmethod
+    def fileno(self) -> int:
+        """A descriptor that can be read when :meth:`exchange` would return something.
+
+        It is for other event loops.  Reading from it is not: call ``exchange(0)``.  Such a loop
+        calls :meth:`flush` or :meth:`exchange` before it waits, or what was written stays here.
+
+        Raises:
+            ClosedError: the port is closed.
+        """
 
     @abc.abstractmethod
     def attach(self, sock: socket.socket) -> Connection:
@@ -118,8 +145,42 @@ class Port(abc.ABC):
         before ``accept()`` returned it, is taken too: ``ERROR`` and ``CLOSED`` follow.
 
         Raises:
-            OSError: the socket cannot be attached (not TCP, listening, not connected, in use).
-            ValueError: the port is closed.
+            BusyError: the socket is attached already, or another layer of the kernel has it.
+            ClosedError: the port is closed, or the socket.
+            OSError: the socket cannot be attached (not TCP, listening, not connected), or the port
+                has all the connections that it may have.
+        """
+
+    @abc.abstractmethod
+    def connect(self, address: tuple[str, int]) -> Connection:
+        """Begin to connect to ``address``, and attach the connection when that has succeeded.
+
+        Then ``Event.OPEN`` comes.  If it fails, ``ERROR`` and ``CLOSED`` come, as for any other
+        connection.  It can be written to at once; what is written waits in its queue.
+
+        Args:
+            address: an IP address, and a port number.
+
+        Raises:
+            ClosedError: the port is closed.
+            OSError: there is no socket left (``EMFILE``...).
+            ValueError: the host is not an IP address; names would have to be waited for.
+        """
+
+    @abc.abstractmethod
+    def detach(self, connection: Connection) -> None:
+        """Make the connection's socket an ordinary one again, which the caller then owns.
+
+        What was written is with TCP by then, and a FIN if it was asked for.  What was received, but
+        not delivered, still comes, also if the connection is paused, and then ``Event.CLOSED``;
+        everything after it is read from ``connection.sock``.
+
+        Raises:
+            BrokenError: the connection has failed.
+            ClosedError: the program has closed the connection, or the port.
+            WouldBlockError: something that was written has not been handed to TCP yet: exchange,
+                and try again.
+            ValueError: the connection is of another port or another ring.
         """
 
     @abc.abstractmethod
@@ -129,8 +190,9 @@ class Port(abc.ABC):
         The listener owns ``sock`` from here on, and :meth:`close` closes it.
 
         Raises:
-            OSError: the socket is not listening, not TCP, or in use.
-            ValueError: the port is closed.
+            BusyError: the socket is attached already, or another layer of the kernel has it.
+            ClosedError: the port is closed, or the socket.
+            OSError: the socket is not listening, or not TCP.
         """
 
     @abc.abstractmethod
@@ -146,36 +208,74 @@ class Port(abc.ABC):
         callback raises, or the handler of a signal that came meanwhile, so does this, and the next
         exchange returns what this one received.  Nothing that happens to a connection is raised:
         its events say it.
+
+        Raises:
+            BusyError: another thread is in it.
+            ClosedError: the port is closed.
         """
 
-    def keep(self, segment: Segment) -> Kept:
+    @abc.abstractmethod
+    def flush(self) -> None:
+        """Send everything written, as :meth:`exchange` does, and leave all views as they are.
+
+        Raises:
+            ClosedError: the port is closed.
+        """
+
+    @abc.abstractmethod
+    def wakeup(self) -> None:
+        """End the wait of :meth:`exchange`: of the one that waits now, or else of the next.
+
+        Any thread and the handler of a signal may call this.  On a closed port it does nothing.
+        """
+
+    def keep(self, segment: Segment, *, copy: bool = True) -> Kept:
         """Have the payload of a segment stay valid beyond the next exchange.
 
         The segment's own view is released.  Rings keep the page that holds the payload, from 513
         bytes on, if it is of this ring and an extra buffer of the port is left.  All else is
-        copied.
+        copied.  Sockets copy nothing.
+
+        Args:
+            segment: payload of the last exchange.
+            copy: whether it may be copied where it cannot be kept otherwise.
 
         Raises:
+            BufferError: it would have to be copied, and may not.  The segment is as before.
             ValueError: the segment's view was released, by an earlier call or by an exchange.
         """
-        kept = Kept(segment.connection, memoryview(bytes(segment.view)))
-        segment.view.release()
+        payload = bytes(segment.view)
+        if not copy:
+            raise BufferError(
+                "the payload can only be copied: it is of up to 512 bytes, or of another ring, "
+                "or no extra buffer of the port is left"
+            )
+        kept = Kept(segment.connection, memoryview(payload))
+        segment.release()
         return kept
 
     @abc.abstractmethod
-    def watch(self, file: HasFileno | int, callback: Callable[[], object]) -> None:
-        """Call ``callback`` from :meth:`exchange` whenever ``file`` is readable.
+    def watch(
+        self,
+        file: HasFileno | int,
+        callback: Callable[[], object],
+        events: int = selectors.EVENT_READ,
+    ) -> None:
+        """Call ``callback`` from :meth:`exchange` whenever ``file`` is ready.
 
         Args:
             file: a listener, a timer, a pipe...: whatever has a ``fileno()``, or its descriptor.
                 It stays the caller's, who stops watching it before closing it.
             callback: what to call.  It may attach, write, watch and unwatch; what it returns is
                 ignored.
+            events: ``selectors.EVENT_READ``, ``EVENT_WRITE`` or both: what ``file`` is to be ready
+                for.  An error of the file is both.
 
         Raises:
-            FileExistsError: the file is watched already, or attached.
+            BusyError: (``EEXIST``) the file is watched already, or attached.
+            ClosedError: the port is closed.
             PermissionError: it is a regular file or a folder, which epoll cannot wait for.
-            ValueError: the file is closed, or the port is.
+            ValueError: the file is closed, or there are no such events.
         """
 
     @abc.abstractmethod
@@ -183,7 +283,8 @@ class Port(abc.ABC):
         """Stop watching ``file``.
 
         Raises:
-            ValueError: it is not watched, or is closed, or the port is closed.
+            ClosedError: the port is closed.
+            ValueError: it is not watched, or is closed.
         """
 
     @abc.abstractmethod

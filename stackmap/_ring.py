@@ -10,30 +10,34 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import functools
 import select
+import selectors
+import socket
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
+from ._connect import start_connecting
 from ._event import Event
 from ._fast import Segment
 from ._in_use import release_unless_in_use, warn_in_use
 from ._kernel_port import check
 from ._pair import SMALL, Pair
-from ._port import Port, PortStats
+from ._port import PortStats
 from ._ring_c import lib
-from ._ring_connection import RingConnection
+from ._ring_connection import Carrier, RingConnection
 from ._ring_listener import RingListener
 from ._transmission import Transmission
 from ._unclaimed import Unclaimed
 from ._views import LentSegment
 from ._watch import Watches
+from .errors import BrokenError, ClosedError, WouldBlockError, make_error, port_closed
 
 if TYPE_CHECKING:
-    import socket
     import threading
     from collections.abc import Callable
 
-    from ._connection import Connection, Kept
+    from ._connection import Address, Connection, Kept
     from ._kernel_port import KernelPort
     from ._watch import HasFileno
 
@@ -44,7 +48,15 @@ _EVENTS = [Event(flags) for flags in range(64)]
 _OPEN = Event.OPEN.value
 
 
-class Ring(Port):
+def _peername(sock: socket.socket) -> Address | None:
+    try:
+        address: Address = sock.getpeername()
+    except OSError:
+        return None  # reset meanwhile: its events say so
+    return address
+
+
+class Ring(Carrier):
     """A transmit and a receive ring of a :class:`RingPort`, for one thread.
 
     It is a port of its own to that thread: it has connections, watched files and exchanges of its
@@ -80,11 +92,16 @@ class Ring(Port):
         self._lent: list[LentSegment] = []
         self._small = self._pair.nothing_staged()
         self._held: list[Segment] = []  # of an exchange that a callback's exception ended
+        self._events: list[Segment] = []  # that the kernel does not tell
+        # Connections that take data again, and have something held back.
+        self._resumed: dict[RingConnection, None] = {}
+        self._connecting: set[RingConnection] = set()
         # Connections that other threads put here, and those that accept() has not returned yet.
         self._placed: collections.deque[RingConnection] = collections.deque()
         self._unclaimed: dict[int, Unclaimed] = {}
         # The next exchange has segments to deliver, or connections of other threads to look for.
         self._attention = False
+        self._polled = False  # by another loop, which waits for fileno()
         self._closed = False
         try:
             self._epoll.register(self._pair.struct.fd, select.EPOLLIN)
@@ -96,15 +113,23 @@ class Ring(Port):
         return f"<Ring {self.index}, {'closed' if self._closed else len(self._connections)}>"
 
     def fileno(self) -> int:
-        """A descriptor that is readable when :meth:`exchange` would return something."""
+        """A descriptor for other loops to wait for; see :meth:`Port.fileno`."""
+        if self._closed:
+            raise port_closed()
+        self._polled = True
         return self._epoll.fileno()
 
     # -- the contract --
 
     @property
     def connections(self) -> list[Connection]:
-        """The connections of this ring that an exchange has named."""
-        return list(self._connections.values())
+        """The connections of this ring that are not closed; see :meth:`Port.connections`."""
+        return [*self._connections.values(), *self._connecting]
+
+    @property
+    def closed(self) -> bool:
+        """The ring is closed."""
+        return self._closed
 
     def attach(self, sock: socket.socket) -> RingConnection:
         """Take over the payload of an established TCP connection.
@@ -112,14 +137,33 @@ class Ring(Port):
         TCP_NODELAY is set: a batch is already what Nagle's algorithm would wait for.
 
         Raises:
-            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (listening), ``ENOTCONN``, ``EALREADY``
-                (attached here or elsewhere), ``EBUSY`` (taken by kTLS, sockmap, KCM or SMC, or in
-                TCP_REPAIR mode, or a call waits to send on it), ``EXDEV`` (of another network
-                namespace), ``ENOSPC`` (the port has all the connections that it may have).
+            BusyError: ``EALREADY`` (attached here or elsewhere), ``EBUSY`` (taken by kTLS, sockmap,
+                KCM or SMC, or in TCP_REPAIR mode, or a call waits to send on it).
+            ClosedError: the port is closed, or the socket.
+            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (listening), ``ENOTCONN``, ``EXDEV`` (of
+                another network namespace), ``ENOSPC`` (the port has all the connections that it
+                may have).
         """
         attached = self._kernel.attach(sock, self.index)
-        connection = RingConnection(self, self._transmission, sock, attached.id, attached.record)
+        connection = RingConnection(
+            self, sock, attached.id, attached.record, peername=_peername(sock)
+        )
+        connection.sockname  # noqa: B018 (it is kept)
         self._connections[connection.id] = connection
+        return connection
+
+    def connect(self, address: tuple[str, int]) -> RingConnection:
+        """Begin to connect, and attach the connection afterwards; see :meth:`Port.connect`."""
+        if self._closed:
+            raise port_closed()
+        sock, peername, code = start_connecting(address)
+        connection = RingConnection(self, sock, peername=peername)
+        self._connecting.add(connection)
+        if code:
+            self._finish_connecting(connection, code)
+        else:
+            finish = functools.partial(self._finish_connecting, connection)
+            self._watches.add(sock, finish, selectors.EVENT_WRITE)
         return connection
 
     def attach_listener(self, sock: socket.socket) -> RingListener:
@@ -133,29 +177,29 @@ class Ring(Port):
         attached = self._kernel.attach(sock, self.index, listener=True)
         return RingListener(sock, attached.id, self._listeners, self._unnamed_connection)
 
-    def detach(self, connection: RingConnection) -> None:
-        """Make the connection's socket an ordinary one again.
-
-        What was written, and a FIN if it was asked for, is handed to TCP first.  What is in the
-        receive ring still comes, up to ``Event.CLOSED``; everything after it is read from
-        ``connection.sock``, which the caller now owns.
-
-        Raises:
-            OSError: ``ENOENT``, the connection is gone already; ``EAGAIN``, the library
-                (:attr:`Connection.pending`) or the ring still holds unsent data: exchange, and
-                try again.
-            ValueError: the port is closed, or the connection is on another ring.
-        """
-        if connection.ring is not self:
-            raise ValueError(f"{connection!r} is on another ring")
-        self._transmission.send_batch()
-        self._transmission.finish_sent()
+    def detach(self, connection: Connection) -> None:
+        """Make the connection's socket an ordinary one again; see :meth:`Port.detach`."""
+        if not isinstance(connection, RingConnection) or connection.ring is not self:
+            raise ValueError(f"{connection!r} is of another port or another ring")
+        self.flush()
         if connection._released:
-            raise OSError(errno.ENOENT, "the connection is gone")
+            raise make_error(
+                BrokenError if connection._failed else ClosedError,
+                errno.ENOENT,
+                "the connection is gone",
+            )
         if connection._waiting or not self._pair.all_synced:
-            raise OSError(errno.EAGAIN, "the connection has unsent data")
-        self._kernel.detach(connection.id)
+            raise make_error(WouldBlockError, errno.EAGAIN, "the connection has unsent data")
+        try:
+            self._kernel.detach(connection.id)
+        except FileNotFoundError as failure:
+            raise make_error(BrokenError, errno.ENOENT, "the connection is gone") from failure
         connection._released = connection._shutdown = True
+        connection._paused = False
+        if connection._held_back:
+            self._deliver_later(connection)
+        else:
+            connection._deaf = connection._closing
 
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
         """Send everything written, and return everything received; see :meth:`Port.exchange`."""
@@ -178,11 +222,21 @@ class Ring(Port):
             return self.exchange(timeout)
         return self._complete(found)
 
-    def keep(self, segment: Segment) -> Kept:
+    def flush(self) -> None:
+        """Send everything written, and leave all views as they are; see :meth:`Port.flush`."""
+        self._transmission.send_batch()
+        self._transmission.finish_sent()
+
+    def wakeup(self) -> None:
+        """End the wait of :meth:`exchange`; see :meth:`Port.wakeup`."""
+        self._watches.wake()
+
+    def keep(self, segment: Segment, *, copy: bool = True) -> Kept:
         """Have the payload of a segment stay valid beyond the next exchange; see :meth:`Port.keep`.
 
         Raises:
-            BufferError: a slice of the segment's view is still in use.
+            BufferError: a slice of the segment's view is still in use, or ``copy`` is False and it
+                would have to be copied.
         """
         extra = self._kernel.extra_buffers
         if (
@@ -197,17 +251,20 @@ class Ring(Port):
             except BufferError:
                 extra.append(spare)
                 raise
-        return super().keep(segment)
+        return super().keep(segment, copy=copy)
 
-    def watch(self, file: HasFileno | int, callback: Callable[[], object]) -> None:
-        """Call ``callback`` whenever ``file`` is readable; see :meth:`Port.watch`."""
-        self._watches.add(file, callback)
-        self._pair.struct.watching = True
+    def watch(
+        self,
+        file: HasFileno | int,
+        callback: Callable[[], object],
+        events: int = selectors.EVENT_READ,
+    ) -> None:
+        """Call ``callback`` whenever ``file`` is ready; see :meth:`Port.watch`."""
+        self._watches.add(file, callback, events)
 
     def unwatch(self, file: HasFileno | int) -> None:
         """Stop watching ``file``; see :meth:`Port.unwatch`."""
         self._watches.remove(file)
-        self._pair.struct.watching = bool(self._watches)
 
     def stats(self) -> PortStats:
         """The kernel's counters since the port was opened, of all its rings."""
@@ -234,6 +291,9 @@ class Ring(Port):
         with contextlib.suppress(OSError):
             self._add_arrivals([])
             self._transmission.send_batch()
+        for connection in self._connecting:
+            connection._end()
+        self._connecting.clear()
         self._pair.close()
         self._transmission.close()
         self._closed = True
@@ -241,26 +301,27 @@ class Ring(Port):
             connection._end()
         self._connections.clear()
         self._attention = False
+        self._resumed.clear()
+        self._events.clear()
         self._held.clear()
-        self._watches.clear()
-        self._epoll.close()
+        self._watches.close()
 
     # -- an exchange that has more to do than most --
 
     def _deliver_held(self) -> list[Segment]:
         """Return segments that were not delivered yet, instead of receiving more."""
-        self._transmission.send_batch()
-        self._transmission.finish_sent()
+        self.flush()
         held, self._held = self._held, []
-        self._attention = bool(self._placed or self._unclaimed)
+        if not (self._placed or self._unclaimed or self._resumed or self._events):
+            self._attention = False
         return held
 
     def _finish_before_wait(self, timeout: float | None) -> float | None:
         """Do the work that must precede a wait; returns how long to wait."""
         if self._after_send:
-            # A FIN goes behind written bytes.
-            self._transmission.send_batch()
-            self._transmission.finish_sent()
+            self.flush()  # a FIN goes behind written bytes
+        if self._resumed or self._events or self._placed:
+            return 0.0
         if self._after_send or self._starved or self._attention:
             # The kernel is short of buffers, or another thread is about to return from accept().
             # No event says when that is over.
@@ -286,14 +347,31 @@ class Ring(Port):
                 self._watches.run(self._pair.watched(ready))
             except BaseException:
                 self._held = segments
-                self._attention = True
+                self._look_after()
                 raise
+        if self._events:
+            segments += self._events
+            self._events.clear()
+        if self._polled and (self._attention or self._starved):
+            self._watches.wake()
         return segments
+
+    def _look_after(self) -> None:
+        """Have the next exchange do more than others, and soon."""
+        self._attention = True
+        if self._polled:
+            self._watches.wake()
+
+    def _tell(self, connection: Connection, event: Event, code: int = 0) -> None:
+        """Have this exchange, or the next, return an event that the kernel does not tell."""
+        self._events.append(Segment(connection, memoryview(b""), event, code))
+        self._look_after()
 
     @staticmethod
     def _resume_sending(connection: Connection, segments: list[Segment]) -> None:
-        """Send what a connection has queued; tell the application if that was all."""
-        if connection._flush() and not connection._closing:
+        """Send what a connection has queued; tell the application if it may write again."""
+        connection._flush()
+        if connection._sank_to_low():
             segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
 
     # -- receiving --
@@ -314,10 +392,11 @@ class Ring(Port):
                 connection = self._connection_for_unknown_id(id, flags, code, data, segments)
                 if connection is None:
                     continue
-            if flags:
+            if connection._deaf:
+                data = self._payload(start, buffer, size)
+                self._handle_slot(connection, flags, code, data, segments)
+            elif flags:
                 self._handle_event(connection, flags, code, segments)
-            elif connection._closing:
-                continue
             elif size <= SMALL:
                 append(Segment(connection, small[start : start + size], _NO_EVENT, 0))
             elif pair.must_copy:
@@ -338,6 +417,44 @@ class Ring(Port):
             return self._small[start : start + size]
         return self._pair.copy(start, buffer, size)
 
+    def _handle_slot(
+        self,
+        connection: RingConnection,
+        flags: int,
+        code: int,
+        data: bytes,
+        segments: list[Segment],
+    ) -> None:
+        """Deliver a slot of a connection that may be closing or paused, or hold it back."""
+        if flags & Event.WRITABLE:
+            self._handle_event(connection, Event.WRITABLE, 0, segments)
+            flags &= ~Event.WRITABLE
+            if not flags:
+                return
+        if connection._deaf and connection._hold_back(flags, code, data):
+            return
+        if flags:
+            self._handle_event(connection, flags, code, segments)
+        elif not connection._closing:
+            segments.append(Segment(connection, memoryview(data), _NO_EVENT, 0))
+
+    def _deliver_later(self, connection: RingConnection) -> None:
+        """Have the next exchange deliver what a connection held back."""
+        self._resumed[connection] = None
+        self._look_after()
+
+    def _deliver_held_back(self, segments: list[Segment]) -> None:
+        """Deliver what connections held back that take data again, or are closing."""
+        resumed = list(self._resumed)
+        self._resumed.clear()
+        for connection in resumed:
+            if connection._paused and not connection._closing:
+                continue
+            held, connection._held_back = connection._held_back, []
+            connection._deaf = connection._closing
+            for flags, code, data in held:
+                self._handle_slot(connection, flags, code, data, segments)
+
     def _handle_event(
         self, connection: RingConnection, flags: int, code: int, segments: list[Segment]
     ) -> None:
@@ -346,7 +463,8 @@ class Ring(Port):
                 self._resume_sending(connection, segments)
             flags &= ~Event.WRITABLE
         if flags & Event.CLOSED:
-            del self._connections[connection.id]
+            if self._connections.get(connection.id) is connection:
+                del self._connections[connection.id]
             connection._fail()
         elif connection._closing and (connection._released or not flags & Event.ERROR):
             return
@@ -381,13 +499,47 @@ class Ring(Port):
 
     # -- connections that this thread did not make, or whose number it does not know yet --
 
-    def _unnamed_connection(self, sock: socket.socket) -> RingConnection:
+    def _unnamed_connection(self, sock: socket.socket, peername: Address) -> RingConnection:
         """A connection that this thread accepts; an exchange tells its number."""
-        return RingConnection(self, self._transmission, sock)
+        return RingConnection(self, sock, peername=peername)
 
-    def _connection_of_another_thread(self, sock: socket.socket) -> RingConnection:
+    def _connection_of_another_thread(
+        self, sock: socket.socket, peername: Address
+    ) -> RingConnection:
         """A connection that any thread accepts; an exchange of some ring takes it in."""
-        return RingConnection(self, self._transmission, sock, announced=True)
+        return RingConnection(self, sock, peername=peername, announced=True)
+
+    def _finish_connecting(self, connection: RingConnection, code: int = 0) -> None:
+        """Attach a connection that connect() began, or tell how it failed."""
+        self._connecting.remove(connection)
+        sock = connection.sock
+        if not code:
+            self._watches.remove(sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not code:
+            try:
+                attached = self._kernel.attach(sock, self.index)
+            except OSError as failure:
+                code = failure.errno or errno.EIO
+        if code:
+            connection._fail()
+            self._tell(connection, Event.ERROR, code)
+            self._tell(connection, Event.CLOSED)
+            return
+        connection._place(self, attached.id, attached.record)
+        self._connections[connection.id] = connection
+        self._tell(connection, Event.OPEN)
+        if connection._paused:
+            connection._apply_pause()
+        self._resume_sending(connection, self._events)
+
+    def _stop_connecting(self, connection: RingConnection) -> bool:
+        if connection not in self._connecting:
+            return False
+        self._connecting.remove(connection)
+        self._watches.remove(connection.sock)
+        self._tell(connection, Event.CLOSED)
+        return True
 
     def _connection_for_unknown_id(
         self, id: int, flags: int, code: int, data: bytes, segments: list[Segment]
@@ -410,6 +562,7 @@ class Ring(Port):
         self._take_placed(segments)
         for id in list(self._unclaimed):
             self._claim(id, segments)
+        self._deliver_held_back(segments)
         self._shown = segments.copy()
 
     def _take_placed(self, segments: list[Segment]) -> None:
@@ -433,18 +586,13 @@ class Ring(Port):
             self._attention = True
             return
         del self._unclaimed[id]
-        found._place(self, self._transmission, id, unclaimed.record)
+        found._place(self, id, unclaimed.record)
         self._register(found, segments)
         for flags, code, data in unclaimed.slots:
-            if flags:
-                self._handle_event(found, flags, code, segments)
-            elif not found._closing:
-                segments.append(Segment(found, memoryview(data), _NO_EVENT, 0))
-        if unclaimed.held or found._paused:
+            self._handle_slot(found, flags, code, data, segments)
+        if (unclaimed.held or found._paused) and not found._released:
             found._apply_pause()
-        queued = bool(found._waiting_bytes)
-        if found._flush() and queued and not found._closing:
-            segments.append(Segment(found, memoryview(b""), Event.WRITABLE, 0))
+        self._resume_sending(found, segments)
 
     def _register(self, connection: RingConnection, segments: list[Segment]) -> None:
         self._connections[connection.id] = connection
@@ -462,7 +610,11 @@ class Ring(Port):
 
         Any thread may call this.
         """
-        connection = RingConnection(self, self._transmission, sock, id, record, announced=True)
+        connection = RingConnection(
+            self, sock, id, record, peername=_peername(sock), announced=True
+        )
+        connection.sockname  # noqa: B018 (it is kept)
         self._placed.append(connection)
         self._attention = True
+        self.wakeup()
         return connection

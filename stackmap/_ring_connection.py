@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import socket
 from typing import TYPE_CHECKING
 
-from ._connection import Buffer, Connection, Payload
+from ._connection import Address, Buffer, Connection, Payload
+from ._event import Event
+from ._port import Port
+from ._ring_c import lib
 from ._views import LentKept, LentSegment
 
 if TYPE_CHECKING:
-    from ._port import Port
     from ._tcp_state import TcpState
     from ._transmission import Transmission
 
@@ -20,6 +23,25 @@ _NOTHING = ~0
 _NO_RECORD = 0xFFFFFFFF
 
 
+class Carrier(Port):
+    """What a ring is to the connections on it.
+
+    Attributes:
+        index: the number of the ring in its port.
+    """
+
+    index: int
+    _transmission: Transmission
+
+    @abc.abstractmethod
+    def _deliver_later(self, connection: RingConnection) -> None:
+        """Have the next exchange deliver what the connection held back."""
+
+    @abc.abstractmethod
+    def _stop_connecting(self, connection: RingConnection) -> bool:
+        """Give up a connection that Port.connect() has begun; False if it is none."""
+
+
 class RingConnection(Connection):
     """One TCP connection whose payload travels in ring slots.
 
@@ -27,37 +49,48 @@ class RingConnection(Connection):
         ring: the :class:`Ring` that carries it.
     """
 
-    __slots__ = ("_announced", "_failed", "_fast", "_pair", "_record", "_transmission", "ring")
+    __slots__ = (
+        "_announced",
+        "_deaf",
+        "_failed",
+        "_fast",
+        "_held_back",
+        "_pair",
+        "_record",
+        "_transmission",
+        "ring",
+    )
 
     def __init__(
         self,
-        ring: Port,
-        transmission: Transmission,
+        ring: Carrier,
         sock: socket.socket,
         id: int = 0,
         record: int = _NO_RECORD,
         *,
+        peername: Address | None = None,
         announced: bool = False,
     ) -> None:
-        super().__init__(sock, id)
+        super().__init__(sock, id, peername)
         # Its ring's thread does not know it, and is told by an OPEN event.
         self._announced = announced
         # It ended by itself, which the application may not have seen yet.
         self._failed = False
-        self._place(ring, transmission, id, record)
+        # What arrives is not simply delivered: it is closing, paused, or has something held back.
+        self._deaf = False
+        #: Flags, errno and payload of slots that arrived while it was paused.
+        self._held_back: list[tuple[int, int, bytes]] = []
+        self._place(ring, id, record)
         if not id:
             self._wait_for_name()
 
-    def __repr__(self) -> str:
-        return f"<RingConnection {self.id}{', closed' if self._released else ''}>"
-
-    def _place(self, ring: Port, transmission: Transmission, id: int, record: int) -> None:
+    def _place(self, ring: Carrier, id: int, record: int) -> None:
         """Be carried by a ring, under a number of the kernel's."""
         self.ring = ring
         self.id = id
         self._record = record
-        self._transmission = transmission
-        self._pair = transmission.pair
+        self._transmission = ring._transmission
+        self._pair = ring._transmission.pair
         self._fast = self._pair.fast
 
     def write(self, data: Buffer) -> None:
@@ -66,7 +99,9 @@ class RingConnection(Connection):
         if not (self._waiting or self._shutdown):
             taken = self._fast.write(self.id, data)
             if taken >= 0:
+                self.bytes_written += taken
                 return
+            self.bytes_written += ~taken
             data = memoryview(data).cast("B")[~taken:]
         elif self._failed:
             return  # lost, as what was written just before
@@ -135,13 +170,30 @@ class RingConnection(Connection):
         self._transmission.after_send.append(self._finish)
 
     def _reset(self) -> None:
-        if self.id:
+        if self.id or self.ring._stop_connecting(self):
             self._close_socket()
         else:
             self._wait_for_name()  # it is named by its peer, which closing would forget
 
     def _apply_pause(self) -> None:
-        self._pair.kernel.pause(self.id, paused=self._paused)
+        self._deaf = self._paused or self._closing or bool(self._held_back)
+        if self._held_back and not self._paused:
+            self.ring._deliver_later(self)
+        if not any(flags & Event.CLOSED for flags, _code, _data in self._held_back):
+            self._pair.kernel.pause(self.id, paused=self._paused)
+
+    def _begin_closing(self) -> None:
+        super()._begin_closing()
+        self._deaf = True
+        if self._held_back:
+            self.ring._deliver_later(self)  # CLOSED may be among it
+
+    def _unsent_by_backend(self) -> int:
+        slots: int = lib.smr_unsynced(self._pair.struct, self.id)
+        try:
+            return slots + self.tcp_state().bytes_notsent
+        except OSError:  # the kernel has no state of it yet, or no more
+            return slots
 
     # -- called by the ring --
 
@@ -162,11 +214,25 @@ class RingConnection(Connection):
 
     def _end(self) -> None:
         """Close at once, and drop the queue."""
-        self._closing = self._shutdown = True
+        self._closing = self._shutdown = self._deaf = True
         self._drop_queue()
         self._close_socket()
 
+    def _hold_back(self, flags: int, code: int, data: bytes) -> bool:
+        """Keep what arrives for a paused connection; False if it is to be delivered now."""
+        if self._closing:
+            return False
+        if flags & Event.ERROR:
+            self._held_back.clear()
+            return False
+        if flags == Event.CLOSED and not self._held_back:
+            return False
+        self._held_back.append((flags, code, data))
+        return True
+
     def _close_socket(self) -> None:
         if not self._released:
+            if self._sockname is None:
+                self.sockname  # noqa: B018 (it is kept)
             self._released = True
             self.sock.close()

@@ -13,6 +13,7 @@ from ._port import Listener
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._connection import Address
     from ._ring_connection import RingConnection
 
 #: Of a struct tcp_info: tcpi_unacked, which for a listener is the number of those that wait.
@@ -33,7 +34,8 @@ class RingListener(Listener):
         sock: the socket, attached to the port already.
         id: the number under which the kernel names it.
         listeners: the port's listeners by that number, where it enters and removes itself.
-        connection: makes a connection without a number of a socket that was accepted.
+        connection: makes a connection without a number of a socket that was accepted, and its
+            peer's address.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class RingListener(Listener):
         sock: socket.socket,
         id: int,
         listeners: dict[int, RingListener],
-        connection: Callable[[socket.socket], RingConnection],
+        connection: Callable[[socket.socket, Address], RingConnection],
     ) -> None:
         super().__init__(sock)
         self._id = id
@@ -66,7 +68,7 @@ class RingListener(Listener):
         if self._older:
             self._older -= 1
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = self._connection(sock)
+        connection = self._connection(sock, address)
         peer = (address[1].to_bytes(2, "big"), _packed(sock.family, address[0]))
         with self._lock:
             self._accepted.setdefault(peer, collections.deque()).append(connection)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import selectors
 import threading
 from typing import TYPE_CHECKING, ClassVar
 
@@ -129,7 +130,7 @@ class RingPort(Port):
     # -- of the first ring --
 
     def fileno(self) -> int:
-        """A descriptor that is readable when :meth:`exchange` would return something."""
+        """A descriptor of the first ring, for other loops; see :meth:`Port.fileno`."""
         return self._first.fileno()
 
     def attach(self, sock: socket.socket) -> RingConnection:
@@ -140,21 +141,38 @@ class RingPort(Port):
         """Attach what a socket accepts to the first ring; see :meth:`Ring.attach_listener`."""
         return self._first.attach_listener(sock)
 
-    def detach(self, connection: RingConnection) -> None:
-        """Make a socket of the first ring an ordinary one again; see :meth:`Ring.detach`."""
+    def connect(self, address: tuple[str, int]) -> RingConnection:
+        """Begin to connect, for the first ring; see :meth:`Port.connect`."""
+        return self._first.connect(address)
+
+    def detach(self, connection: Connection) -> None:
+        """Make a socket of the first ring an ordinary one again; see :meth:`Port.detach`."""
         self._first.detach(connection)
 
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
         """Send and receive on the first ring; see :meth:`Port.exchange`."""
         return self._first.exchange(timeout)
 
-    def keep(self, segment: Segment) -> Kept:
-        """Have a payload stay valid beyond the next exchange; see :meth:`Ring.keep`."""
-        return self._first.keep(segment)
+    def flush(self) -> None:
+        """Send everything written on the first ring; see :meth:`Port.flush`."""
+        self._first.flush()
 
-    def watch(self, file: HasFileno | int, callback: Callable[[], object]) -> None:
-        """Call ``callback`` whenever ``file`` is readable; see :meth:`Port.watch`."""
-        self._first.watch(file, callback)
+    def wakeup(self) -> None:
+        """End the wait of the first ring's exchange; see :meth:`Port.wakeup`."""
+        self._first.wakeup()
+
+    def keep(self, segment: Segment, *, copy: bool = True) -> Kept:
+        """Have a payload stay valid beyond the next exchange; see :meth:`Ring.keep`."""
+        return self._first.keep(segment, copy=copy)
+
+    def watch(
+        self,
+        file: HasFileno | int,
+        callback: Callable[[], object],
+        events: int = selectors.EVENT_READ,
+    ) -> None:
+        """Call ``callback`` whenever ``file`` is ready; see :meth:`Port.watch`."""
+        self._first.watch(file, callback, events)
 
     def unwatch(self, file: HasFileno | int) -> None:
         """Stop watching ``file``; see :meth:`Port.unwatch`."""
@@ -164,8 +182,13 @@ class RingPort(Port):
 
     @property
     def connections(self) -> list[Connection]:
-        """The connections of all rings that an exchange has named."""
+        """The connections of all rings that are not closed; see :meth:`Port.connections`."""
         return [connection for ring in self.rings for connection in ring.connections]
+
+    @property
+    def closed(self) -> bool:
+        """The port is closed."""
+        return self._kernel.closed
 
     def place(self, sock: socket.socket) -> RingConnection:
         """Attach a connection to the ring whose thread runs on the CPU that receives its packets.

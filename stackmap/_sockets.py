@@ -12,18 +12,29 @@ preallocated buffers was measured and costs the same; this way a view can never 
 from __future__ import annotations
 
 import errno
+import fcntl
 import select
+import selectors
 import socket
 import sys
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ._attach_errors import attach_error
-from ._connection import Buffer, Connection
+from ._connect import start_connecting
+from ._connection import Address, Buffer, Connection, Kept
 from ._event import Event
 from ._fast import Segment
 from ._in_use import release_unless_in_use, warn_in_use
 from ._port import Listener, Port, PortStats
 from ._watch import Watches
+from .errors import (
+    BrokenError,
+    BusyError,
+    ClosedError,
+    WouldBlockError,
+    make_error,
+    port_closed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -46,6 +57,20 @@ _FAILED = _ERR | _HUP
 _NEWS = select.EPOLLET
 _UNREGISTERED = -1
 _NO_EVENT = Event.NONE
+#: The ioctl for the number of bytes that TCP has not sent yet.
+_SIOCOUTQNSD = 0x894B
+
+
+class _AttachedSocket(socket.socket):
+    """What the socket of a connection is: payload goes through the port, as it must on rings."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_arguments: Any, **_options: Any) -> NoReturn:
+        raise make_error(BusyError, errno.EBUSY)
+
+    recv = recv_into = recvfrom = recvfrom_into = recvmsg = recvmsg_into = _refuse
+    send = sendall = sendto = sendmsg = sendfile = _refuse
 
 
 def _has_failed(sock: socket.socket) -> bool:
@@ -59,6 +84,7 @@ class SocketConnection(Connection):
     """One TCP connection on its own socket."""
 
     __slots__ = (
+        "_connecting",
         "_failure",
         "_fd",
         "_interest",
@@ -66,10 +92,26 @@ class SocketConnection(Connection):
         "_read_done",
         "_recv",
         "_send_now",
+        "_timeout",
     )
 
-    def __init__(self, port: SocketPort, sock: socket.socket) -> None:
-        super().__init__(sock, sock.fileno())
+    def __init__(
+        self,
+        port: SocketPort,
+        sock: socket.socket,
+        peername: Address | None,
+        *,
+        connecting: bool = False,
+    ) -> None:
+        super().__init__(sock, sock.fileno(), peername)
+        self._connecting = connecting
+        if connecting:
+            self._waiting.append(memoryview(b""))  # so that what is written, and the end, waits
+        else:
+            self._sockname = sock.getsockname()
+        self._timeout = sock.gettimeout()
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._port = port
         self._fd = sock.fileno()
         self._recv = sock.recv
@@ -77,10 +119,8 @@ class SocketConnection(Connection):
         self._interest = _UNREGISTERED
         self._read_done = False
         self._failure = 0
-
-    def __repr__(self) -> str:
-        state = "closed" if self._released else f"fd {self._fd}"
-        return f"<SocketConnection {self.id}, {state}>"
+        if type(sock) is socket.socket:
+            sock.__class__ = _AttachedSocket
 
     def writelines(self, parts: Iterable[Buffer]) -> None:
         """Send several buffers in order, in one ``send``."""
@@ -122,6 +162,7 @@ class SocketConnection(Connection):
 
     def _release(self) -> None:
         if not self._released:
+            self.sockname  # noqa: B018 (it is kept)
             self._port._forget(self)
             self._released = True
             self.sock.close()
@@ -133,12 +174,19 @@ class SocketConnection(Connection):
     def _apply_pause(self) -> None:
         self._update_interest()
 
+    def _unsent_by_backend(self) -> int:
+        try:
+            found = fcntl.ioctl(self._fd, _SIOCOUTQNSD, bytes(4))
+        except OSError:
+            return 0
+        return int.from_bytes(found, sys.byteorder)
+
     # -- readiness --
 
     @property
     def _reading(self) -> bool:
         """Whether the application takes data, and the peer may still send some."""
-        return not (self._paused or self._read_done or self._closing)
+        return not (self._paused or self._read_done or self._closing or self._connecting)
 
     def _fail(self, code: int) -> None:
         """Remember that sending failed.
@@ -147,6 +195,7 @@ class SocketConnection(Connection):
         """
         self._failure = code
         self._port._failed.append(self)
+        self._port._look_after()
 
     def _update_interest(self) -> None:
         """Tell epoll which events are wanted now, if that has changed."""
@@ -209,6 +258,7 @@ class SocketPort(Port):
         self._events: list[Segment] = []
         self._held: list[Segment] = []  # of an exchange that a callback's exception ended
         self._failed: list[SocketConnection] = []
+        self._polled = False  # by another loop, which waits for fileno()
         self._bytes_rx = 0
         self._bytes_tx = 0
 
@@ -220,8 +270,19 @@ class SocketPort(Port):
 
     @property
     def connections(self) -> list[Connection]:
-        """The attached connections that are not closed."""
+        """The connections that are not closed; see :meth:`Port.connections`."""
         return list(self._connections.values())
+
+    @property
+    def closed(self) -> bool:
+        """The port is closed."""
+        return self._epoll.closed
+
+    def fileno(self) -> int:
+        """A descriptor for other loops to wait for; see :meth:`Port.fileno`."""
+        self._check_open()
+        self._polled = True
+        return self._epoll.fileno()
 
     def attach(self, sock: socket.socket) -> SocketConnection:
         """Take over the payload of an established TCP connection.
@@ -229,31 +290,65 @@ class SocketPort(Port):
         The socket becomes non-blocking, and TCP_NODELAY is set.
 
         Raises:
-            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (listening), ``ENOTCONN``, ``EALREADY``
-                (attached here before), ``EBADF`` (closed).
-            ValueError: the port is closed.
+            BusyError: ``EALREADY`` (attached here before).
+            ClosedError: the port is closed, or the socket.
+            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (listening), ``ENOTCONN``.
         """
         self._check_attachable(sock, listener=False)
+        peername = None
         try:
-            sock.getpeername()
+            peername = sock.getpeername()
         except OSError as failure:
             # Reset meanwhile, perhaps even before accept() returned it: its events will say so.
             if not _has_failed(sock):
                 raise attach_error(failure.errno or errno.EIO) from failure
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = SocketConnection(self, sock)
+        return self._add(SocketConnection(self, sock, peername))
+
+    def connect(self, address: tuple[str, int]) -> SocketConnection:
+        """Begin to connect, and attach the connection; see :meth:`Port.connect`."""
+        self._check_open()
+        sock, peername, code = start_connecting(address)
+        connection = self._add(SocketConnection(self, sock, peername, connecting=True))
+        if code:
+            connection._fail(code)
+        return connection
+
+    def _add(self, connection: SocketConnection) -> SocketConnection:
         connection._update_interest()
         self._connections[connection._fd] = connection
         return connection
+
+    def detach(self, connection: Connection) -> None:
+        """Make the connection's socket an ordinary one again; see :meth:`Port.detach`.
+
+        It blocks, or has a timeout, as it had when it was attached.
+        """
+        self._check_open()
+        if not isinstance(connection, SocketConnection) or connection._port is not self:
+            raise ValueError(f"{connection!r} is of another port or another ring")
+        if connection._released or connection._failure:
+            raise make_error(
+                BrokenError if connection._failure else ClosedError,
+                errno.ENOENT,
+                "the connection is gone",
+            )
+        if connection._waiting:
+            raise make_error(WouldBlockError, errno.EAGAIN, "the connection has unsent data")
+        self._forget(connection)
+        connection._released = connection._shutdown = True
+        sock = connection.sock
+        if type(sock) is _AttachedSocket:
+            socket.socket.__setattr__(sock, "__class__", socket.socket)
+        sock.settimeout(connection._timeout)
+        self._announce(connection, Event.CLOSED)
 
     def attach_listener(self, sock: socket.socket) -> SocketListener:
         """Attach the connections that a listening socket accepts; see :meth:`Port.attach_listener`.
 
         Raises:
-            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (not listening), ``EALREADY`` (attached
-                here before), ``EBADF`` (closed).
-            ValueError: the port is closed.
+            BusyError: ``EALREADY`` (attached here before).
+            ClosedError: the port is closed, or the socket.
+            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (not listening).
         """
         self._check_attachable(sock, listener=True)
         listener = SocketListener(self, sock)
@@ -279,6 +374,7 @@ class SocketPort(Port):
             self._receive(self._epoll.poll(timeout, MAX_READY), segments)
         except BaseException:  # of a callback, or of a signal's handler
             self._held = segments
+            self._look_after()
             raise
         return segments
 
@@ -325,9 +421,35 @@ class SocketPort(Port):
         if watched is not None:
             self._watches.run(watched)
 
-    def watch(self, file: HasFileno | int, callback: Callable[[], object]) -> None:
-        """Call ``callback`` whenever ``file`` is readable; see :meth:`Port.watch`."""
-        self._watches.add(file, callback)
+    def flush(self) -> None:
+        """Do nothing: all that TCP takes was sent at once; see :meth:`Port.flush`."""
+        self._check_open()
+
+    def wakeup(self) -> None:
+        """End the wait of :meth:`exchange`; see :meth:`Port.wakeup`."""
+        self._watches.wake()
+
+    def keep(self, segment: Segment, *, copy: bool = True) -> Kept:
+        """Have the payload of a segment stay valid; see :meth:`Port.keep`.
+
+        Nothing is copied: what was received is an object of its own.
+        """
+        for number, lent in enumerate(self._lent):
+            if lent is segment:
+                len(segment.view)  # raises if it is released
+                segment.view.release()
+                del self._lent[number]
+                return Kept(segment.connection, memoryview(self._buffers.pop(number)))
+        return super().keep(segment, copy=copy)
+
+    def watch(
+        self,
+        file: HasFileno | int,
+        callback: Callable[[], object],
+        events: int = selectors.EVENT_READ,
+    ) -> None:
+        """Call ``callback`` whenever ``file`` is ready; see :meth:`Port.watch`."""
+        self._watches.add(file, callback, events)
 
     def unwatch(self, file: HasFileno | int) -> None:
         """Stop watching ``file``; see :meth:`Port.unwatch`."""
@@ -351,19 +473,17 @@ class SocketPort(Port):
         for listener in list(self._listeners):
             listener.close()
         for connection in list(self._connections.values()):
-            connection._closing = connection._shutdown = True
+            connection._begin_closing()
             connection._drop_queue()
             connection._release()
         self._events.clear()
-        if not self._epoll.closed:
-            self._watches.clear()
-            self._epoll.close()
+        self._watches.close()
 
     # -- operations that fail --
 
     def _check_open(self) -> None:
         if self._epoll.closed:
-            raise ValueError("the port is closed")
+            raise port_closed()
 
     def _check_attachable(self, sock: socket.socket, *, listener: bool) -> None:
         self._check_open()
@@ -397,6 +517,9 @@ class SocketPort(Port):
 
     def _attend(self, connection: SocketConnection, ready: int, segments: list[Segment]) -> bool:
         """Handle writability and failure; True if the connection is to be read from as well."""
+        if connection._connecting:
+            self._finish_connecting(connection, segments)
+            return False
         if ready & _FAILED and not connection._interest & _IN:
             failure = connection._failure
             failure = failure or connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -404,12 +527,10 @@ class SocketPort(Port):
                 self._end(connection, failure, segments)
                 return False
         # After HUP nothing can be sent, and a try would take the error that recv() is to tell.
-        if connection._waiting and not ready & _HUP and connection._flush():
+        if connection._waiting and not ready & _HUP:
+            self._send_queued(connection, segments)
             if connection._released:
                 return False
-            connection._update_interest()
-            if not connection._failure:
-                segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
         if not ready & _FAILED:
             return bool(ready & _IN)
         if connection._interest & _IN:
@@ -420,6 +541,28 @@ class SocketPort(Port):
         else:
             connection._set_interest(connection._interest & _OUT | _NEWS)
         return False
+
+    def _send_queued(self, connection: SocketConnection, segments: list[Segment]) -> None:
+        """Send from a connection's queue; tell the application if it may write again."""
+        connection._flush()
+        connection._update_interest()
+        if connection._sank_to_low() and not connection._failure:
+            segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
+
+    def _finish_connecting(self, connection: SocketConnection, segments: list[Segment]) -> None:
+        """Tell whether connect() has succeeded."""
+        code = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._end(connection, code, segments)
+            return
+        connection._connecting = False
+        segments.append(Segment(connection, memoryview(b""), Event.OPEN, 0))
+        self._send_queued(connection, segments)
+
+    def _look_after(self) -> None:
+        """Have another loop that waits for this port call exchange()."""
+        if self._polled:
+            self._watches.wake()
 
     def _report_failures(self) -> None:
         """Announce sends that failed, after data that was received before."""
@@ -455,6 +598,7 @@ class SocketPort(Port):
 
     def _announce(self, connection: SocketConnection, event: Event) -> None:
         self._events.append(Segment(connection, memoryview(b""), event, 0))
+        self._look_after()
 
     def _forget(self, connection: SocketConnection) -> None:
         connection._set_interest(_UNREGISTERED)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ._kernel_port import check
 from ._ring_c import lib
+from .errors import port_closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,10 +36,10 @@ class Transmission:
         """Hand written bytes to TCP now, in the middle of a batch.
 
         Raises:
-            ValueError: the port is closed.
+            ClosedError: the port is closed.
         """
         if self._closed:
-            raise ValueError("the port is closed")
+            raise port_closed()
         refused = lib.smr_send(self.pair.struct)
         if refused < 0:
             check(refused, "sync")

@@ -116,11 +116,11 @@ _INCLUDES = [str(ROOT / "stackmap"), str(ROOT / "kmod" / "uapi")]
 class Connection:
     """Has what the calls look at."""
 
-    __slots__ = ("_closing", "id")
+    __slots__ = ("_deaf", "id")
 
     def __init__(self, id: int) -> None:
         self.id = id
-        self._closing = False
+        self._deaf = False
 
 
 CONNECTIONS: dict[int, Any] = {id: Connection(id) for id in range(1, 17)}
@@ -253,7 +253,7 @@ def cffi_exchange(module: Any, batch: int) -> Loop:
                 received[: count * layout.size]
             ):
                 connection = find(id)
-                if flags or connection is None or connection._closing:
+                if flags or connection is None or connection._deaf:
                     raise AssertionError
                 segments.append(Segment(connection, whole[start : start + size], no_event, 0))
             del whole

@@ -44,6 +44,10 @@ class Stub(Connection):
     def _apply_pause(self) -> None:
         """Not of interest here."""
 
+    def _unsent_by_backend(self) -> int:
+        """Not of interest here."""
+        return 0
+
 
 def test_what_is_given_back_goes_first() -> None:
     connection = Stub()

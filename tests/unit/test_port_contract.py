@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stackmap import Connection, Event, Port, Segment, SocketPort
+from stackmap import Connection, Event, Port, Segment, SocketPort, errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -948,10 +948,16 @@ def test_everything_says_that_the_port_is_closed(
             lambda: port.attach_listener(listener),
             lambda: port.watch(listener, lambda: None),
             lambda: port.unwatch(listener),
+            port.fileno,
+            port.flush,
+            lambda: port.connect(("127.0.0.1", 9)),
         ]
         for attempt in attempts:
-            with pytest.raises(ValueError, match=r"^the port is closed$"):
+            with pytest.raises(ValueError, match=r"^\[Errno 9\] the port is closed$") as caught:
                 attempt()
+            assert isinstance(caught.value, errors.ClosedError)
+        port.wakeup()
+        assert port.closed
         assert "closed" in repr(port)
     port.stats()
     port.close()
