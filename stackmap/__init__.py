@@ -6,9 +6,10 @@ exchange segments with it.
 
 from . import errors
 from ._connection import Connection, Kept
+from ._device import DEVICE
 from ._event import Event
 from ._fast import Segment
-from ._open import open_port
+from ._open import Backend, choose_port, open_port
 from ._port import Listener, Port, PortStats
 from ._ring import Ring
 from ._ring_connection import RingConnection
@@ -27,6 +28,8 @@ from .errors import (
 )
 
 __all__ = [
+    "DEVICE",
+    "Backend",
     "BackendUnavailableError",
     "BrokenError",
     "BusyError",
@@ -47,6 +50,7 @@ __all__ = [
     "TcpState",
     "WouldBlockError",
     "__version__",
+    "choose_port",
     "errors",
     "open_port",
 ]

@@ -117,14 +117,14 @@ class KernelPort:
         st = ffi.new("struct smr_stats *")
         check(lib.smr_stats(self.shared, st), "stats")
         return PortStats(
-            ring_bytes_rx=st.rx_bytes,
-            ring_bytes_tx=st.tx_bytes,
+            rx_bytes=st.rx_bytes,
+            tx_bytes=st.tx_bytes,
             slots_sent=st.slots_sent,
-            slots_released_by_ack=st.slots_released_ack,
-            slots_released_by_reset=st.slots_released_reset,
-            slots_pinned=st.slots_pinned,
+            slots_released_ack=st.slots_released_ack,
+            slots_released_reset=st.slots_released_reset,
+            bufs_pinned=st.slots_pinned,
             bad_slots=st.bad_slots,
-            unknown_connections=st.unknown_conn,
-            slots_refused_again=st.slots_again,
+            unknown_conn=st.unknown_conn,
+            slots_again=st.slots_again,
             bad_rings=st.bad_rings,
         )

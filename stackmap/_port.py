@@ -32,29 +32,30 @@ if TYPE_CHECKING:
 class PortStats:
     """Counters of one port since it was opened.  Bytes are payload bytes.
 
-    ``ring_*`` and ``slots_*`` are counted by the kernel module and are zero on sockets;
-    ``socket_*`` are counted by :class:`stackmap.SocketPort` and are zero on rings.
+    ``socket_*`` are counted by :class:`stackmap.SocketPort` and are zero on rings.  All others are
+    counted by the kernel module, under the names that ``stackmap stats``, :mod:`stackmap.inspect`
+    and ``kmod/stackmap.yaml`` have for them, and are zero on sockets.
     """
 
-    ring_bytes_rx: int = 0
-    ring_bytes_tx: int = 0
-    socket_bytes_rx: int = 0
-    socket_bytes_tx: int = 0
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    socket_rx_bytes: int = 0
+    socket_tx_bytes: int = 0
     #: Transmit slots whose payload TCP accepted.
     slots_sent: int = 0
     #: Transmit buffers released because the peer acknowledged their last byte.
-    slots_released_by_ack: int = 0
+    slots_released_ack: int = 0
     #: Transmit buffers released because the connection was reset or aborted.
-    slots_released_by_reset: int = 0
+    slots_released_reset: int = 0
     #: Transmit buffers that wait for an acknowledgement now.
-    slots_pinned: int = 0
+    bufs_pinned: int = 0
     #: Transmit slots refused for their content (bad length, offset, reserved bits, index or owner),
     #: and receive slots given back with a bad index or owner.
     bad_slots: int = 0
     #: Slots that named a connection which is not attached here.
-    unknown_connections: int = 0
+    unknown_conn: int = 0
     #: Slots given back because their connection could take no more ("try again").
-    slots_refused_again: int = 0
+    slots_again: int = 0
     #: Times a ring's head or cur was out of range and the ring was reset.
     bad_rings: int = 0
 

@@ -457,7 +457,7 @@ class SocketPort(Port):
 
     def stats(self) -> PortStats:
         """Payload bytes received and sent since the port was opened."""
-        return PortStats(socket_bytes_rx=self._bytes_rx, socket_bytes_tx=self._bytes_tx)
+        return PortStats(socket_rx_bytes=self._bytes_rx, socket_tx_bytes=self._bytes_tx)
 
     def close(self) -> None:
         """Close the port and the sockets of its connections.  Idempotent.

@@ -42,6 +42,6 @@ def settled_counters(host: str, port: int, patience: float = 3.0) -> dict[str, i
     deadline = time.monotonic() + patience
     while True:
         counters = read_counters(host, port)
-        if counters.get("slots_pinned", 0) == 0 or time.monotonic() >= deadline:
+        if counters.get("bufs_pinned", 0) == 0 or time.monotonic() >= deadline:
             return counters
         time.sleep(0.1)

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from pyroute2.netlink import NETLINK_GENERIC, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE
 
-from stackmap._device import DEVICE
+from stackmap import DEVICE
 from stackmap.inspect import CONN_GET, ConnectionInfo, ConnMessage, Inspector, PortInfo
 from stackmap_cli.main import main
 from tests.guest.peer import inside

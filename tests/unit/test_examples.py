@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING
 import pytest
 from pyroute2 import netns
 
-from stackmap._device import DEVICE
+from stackmap import DEVICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

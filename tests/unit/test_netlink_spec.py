@@ -10,7 +10,7 @@ import pytest
 import yaml
 from cffi import FFI
 
-from stackmap import inspect
+from stackmap import PortStats, inspect
 
 KMOD = Path(__file__).parents[2] / "kmod"
 SPEC = yaml.safe_load((KMOD / "stackmap.yaml").read_text())
@@ -115,3 +115,9 @@ def test_the_client_knows_every_flag(header: dict[str, int]) -> None:
 def test_the_dataclass_has_every_counter() -> None:
     names = [attribute["name"].replace("-", "_") for attribute in SETS["counters"]["attributes"]]
     assert ["pad", *inspect.Counters.__slots__] == names
+
+
+def test_a_counter_has_one_name() -> None:
+    """A port's own counters are called what netlink, and so the CLI, calls them."""
+    counted = {name for name in PortStats.__slots__ if not name.startswith("socket_")}
+    assert counted <= {*inspect.Counters.__slots__, *inspect.PortInfo.__slots__}

@@ -1044,8 +1044,8 @@ def test_bytes_are_counted_on_one_side_only(link: Link) -> None:
     link.read_peer(3)
     link.hear()
     stats = link.port.stats()
-    received = {"rings": stats.ring_bytes_rx, "sockets": stats.socket_bytes_rx}
-    sent = {"rings": stats.ring_bytes_tx, "sockets": stats.socket_bytes_tx}
+    received = {"rings": stats.rx_bytes, "sockets": stats.socket_rx_bytes}
+    sent = {"rings": stats.tx_bytes, "sockets": stats.socket_tx_bytes}
     used, other = ("sockets", "rings") if link.port.backend == "sockets" else ("rings", "sockets")
     assert (received[used], sent[used]) == (5, 3)
     assert (received[other], sent[other]) == (0, 0)

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from stackmap._device import DEVICE
+from stackmap import DEVICE
 from stackmap.inspect import ConnectionInfo, Counters, PortInfo, RingInfo
 from stackmap_cli.link import Grants
 from stackmap_cli.main import main

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap import Connection, Event, Port, errors
+from stackmap import Connection, Event, Port, Segment, errors
 from tests.unit.test_port_contract import (  # noqa: F401 (fixtures, used by name)
     PATIENCE,
     PATTERN,
@@ -153,7 +153,7 @@ def test_the_handler_of_a_signal_ends_the_wait(port: Port) -> None:
 
 def test_watching_for_writing(port: Port) -> None:
     here, there = socket.socketpair()
-    ready = []
+    ready: list[None] = []
     with here, there:
         port.watch(here, lambda: ready.append(port.unwatch(here)), selectors.EVENT_WRITE)
         port.exchange(PATIENCE)
@@ -221,7 +221,7 @@ def test_closing_while_it_connects_sends_what_was_written(
 def test_connecting_in_vain(port: Port, address: tuple[str, int]) -> None:
     connection = port.connect(address)
     connection.write(b"to nobody")
-    told = []
+    told: list[Segment] = []
     deadline = time.monotonic() + PATIENCE
     while len(told) < 2:
         assert time.monotonic() < deadline
@@ -402,7 +402,7 @@ def test_nothing_is_delivered_while_paused(link: Link) -> None:
             assert len(link.received()) == heard
             connection.resume_reading()
         whole = len(expected)
-        link.until(lambda whole=whole: len(link.received()) == whole)  # type: ignore[misc]
+        link.until(lambda whole=whole: len(link.received()) == whole)
     assert link.story == [expected]
 
 
@@ -498,12 +498,13 @@ def test_addresses_are_there_when_the_connection_is_not(
             link.until(lambda link=link: link.connection.id)  # type: ignore[misc]
             sock_of_it = link.connection.sock
             names = (sock_of_it.getpeername(), sock_of_it.getsockname())
-            assert names[0][1] == link.peer.getsockname()[1]
+            port_number = link.peer.getsockname()[1]
+            assert names[0][1] == port_number
             reset(link.peer)
             link.until_event(Event.CLOSED)
             assert (link.connection.peername, link.connection.sockname) == names
             assert "closed" in repr(link.connection)
-            assert str(names[0][1]) in repr(link.connection)
+            assert str(port_number) in repr(link.connection)
 
 
 def test_it_says_what_it_is(link: Link) -> None:
@@ -525,7 +526,7 @@ def test_it_says_what_it_is(link: Link) -> None:
 def test_errors_are_of_a_kind(link: Link) -> None:
     reset(link.peer)
     deadline = time.monotonic() + PATIENCE
-    told = []
+    told: list[Segment] = []
     while len(told) < 2:
         assert time.monotonic() < deadline
         told += link.port.exchange(0.05)
