@@ -3,12 +3,20 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 
-#include "stackmap.h"
+#include "core/file.h"
+#include "core/port.h"
+#include "netlink.h"
+#include "nic/qdisc.h"
+#include "tcp/attach.h"
+#include "tcp/port.h"
+#include "tcp/sockops.h"
+#include "tcp/ulp.h"
+#include "uapi/stackmap.h"
 
 static struct miscdevice sm_device = {
 	.minor	= MISC_DYNAMIC_MINOR,
 	.name	= "stackmap",
-	.fops	= &sm_port_fops,
+	.fops	= &sm_file_fops,
 	.mode	= 0666,
 };
 
@@ -26,15 +34,15 @@ static int __init sm_init(void)
 	BUILD_BUG_ON(SM_BUF_SIZE > U16_MAX);
 	/* SM_STATE_OFFSET does not fit into a page offset of 32 bits. */
 	BUILD_BUG_ON(!IS_ENABLED(CONFIG_64BIT));
-	BUILD_BUG_ON(struct_size_t(struct sm_if, ring_ofs, 2 * (SM_MAX_PAIRS + 1)) > PAGE_SIZE);
+	BUILD_BUG_ON(struct_size_t(struct sm_if, ring_ofs, 2 * (SM_MAX_RINGS + 1)) > PAGE_SIZE);
 
-	err = sm_conn_init();
+	err = sm_attach_init();
 	if (err)
 		return err;
 	sm_free_wq = alloc_workqueue("stackmap_free", WQ_UNBOUND, 0);
 	if (!sm_free_wq)
 		return -ENOMEM;
-	err = sm_qdisc_register();
+	err = sm_qdisc_register(sm_attach_plug_of);
 	if (err)
 		goto err_free_wq;
 	err = sm_netlink_register();
@@ -43,11 +51,16 @@ static int __init sm_init(void)
 	err = sm_ulp_register();
 	if (err)
 		goto err_netlink;
-	err = misc_register(&sm_device);
+	err = sm_port_kind_register(&sm_tcp_port_ops);
 	if (err)
 		goto err_ulp;
+	err = misc_register(&sm_device);
+	if (err)
+		goto err_kind;
 	return 0;
 
+err_kind:
+	sm_port_kind_unregister(&sm_tcp_port_ops);
 err_ulp:
 	sm_ulp_unregister();
 err_netlink:
@@ -63,6 +76,7 @@ err_free_wq:
 static void __exit sm_exit(void)
 {
 	misc_deregister(&sm_device);
+	sm_port_kind_unregister(&sm_tcp_port_ops);
 	sm_ulp_unregister();
 	sm_netlink_unregister();
 	sm_qdisc_unregister();

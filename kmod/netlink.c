@@ -12,7 +12,11 @@
 #include <net/genetlink.h>
 #include <net/inet_sock.h>
 
-#include "stackmap.h"
+#include "core/port.h"
+#include "netlink.h"
+#include "tcp/conn.h"
+#include "tcp/info.h"
+#include "tcp/port.h"
 #include "uapi/stackmap_netlink.h"
 
 /* Where a dump goes on, in cb->ctx. */
@@ -23,7 +27,7 @@ struct sm_nl_pos {
 
 static struct genl_family sm_genl_family;
 
-/* The port with the lowest mem_id from @mem_id on, with a reference; NULL if there is none. */
+/* The TCP port with the lowest mem_id from @mem_id on, with a reference; NULL if there is none. */
 static struct sm_port *sm_nl_port(const struct net *net, u32 mem_id)
 {
 	struct sm_port *port;
@@ -31,7 +35,7 @@ static struct sm_port *sm_nl_port(const struct net *net, u32 mem_id)
 
 	mutex_lock(&sm_ports_lock);
 	xa_for_each_start(&sm_ports, index, port, mem_id)
-		if (port->net_cookie == net->net_cookie)
+		if (port->net_cookie == net->net_cookie && port->ops == &sm_tcp_port_ops)
 			break;
 	/* Closing takes a port from the table, under the lock, before it drops its reference. */
 	if (port)
@@ -40,7 +44,8 @@ static struct sm_port *sm_nl_port(const struct net *net, u32 mem_id)
 	return port;
 }
 
-static int sm_nl_put_counters(struct sk_buff *skb, int type, const struct sm_pair *pair, u32 npairs)
+/* The sums of so many ranges' counters. */
+static int sm_nl_put_counters(struct sk_buff *skb, int type, struct sm_rings *const *rings, u32 n)
 {
 	static const u8 attr[SM_COUNTERS] = {
 		[SM_RX_BYTES]		= SM_A_COUNTERS_RX_BYTES,
@@ -66,8 +71,8 @@ static int sm_nl_put_counters(struct sk_buff *skb, int type, const struct sm_pai
 	for (i = 0; i < SM_COUNTERS; i++) {
 		s64 sum = 0;
 
-		for (k = 0; k < npairs; k++)
-			sum += atomic64_read(&pair[k].counter[i]);
+		for (k = 0; k < n; k++)
+			sum += atomic64_read(&rings[k]->counter[i]);
 		if (nla_put_u64_64bit(skb, attr[i], sum, SM_A_COUNTERS_PAD))
 			return -EMSGSIZE;
 	}
@@ -93,33 +98,33 @@ static int sm_nl_put_port(struct sk_buff *skb, struct sm_port *port, struct user
 	const struct sm_pool *pool = &port->pool;
 
 	if (nla_put_u32(skb, SM_A_PORT_MEM_ID, port->mem_id) ||
-	    sm_nl_put_nic(skb, port->nic) ||
+	    sm_nl_put_nic(skb, sm_tcp_port(port)->nic) ||
 	    nla_put_u32(skb, SM_A_PORT_PID, pid_vnr(port->pid)) ||
 	    nla_put_u32(skb, SM_A_PORT_UID, from_kuid_munged(user_ns, port->uid)) ||
-	    nla_put_u32(skb, SM_A_PORT_RINGS, port->npairs) ||
-	    nla_put_u32(skb, SM_A_PORT_TX_SLOTS, port->pair[0].tx.n) ||
-	    nla_put_u32(skb, SM_A_PORT_RX_SLOTS, port->pair[0].rx.n) ||
+	    nla_put_u32(skb, SM_A_PORT_RINGS, port->nrings) ||
+	    nla_put_u32(skb, SM_A_PORT_TX_SLOTS, port->tx[0].n) ||
+	    nla_put_u32(skb, SM_A_PORT_RX_SLOTS, port->rx[0].n) ||
 	    nla_put_u32(skb, SM_A_PORT_BUFS, pool->nbufs - SM_FIRST_BUF) ||
 	    nla_put_u32(skb, SM_A_PORT_BUFS_FREE, READ_ONCE(pool->nfree)) ||
 	    nla_put_u32(skb, SM_A_PORT_BUFS_PINNED, READ_ONCE(pool->npinned)) ||
-	    nla_put_u32(skb, SM_A_PORT_CONNECTIONS_MAX, port->states.n))
+	    nla_put_u32(skb, SM_A_PORT_CONNECTIONS_MAX, sm_tcp_port(port)->infos.n))
 		return -EMSGSIZE;
-	return sm_nl_put_counters(skb, SM_A_PORT_COUNTERS, port->pair, port->npairs);
+	return sm_nl_put_counters(skb, SM_A_PORT_COUNTERS, port->rings, port->nrings);
 }
 
-static int sm_nl_put_ring(struct sk_buff *skb, const struct sm_pair *pair)
+static int sm_nl_put_ring(struct sk_buff *skb, struct sm_rings *rings)
 {
-	const struct sm_rxring *rx = &pair->rx;
+	const struct sm_rxring *rx = rings->rx;
 	u32 filled = sm_distance(READ_ONCE(rx->head), READ_ONCE(rx->fill), rx->n);
-	int cpu = READ_ONCE(pair->cpu);
+	int cpu = READ_ONCE(rings->cpu);
 
-	if (nla_put_u32(skb, SM_A_RING_MEM_ID, pair->port->mem_id) ||
-	    nla_put_u32(skb, SM_A_RING_INDEX, pair->index) ||
+	if (nla_put_u32(skb, SM_A_RING_MEM_ID, rings->port->mem_id) ||
+	    nla_put_u32(skb, SM_A_RING_INDEX, rings->index) ||
 	    (cpu >= 0 && nla_put_u32(skb, SM_A_RING_CPU, cpu)) ||
 	    nla_put_u32(skb, SM_A_RING_RX_FILLED, filled) ||
-	    (READ_ONCE(pair->tx.stalled) && nla_put_flag(skb, SM_A_RING_TX_STALLED)))
+	    (READ_ONCE(rings->tx->stalled) && nla_put_flag(skb, SM_A_RING_TX_STALLED)))
 		return -EMSGSIZE;
-	return sm_nl_put_counters(skb, SM_A_RING_COUNTERS, pair, 1);
+	return sm_nl_put_counters(skb, SM_A_RING_COUNTERS, &rings, 1);
 }
 
 static int sm_nl_put_addresses(struct sk_buff *skb, const struct sock *sk)
@@ -158,15 +163,15 @@ static int sm_nl_put_conn(struct sk_buff *skb, struct sm_conn *conn)
 	if (!READ_ONCE(conn->attached))
 		flags |= SM_CONN_FLAGS_LEAVING;
 
-	if (nla_put_u32(skb, SM_A_CONN_MEM_ID, conn->port->mem_id) ||
+	if (nla_put_u32(skb, SM_A_CONN_MEM_ID, conn->port->base.mem_id) ||
 	    nla_put_u32(skb, SM_A_CONN_ID, conn->id) ||
-	    nla_put_u32(skb, SM_A_CONN_RING, conn->pair->index) ||
+	    nla_put_u32(skb, SM_A_CONN_RING, conn->pair->rings.index) ||
 	    nla_put_u32(skb, SM_A_CONN_INODE, sock_i_ino(sk)) ||
 	    nla_put_u8(skb, SM_A_CONN_STATE, inet_sk_state_load(sk)) ||
 	    sm_nl_put_addresses(skb, sk) ||
 	    nla_put_u32(skb, SM_A_CONN_BUFS_PINNED, atomic_read(&conn->pinned)) ||
 	    nla_put_u32(skb, SM_A_CONN_BYTES_PINNED, atomic_read(&conn->pinned_bytes)) ||
-	    nla_put_u32(skb, SM_A_CONN_REST, READ_ONCE(conn->rest_len)) ||
+	    nla_put_u32(skb, SM_A_CONN_REST, READ_ONCE(conn->partial.len)) ||
 	    nla_put_u32(skb, SM_A_CONN_FLAGS, flags))
 		return -EMSGSIZE;
 	return 0;
@@ -202,11 +207,11 @@ static int sm_nl_dump_rings(struct sk_buff *skb, struct netlink_callback *cb, st
 	void *msg;
 	int err;
 
-	for (; pos->item < port->npairs; pos->item++) {
+	for (; pos->item < port->nrings; pos->item++) {
 		msg = sm_nl_begin(skb, cb, SM_CMD_RING_GET);
 		if (!msg)
 			return -EMSGSIZE;
-		err = sm_nl_end(skb, msg, sm_nl_put_ring(skb, &port->pair[pos->item]));
+		err = sm_nl_end(skb, msg, sm_nl_put_ring(skb, port->rings[pos->item]));
 		if (err)
 			return err;
 	}
@@ -220,7 +225,7 @@ static struct sm_conn *sm_nl_conn(struct sm_port *port, unsigned long *id)
 
 	rcu_read_lock();
 	do {
-		conn = xa_find(&port->conns, id, U32_MAX, XA_PRESENT);
+		conn = xa_find(&sm_tcp_port(port)->conns, id, U32_MAX, XA_PRESENT);
 		/* One without references is leaving the table just now. */
 	} while (conn && !refcount_inc_not_zero(&conn->refs) && ++*id);
 	rcu_read_unlock();

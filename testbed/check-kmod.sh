@@ -15,8 +15,8 @@ SOURCE=/usr/src/linux-source-6.12.tar.xz
 CHECKPATCH_IGNORE=LINUX_VERSION_CODE,CONSTANT_COMPARISON,CAMELCASE,CONST_STRUCT,\
 PREFER_DEFINED_ATTRIBUTE_MACRO
 
-# sm_pair_wait() sleeps without the lock that its caller holds.
-COCCICHECK_IGNORE='^$|^kmod/pair.c:.*: preceding lock on line'
+# sm_rings_wait() sleeps without the lock that its caller holds.
+COCCICHECK_IGNORE='^$|^kmod/core/rings.c:.*: preceding lock on line'
 
 failed=
 

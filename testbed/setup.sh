@@ -126,7 +126,7 @@ module_for() {
 	# Not as a part of the make that may have started this: its jobs are not to be had from here.
 	quietly env -u MAKEFLAGS -u MFLAGS make -C "$build" -j"$(nproc)" M="$folder" W=1 "$@" modules
 	if grep -E '(warning|error):' "$log" >&2; then
-		rm -f "$folder"/*.o
+		find "$folder" -name "*.o" -delete
 		fail "stackmap.ko does not build cleanly for the kernel in $build"
 	fi
 }

@@ -3,7 +3,7 @@
  * The interface between stackmap.ko and an application.
  *
  * Layouts and the NIOC* numbers are those of netmap's API version 14, so that programs written
- * for netmap find what they know.  What TCP ports add is private to this module.
+ * for netmap work.  The additions for TCP ports are private to this module.
  *
  * A TCP port
  *
@@ -22,10 +22,10 @@
  *	index of the next, 0 at the end.
  *
  *	Any buffer that is the application's may go into any transmit slot or back with any
- *	receive slot, of any pair: to forward what was received without a copy, exchange the
+ *	receive slot, of any pair: to forward received payload without a copy, exchange the
  *	buf_idx of the receive slot and of the transmit slot.
  *
- * Slots carry payload of attached TCP sockets.  slot->ptr says whose:
+ * Slots carry payload of attached TCP sockets.  slot->ptr names the connection:
  *
  *	bits  0..31	connection id, as returned by SMIOC_ATTACH
  *	bits 32..47	offset of the payload in the buffer, in bytes
@@ -53,9 +53,9 @@
  *
  * Receive.  Slots from head to tail are the application's; it gives them back by advancing head.
  * Slots with an SM_SLOT_* flag are events, in order with the data of their connection.  They have
- * no payload, but for SM_SLOT_OPEN.  A slot given back with a bad buf_idx is counted (bad_slots)
- * and its place gets another buffer.  With buf_idx 0 the application keeps the buffer, and the
- * place gets a spare one: the kept buffer may go into any slot later.
+ * no payload, but for SM_SLOT_OPEN and SM_SLOT_ACKED.  A slot given back with a bad buf_idx is
+ * counted (bad_slots) and its place gets another buffer.  With buf_idx 0 the application keeps the
+ * buffer, and the place gets a spare one: the kept buffer may go into any slot later.
  *
  * After SM_SLOT_ERROR comes SM_SLOT_CLOSED, if the error ended the connection.  It does not always:
  * with IP_RECVERR or IPV6_RECVERR, ICMP messages are errors too, and the connection goes on.
@@ -63,7 +63,7 @@
  * SM_SLOT_EOF comes also when the application ends reading itself, by shutdown(SHUT_RD).  What the
  * peer sends after that is received, as an ordinary recv() would; its FIN is not told once more.
  *
- * Who writes and reads what, in which order:
+ * The order of reads and writes:
  *
  *	application			kernel
  *	writes slots and buffers	reads head			(B)
@@ -73,7 +73,7 @@
  *	reads slots and buffers
  *
  * A is a store with release semantics, and B an acquire load: the kernel sees the slots of the head
- * that it sees.  C and D are the same for what the kernel gives back.
+ * that it sees.  C and D are the same for slots that the kernel gives back.
  *
  * head or cur out of range: SMIOC_SYNC fails with EINVAL, poll() returns POLLERR, bad_rings
  * counts it, and the kernel resets the ring's head and cur to where they were.
@@ -91,7 +91,7 @@
  * TCP state
  *
  *	mmap() at offset SM_STATE_OFFSET, read-only, shows an array of struct sm_state, one
- *	record for each connection that the port may have; SMIOC_ATTACH says which is whose.
+ *	record for each connection that the port may have; SMIOC_ATTACH returns its index.
  */
 #ifndef _UAPI_STACKMAP_H
 #define _UAPI_STACKMAP_H
@@ -110,8 +110,9 @@ struct sm_slot {
 	__u64 ptr;
 };
 
-/* slot->flags, written by the kernel: the slot has another buffer than before */
-#define NS_BUF_CHANGED		0x0001
+/* slot->flags */
+#define NS_BUF_CHANGED		0x0001	/* from the kernel: another buffer than before */
+#define NS_REPORT		0x0002	/* from the application: tell when it is acknowledged */
 
 #define SM_PTR_ID(ptr)		((__u32)(ptr))
 #define SM_PTR_OFFSET(ptr)	((__u16)((ptr) >> 32))
@@ -126,6 +127,7 @@ struct sm_slot {
 #define SM_SLOT_CLOSED		0x08	/* nothing more comes with this id */
 #define SM_SLOT_REFUSED		0x10	/* transmit: not accepted, see errno */
 #define SM_SLOT_OPEN		0x20	/* accepted from a listener; payload: struct sm_open */
+#define SM_SLOT_ACKED		0x40	/* answers NS_REPORT; payload: struct sm_acked */
 
 struct sm_ring {
 	__s64 buf_ofs;		/* from this structure to buffer 0 */
@@ -268,6 +270,15 @@ struct sm_open {
 };
 
 /*
+ * Payload of an SM_SLOT_ACKED slot.  One event may stand for several slots with NS_REPORT: all that
+ * end within these bytes.  It is not in order with received data, and pausing does not hold it
+ * back.
+ */
+struct sm_acked {
+	__u64 bytes;		/* acknowledged, of those that TCP took from slots */
+};
+
+/*
  * SMIOC_DETACH: give the socket back.  What is in the receive ring comes first, up to the
  * SM_SLOT_CLOSED event; everything after it is read from the socket.  A listener accepts ordinary
  * connections again, without any event.  send(MSG_ZEROCOPY) fails with ENOBUFS until TCP has sent
@@ -285,6 +296,19 @@ struct sm_conn_ctl {
 };
 
 #define SM_RX_PAUSE		1
+
+/*
+ * SMIOC_CREDITS: let the connection put so many more slots of data into the receive ring; then it
+ * is as if it were paused, until it gets more.  At first it may put any number: counting begins
+ * with the first call, from zero, and ends with SM_CREDITS_UNLIMITED.  Events take none.
+ *	ENOENT			no such connection
+ */
+struct sm_credits {
+	__u32 id;
+	__u32 slots;
+};
+
+#define SM_CREDITS_UNLIMITED	0xffffffff
 
 /*
  * SMIOC_RING: a descriptor for another pair of rings; the call returns it, with close-on-exec.  It
@@ -324,7 +348,7 @@ struct sm_sync {
  */
 struct sm_state {
 	__u32 seq;
-	__u32 id;		/* 0: nobody's */
+	__u32 id;		/* of the connection; 0: not in use */
 	__u8 state;		/* TCP_ESTABLISHED, ... */
 	__u8 ca_state;		/* TCP_CA_Open, ... */
 	__u16 ring;
@@ -351,7 +375,7 @@ struct sm_state {
 
 #define SM_STATE_OFFSET		0x10000000000ULL
 
-/* Attributes of the qdisc "stackmap" (in TCA_OPTIONS): who else may open ports on the NIC. */
+/* Attributes of the qdisc "stackmap" (in TCA_OPTIONS): a user and a group that may open ports. */
 enum {
 	SM_TCA_UNSPEC,
 	SM_TCA_UID,		/* u32 */
@@ -384,5 +408,6 @@ struct sm_stats {
 #define SMIOC_SYNC		_IOW('i', 195, struct sm_sync)
 #define SMIOC_STATS		_IOR('i', 196, struct sm_stats)
 #define SMIOC_RING		_IOW('i', 197, struct sm_ring_req)
+#define SMIOC_CREDITS		_IOW('i', 198, struct sm_credits)
 
 #endif /* _UAPI_STACKMAP_H */

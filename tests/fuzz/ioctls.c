@@ -17,6 +17,7 @@ union argument {
 	struct sm_req_header header;
 	struct sm_attach attach;
 	struct sm_conn_ctl conn;
+	struct sm_credits credits;
 	struct sm_ring_req ring;
 	struct sm_sync sync;
 	struct sm_stats stats;
@@ -55,6 +56,14 @@ static void fill_rxctl(struct rng *rng, struct port *port, union argument *arg)
 {
 	arg->conn.id = pick_id(rng, port);
 	arg->conn.flags = rng_below(rng, 2);
+}
+
+/* Few, many, all that there are, or any number. */
+static void fill_credits(struct rng *rng, struct port *port, union argument *arg)
+{
+	arg->credits.id = pick_id(rng, port);
+	arg->credits.slots = rng_one_in(rng, 3) ? SM_CREDITS_UNLIMITED :
+			     rng_one_in(rng, 2) ? rng_below(rng, 4) : rng_next(rng);
 }
 
 static void fill_sync(struct rng *rng, struct port *port, union argument *arg)
@@ -100,6 +109,7 @@ static const struct command commands[] = {
 	{ SMIOC_ATTACH, 8, fill_attach, attached },
 	{ SMIOC_DETACH, 2, fill_id, detached },
 	{ SMIOC_RXCTL, 2, fill_rxctl },
+	{ SMIOC_CREDITS, 2, fill_credits },
 	{ SMIOC_SYNC, 4, fill_sync },
 	{ SMIOC_RING, 2, fill_ring, ring_opened },
 	{ SMIOC_STATS, 1 },

@@ -19,7 +19,7 @@ static void good_slot(struct rng *rng, struct port *port, struct sm_slot *slot)
 	uint32_t len = 1 + rng_below(rng, rng_one_in(rng, 4) ? 4096 : 100);
 
 	slot->len = len;
-	slot->flags = 0;
+	slot->flags = rng_one_in(rng, 4) ? NS_REPORT : 0;
 	slot->ptr = SM_PTR(pick_live_id(rng, port), rng_below(rng, 4096 - len + 1));
 }
 

@@ -28,12 +28,14 @@ SMIOC_RXCTL = 0x400869C2
 SMIOC_SYNC = 0x401069C3
 SMIOC_STATS = 0x808069C4
 SMIOC_RING = 0x400869C5
+SMIOC_CREDITS = 0x400869C6
 NIOCTXSYNC = 0x6994
 NIOCRXSYNC = 0x6995
 
 REGISTER_SIZE = 56
 SYNC_TX, SYNC_RX, SYNC_POLL, SYNC_WAIT = 1, 2, 4, 8
-EOF, ERROR, WRITABLE, CLOSED, REFUSED, OPEN = 1, 2, 4, 8, 16, 32
+EOF, ERROR, WRITABLE, CLOSED, REFUSED, OPEN, ACKED = 1, 2, 4, 8, 16, 32, 64
+BUF_CHANGED, REPORT = 1, 2
 RX_PAUSE = 1
 ATTACH_LISTENER = 1
 RING_ANY = 0xFFFFFFFF
@@ -256,6 +258,10 @@ class RawPort(RawPair):
 
     def pause(self, id: int, flags: int = RX_PAUSE) -> None:
         fcntl.ioctl(self.port_fd, SMIOC_RXCTL, struct.pack("<II", id, flags))
+
+    def credit(self, id: int, slots: int) -> None:
+        """Let the connection open so many more receive slots."""
+        fcntl.ioctl(self.port_fd, SMIOC_CREDITS, struct.pack("<II", id, slots))
 
     def stats(self) -> dict[str, int]:
         raw = bytearray(8 * len(STATS))

@@ -40,7 +40,12 @@ def submit(port: RawPort, count: int = 1) -> list[int]:
     return [(first + k) % port.tx.n for k in range(count)]
 
 
-def test_layout_is_netmaps(port: RawPort) -> None:
+def test_layout_is_netmaps() -> None:
+    with RawPort() as port:
+        check_layout(port)
+
+
+def check_layout(port: RawPort) -> None:
     assert (port.tx.n, port.rx.n, port.tx.buf_size) == (1024, 1024, 4096)
     assert (port.tx.dir, port.rx.dir) == (0, 1)
     assert (port.tx.head, port.tx.cur, port.tx.tail) == (0, 0, 1023)

@@ -11,7 +11,13 @@
 #include <net/inet_common.h>
 #include <net/tcp.h>
 
-#include "stackmap.h"
+#include "compat.h"
+#include "tcp/attach.h"
+#include "tcp/conn.h"
+#include "tcp/info.h"
+#include "tcp/listener.h"
+#include "tcp/sockops.h"
+#include "tcp/tx.h"
 
 /* Made from those of the first socket of each family. */
 struct sm_family_ops {
@@ -43,14 +49,14 @@ static bool sm_attached(struct socket *sock)
 }
 
 /* A system call may have changed TCP's state. */
-static void sm_conn_look(struct sock *sk)
+static void sm_ops_update_info(struct sock *sk)
 {
 	struct sm_conn *conn;
 
 	lock_sock(sk);
 	conn = sm_conn_of_locked(sk);
 	if (conn)
-		sm_state_update(conn);
+		sm_info_update(conn);
 	release_sock(sk);
 }
 
@@ -67,11 +73,11 @@ static int sm_ops_release(struct socket *sock)
 	conn = sm_conn_of_locked(sk);
 	if (conn) {
 		sm_conn_get(conn);
-		sm_conn_detach_locked(conn);
+		sm_detach_locked(conn);
 	}
 	release_sock(sk);
 	if (conn) {
-		sm_conn_kick(conn);
+		sm_conn_schedule(conn);
 		sm_conn_put(conn);
 	}
 	return base->release(sock);
@@ -86,12 +92,12 @@ static int sm_ops_shutdown(struct socket *sock, int how)
 	lock_sock(sk);
 	conn = sm_conn_of_locked(sk);
 	if (conn && (how == SHUT_WR || how == SHUT_RDWR)) {
-		sm_tx_flush_rest(conn, true);
+		sm_tx_flush_partial(conn, true);
 		conn->shut = true;	/* or a sync could leave a rest before TCP has its FIN */
 	}
 	release_sock(sk);
 	err = sm_base(sock)->shutdown(sock, how);
-	sm_conn_look(sk);
+	sm_ops_update_info(sk);
 	return err;
 }
 
@@ -101,7 +107,7 @@ static int sm_ops_connect(struct socket *sock, struct sockaddr *addr, int len, i
 }
 
 /* A socket that is accepted, but not attached, gets TCP's own proto_ops. */
-static void sm_ops_give_back(const struct socket *sock, struct socket *newsock)
+static void sm_ops_restore(const struct socket *sock, struct socket *newsock)
 {
 	const struct proto_ops *base = sm_base(sock);
 
@@ -123,7 +129,7 @@ static int sm_ops_accept(struct socket *sock, struct socket *newsock, SM_ACCEPT_
 	if (newsock->file)
 		listener = sm_listener_of(sock->sk);
 	if (!listener) {
-		sm_ops_give_back(sock, newsock);
+		sm_ops_restore(sock, newsock);
 		return sm_pass_accept(sm_base(sock), sock, newsock);
 	}
 	/* All that may fail for lack of something goes first: the connection is not lost then. */
@@ -221,7 +227,7 @@ static int sm_ops_setsockopt(struct socket *sock, int level, int optname, sockpt
 	if (level == SOL_TCP && optname == TCP_REPAIR && sm_attached(sock))
 		return -EBUSY;
 	err = sm_base(sock)->setsockopt(sock, level, optname, optval, optlen);
-	sm_conn_look(sock->sk);		/* TCP_NODELAY sends, TCP_MAXSEG changes the mss, ... */
+	sm_ops_update_info(sock->sk);	/* TCP_NODELAY sends, TCP_MAXSEG changes the mss, ... */
 	return err;
 }
 

@@ -9,7 +9,10 @@
 #include <linux/slab.h>
 #include <net/tcp.h>
 
-#include "stackmap.h"
+#include "tcp/attach.h"
+#include "tcp/conn.h"
+#include "tcp/listener.h"
+#include "tcp/sockops.h"
 
 /* Address of the sock -> sm_listener. */
 static DEFINE_XARRAY_FLAGS(sm_listener_index, XA_FLAGS_ACCOUNT);
@@ -19,7 +22,7 @@ void sm_listener_put(struct sm_listener *listener)
 	if (!refcount_dec_and_test(&listener->refs))
 		return;
 	sock_put(listener->sk);
-	sm_port_put(listener->port);
+	sm_port_put(&listener->port->base);
 	kfree_rcu(listener, rcu);
 }
 
@@ -37,9 +40,9 @@ struct sm_listener *sm_listener_of(struct sock *sk)
 }
 
 /* From here on its accept() returns ordinary connections.  May come from two sides at once. */
-static void sm_listener_forget(struct sm_listener *listener)
+static void sm_listener_remove(struct sm_listener *listener)
 {
-	struct sm_port *port = listener->port;
+	struct sm_tcp_port *port = listener->port;
 
 	xa_cmpxchg(&sm_listener_index, (unsigned long)listener->sk, listener, NULL, 0);
 	if (xa_erase(&port->listeners, listener->id)) {
@@ -49,7 +52,7 @@ static void sm_listener_forget(struct sm_listener *listener)
 }
 
 /* Caller holds the socket lock. */
-static int sm_listener_hook(struct sm_listener *listener, struct socket *sock)
+static int sm_listener_attach_locked(struct sm_listener *listener, struct socket *sock)
 {
 	struct sock *sk = sock->sk;
 	int err;
@@ -57,7 +60,7 @@ static int sm_listener_hook(struct sm_listener *listener, struct socket *sock)
 	sock_owned_by_me(sk);
 	if (sk->sk_state != TCP_LISTEN)
 		return -EINVAL;
-	if (!sm_conn_is_tcps_own(sk) || inet_csk_has_ulp(sk))
+	if (!sm_has_default_callbacks(sk) || inet_csk_has_ulp(sk))
 		return -EBUSY;
 	err = sm_ops_replace(sock);
 	if (err)
@@ -66,18 +69,18 @@ static int sm_listener_hook(struct sm_listener *listener, struct socket *sock)
 	if (err)
 		return err == -EBUSY ? -EALREADY : err;
 	sock_hold(sk);
-	sm_port_get(listener->port);
+	sm_port_get(&listener->port->base);
 	return 0;
 }
 
-/* Caller holds port->mutex, and the socket is one that the port may have. */
-int sm_listener_attach(struct sm_port *port, struct socket *sock, struct sm_attach *req)
+/* Caller holds port->base.mutex, and the socket is one that the port may have. */
+int sm_listener_attach(struct sm_tcp_port *port, struct socket *sock, struct sm_attach *req)
 {
 	struct sm_listener *listener;
 	struct sock *sk = sock->sk;
 	int err;
 
-	lockdep_assert_held(&port->mutex);
+	lockdep_assert_held(&port->base.mutex);
 	listener = kzalloc(sizeof(*listener), GFP_KERNEL_ACCOUNT);
 	if (!listener)
 		return -ENOMEM;
@@ -96,7 +99,7 @@ int sm_listener_attach(struct sm_port *port, struct socket *sock, struct sm_atta
 		goto err_id;
 
 	lock_sock(sk);
-	err = sm_listener_hook(listener, sock);
+	err = sm_listener_attach_locked(listener, sock);
 	release_sock(sk);
 	if (err)
 		goto err_reserved;
@@ -114,26 +117,26 @@ err_free:
 	return err;
 }
 
-/* Caller holds port->mutex. */
-int sm_listener_detach(struct sm_port *port, u32 id)
+/* Caller holds port->base.mutex. */
+int sm_listener_detach(struct sm_tcp_port *port, u32 id)
 {
 	struct sm_listener *listener;
 
-	lockdep_assert_held(&port->mutex);
-	rcu_read_lock();	/* its socket may be closed now, without port->mutex */
+	lockdep_assert_held(&port->base.mutex);
+	rcu_read_lock();	/* its socket may be closed now, without port->base.mutex */
 	listener = xa_load(&port->listeners, id);
 	if (listener && !refcount_inc_not_zero(&listener->refs))
 		listener = NULL;
 	rcu_read_unlock();
 	if (!listener)
 		return -ENOENT;
-	sm_listener_forget(listener);
+	sm_listener_remove(listener);
 	sm_listener_put(listener);
 	return 0;
 }
 
-/* The port closes.  Caller holds port->mutex; no socket can be attached any more. */
-void sm_listener_detach_all(struct sm_port *port)
+/* The port closes.  Caller holds port->base.mutex; no socket can be attached any more. */
+void sm_listener_detach_all(struct sm_tcp_port *port)
 {
 	unsigned long id;
 	void *entry;
@@ -148,7 +151,7 @@ void sm_listener_closed(struct sock *sk)
 	struct sm_listener *listener = sm_listener_of(sk);
 
 	if (listener) {
-		sm_listener_forget(listener);
+		sm_listener_remove(listener);
 		sm_listener_put(listener);
 	}
 }
@@ -157,18 +160,18 @@ void sm_listener_closed(struct sock *sk)
 int sm_listener_accepted(struct sm_listener *listener, struct sm_conn *conn,
 			 struct socket *newsock)
 {
-	struct sm_port *port = listener->port;
+	struct sm_tcp_port *port = listener->port;
 	int err;
 
 	/* The port's owner may be in a call that copies to memory which does not come. */
-	err = mutex_lock_killable(&port->mutex);
+	err = mutex_lock_killable(&port->base.mutex);
 	if (err)
 		return err;
 	if (xa_load(&port->listeners, listener->id) == listener) {
 		conn->listener = listener->id;
 		__set_bit(SM_CONN_OPEN_DUE, &conn->bits);
-		err = sm_conn_take(conn, newsock, listener->ring);
+		err = sm_attach_conn(conn, newsock, listener->ring);
 	}
-	mutex_unlock(&port->mutex);
+	mutex_unlock(&port->base.mutex);
 	return err;
 }

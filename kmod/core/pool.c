@@ -8,18 +8,18 @@
  *	USER -> RX_FILL		the application gives a receive slot back
  *	RX_FILL -> USER		received data is published
  *	TX_PINNED -> USER	the submission was refused
- *	TX_PINNED -> FREE	its last byte was acknowledged (or the connection reset)
+ *	TX_PINNED -> FREE	no one reads its payload any more: for TCP, its last byte was
+ *				acknowledged, or the connection was reset
  *
  * The free list is changed under pool->lock.  A change from USER is a compare-and-exchange,
  * because the application may name a buffer on two rings, which sync at the same time: one of them
  * gets it.  All other states belong to one party at a time, which alone changes them.
  */
-#include <linux/mm.h>
 #include <linux/nospec.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 
-#include "stackmap.h"
+#include "core/pool.h"
 
 static void sm_buf_set_owner(struct sm_pool *pool, u32 idx, enum sm_owner owner)
 {

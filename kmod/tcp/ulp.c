@@ -14,7 +14,11 @@
 #include <net/tcp.h>
 #include <net/transp_v6.h>
 
-#include "stackmap.h"
+#include "tcp/conn.h"
+#include "tcp/info.h"
+#include "tcp/tx.h"
+#include "tcp/ulp.h"
+#include "tcp/zerocopy.h"
 
 /* icsk_ulp_data.  Guarded by the socket lock. */
 struct sm_ulp {
@@ -75,11 +79,12 @@ static void sm_ulp_acked(struct sock *sk, u32 ack)
 
 	if (list_empty(&ulp->conns))
 		return;
-	sm_tx_no_probes(sk);
+	sm_tx_disable_mtu_probe(sk);
 	list_for_each_entry_safe(conn, next, &ulp->conns, acks) {
-		sm_tx_acked(conn, ack);
+		sm_zc_acked(conn, ack);
+		sm_tx_await_space(conn);
 		if (conn->attached)
-			sm_state_update_later(conn);
+			sm_info_update_later(conn);
 		sm_ulp_detached(conn);
 	}
 }
@@ -91,7 +96,7 @@ static void sm_ulp_end(struct sock *sk)
 	struct sm_conn *conn, *next;
 
 	list_for_each_entry_safe(conn, next, &ulp->conns, acks) {
-		sm_tx_release_waiting(conn);
+		sm_zc_drop_waiting(conn);
 		sm_ulp_leave(conn);
 	}
 }
@@ -117,8 +122,8 @@ static void sm_ulp_release_cb(struct sock *sk)
 	if (!ulp)
 		return;		/* a timer that was put off has destroyed it */
 	list_for_each_entry(conn, &ulp->conns, acks)
-		if (READ_ONCE(conn->record_stale))
-			sm_state_update(conn);
+		if (READ_ONCE(conn->info_stale))
+			sm_info_update(conn);
 }
 
 /* TCP destroys the socket, and puts the reference of sm_ulp_ops.owner next. */
@@ -145,7 +150,7 @@ static struct proto *sm_proto_for(const struct sock *sk)
 	return sk->sk_prot == p->base ? &p->prot : NULL;
 }
 
-/* Allocate for sm_ulp_take(); NULL on failure.  Freed by kfree(). */
+/* Allocate for sm_ulp_attach(); NULL on failure.  Freed by kfree(). */
 struct sm_ulp *sm_ulp_alloc(void)
 {
 	struct sm_ulp *ulp = kmalloc(sizeof(*ulp), GFP_KERNEL_ACCOUNT);
@@ -159,7 +164,7 @@ struct sm_ulp *sm_ulp_alloc(void)
  * Give the connection's socket our upper layer protocol, if it has not got it yet.  EBUSY if it has
  * another one, or its struct proto is not TCP's own.  Caller holds the socket lock.
  */
-int sm_ulp_take(struct sm_conn *conn)
+int sm_ulp_attach(struct sm_conn *conn)
 {
 	struct sock *sk = conn->sk;
 	struct inet_connection_sock *icsk = inet_csk(sk);
@@ -187,10 +192,10 @@ void sm_ulp_attached(struct sm_conn *conn)
 	list_add_tail(&conn->acks, &sm_ulp_of(conn->sk)->conns);
 }
 
-/* If the connection is detached, and all of its bytes acknowledged, forget it.  As above. */
+/* If the connection is detached, and all of its bytes acknowledged, let it go.  As above. */
 void sm_ulp_detached(struct sm_conn *conn)
 {
-	if (!list_empty(&conn->acks) && !conn->attached && sm_tx_all_acked(conn))
+	if (!list_empty(&conn->acks) && !conn->attached && sm_zc_all_acked(conn))
 		sm_ulp_leave(conn);
 }
 

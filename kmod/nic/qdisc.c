@@ -3,17 +3,15 @@
  * The queueing discipline "stackmap".  A NIC is bound while this is its root qdisc.
  *
  * The root sends nothing itself: as mq does, it gives each transmit queue of the NIC a FIFO, which
- * holds the packets of a pair's connections back while the pair's transmit sync is under way, and
- * lets them go together at its end.  The qdisc core then dequeues several at a time and the driver
- * sees xmit_more, so that one doorbell serves many packets: on a virtual NIC that is the most
- * expensive step.
+ * holds a port's packets back while its sync has plugged them, and lets them go together when it
+ * unplugs them.  The qdisc core then dequeues several at a time and the driver sees xmit_more, so
+ * that one doorbell serves many packets: on a virtual NIC that is the most expensive step.
  *
  * No packet of another user of the NIC is held.  Any packet that is not to be held makes its FIFO
  * drain, together with what is held in it: packets never overtake each other, and the doorbell has
- * to be rung for that packet anyway.  The end of any sync on the NIC drains the FIFOs as well, and
- * so does a full queue, and a timer after one jiffy.  The timer ends all holds: a sync may sleep
- * for as long as its socket is locked, or be preempted, and must not delay its own connections
- * packet after packet.
+ * to be rung for that packet anyway.  Unplugging drains the FIFOs, whichever plug it was; so does a
+ * full queue, and a timer after one jiffy.  The timer pulls all plugs: a sync may sleep for as long
+ * as its socket is locked, or be preempted, and must not delay its own packets one after another.
  */
 #include <linux/capability.h>
 #include <linux/cred.h>
@@ -22,47 +20,53 @@
 #include <linux/slab.h>
 #include <net/netlink.h>
 #include <net/pkt_sched.h>
+#include <net/sock.h>
 
-#include "stackmap.h"
+#include "nic/nic.h"
+#include "nic/qdisc.h"
+#include "uapi/stackmap.h"
 
-#define SM_HOLD_MAX	256	/* packets held at most */
+#define SM_PLUG_MAX	256	/* packets held back at most */
 
 /* -- a transmit queue ----------------------------------------------------------------------- */
 
 struct sm_fifo {
 	struct sm_nic *nic;		/* NULL until the root has made all FIFOs */
 	bool draining;			/* let go all there are */
-	struct timer_list timer;	/* the hold has lasted long enough */
+	struct timer_list timer;	/* the plug has been in for long enough */
 };
 
-/* Is a sync of the pair holding the NIC's packets back?  Caller is an RCU reader. */
-static bool sm_pair_holds(const struct sm_pair *pair, const struct sm_nic *nic)
+/* Which plug holds this packet back, if any?  Caller is an RCU reader. */
+static sm_plug_of_t sm_plug_of __read_mostly;
+
+/* Is the plug in the NIC's queues?  Caller is an RCU reader. */
+static bool sm_plugged(const struct sm_plug *plug, const struct sm_nic *nic)
 {
-	return READ_ONCE(pair->tx.holding) && pair->port->nic == nic &&
-	       READ_ONCE(pair->tx.hold_epoch) == atomic_read(&nic->hold_epoch);
+	return READ_ONCE(plug->plugged) && plug->nic == nic &&
+	       READ_ONCE(plug->epoch) == atomic_read(&nic->plug_epoch);
 }
 
 /* Called under the root lock, as dequeue is. */
 static int sm_fifo_enqueue(struct sk_buff *skb, struct Qdisc *sch, struct sk_buff **to_free)
 {
 	struct sm_fifo *q = qdisc_priv(sch);
-	const struct sm_pair *pair;
+	const struct sm_plug *plug;
 	bool held = false;
 
 	rcu_read_lock();
-	pair = sm_conn_sent(skb);
+	plug = sm_plug_of(skb);
 	if (unlikely(sch->q.qlen >= READ_ONCE(sch->limit))) {
 		rcu_read_unlock();
 		return qdisc_drop(skb, sch, to_free);
 	}
 	qdisc_enqueue_tail(skb, sch);
-	if (pair && sm_pair_holds(pair, q->nic) && sch->q.qlen < SM_HOLD_MAX) {
+	if (plug && sm_plugged(plug, q->nic) && sch->q.qlen < SM_PLUG_MAX) {
 		/*
-		 * Pairs with the barrier in sm_nic_release(): either we see that the hold is over,
-		 * or the releaser sees this packet's qlen.
+		 * Pairs with the barrier in sm_unplug(): either we see that the plug is gone, or
+		 * sm_unplug() sees this packet's qlen.
 		 */
 		smp_mb();
-		held = sm_pair_holds(pair, q->nic);
+		held = sm_plugged(plug, q->nic);
 	}
 	rcu_read_unlock();
 	if (!held)
@@ -106,7 +110,7 @@ static void sm_fifo_timeout(struct timer_list *timer)
 {
 	struct sm_fifo *q = from_timer(q, timer, timer);
 
-	atomic_inc(&q->nic->hold_epoch);
+	atomic_inc(&q->nic->plug_epoch);
 	rcu_read_lock();
 	sm_fifo_drain(qdisc_from_priv(q));
 	rcu_read_unlock();
@@ -117,7 +121,7 @@ static int sm_fifo_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_ex
 	struct sm_fifo *q = qdisc_priv(sch);
 
 	timer_setup(&q->timer, sm_fifo_timeout, 0);
-	sch->limit = max_t(u32, qdisc_dev(sch)->tx_queue_len, SM_HOLD_MAX);
+	sch->limit = max_t(u32, qdisc_dev(sch)->tx_queue_len, SM_PLUG_MAX);
 	return 0;
 }
 
@@ -152,50 +156,6 @@ struct sm_root {
 };
 
 static struct Qdisc_ops sm_root_ops;
-
-static LIST_HEAD(sm_nics);		/* all that are bound, or that a port was opened on */
-static DEFINE_MUTEX(sm_nics_lock);	/* guards sm_nics */
-
-/*
- * The record of this NIC, with a reference; NULL if there is no memory.  Ports may have it from an
- * earlier binding: a NIC that comes back with its index to its namespace is theirs again.
- */
-static struct sm_nic *sm_nic_of(const struct net_device *dev)
-{
-	u64 cookie = dev_net(dev)->net_cookie;
-	struct sm_nic *nic;
-
-	mutex_lock(&sm_nics_lock);
-	list_for_each_entry(nic, &sm_nics, list)
-		if (nic->ifindex == dev->ifindex && nic->net_cookie == cookie) {
-			kref_get(&nic->kref);	/* not 0: the last one goes under the lock */
-			goto out;
-		}
-	nic = kzalloc(sizeof(*nic), GFP_KERNEL);
-	if (nic) {
-		kref_init(&nic->kref);
-		nic->ifindex = dev->ifindex;
-		nic->net_cookie = cookie;
-		list_add(&nic->list, &sm_nics);
-	}
-out:
-	mutex_unlock(&sm_nics_lock);
-	return nic;
-}
-
-static void sm_nic_free(struct kref *kref)
-{
-	struct sm_nic *nic = container_of(kref, struct sm_nic, kref);
-
-	list_del(&nic->list);
-	mutex_unlock(&sm_nics_lock);
-	kfree(nic);
-}
-
-void sm_nic_put(struct sm_nic *nic)
-{
-	kref_put_mutex(&nic->kref, sm_nic_free, &sm_nics_lock);
-}
 
 static const struct nla_policy sm_root_policy[SM_TCA_MAX + 1] = {
 	[SM_TCA_UID]	= { .type = NLA_U32 },
@@ -271,7 +231,7 @@ static int sm_root_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_ex
 		 * BQL, which drivers without BQL keep at nothing; else by a number of packets.
 		 */
 		fifo->flags |= TCQ_F_NOPARENT;
-		kref_get(&root->nic->kref);
+		sm_nic_get(root->nic);
 		((struct sm_fifo *)qdisc_priv(fifo))->nic = root->nic;
 		root->fifo[i] = fifo;
 	}
@@ -376,7 +336,7 @@ static struct Qdisc_ops sm_root_ops __read_mostly = {
 };
 
 /* The bound NIC of that name, with a reference; NULL if it is not there or not bound. */
-struct sm_nic *sm_nic_get(struct net *net, const char *name)
+struct sm_nic *sm_nic_find(struct net *net, const char *name)
 {
 	struct sm_nic *nic = NULL;
 	struct net_device *dev;
@@ -388,7 +348,7 @@ struct sm_nic *sm_nic_get(struct net *net, const char *name)
 		sch = rtnl_dereference(dev->qdisc);
 		if (sch && sch->ops == &sm_root_ops) {
 			nic = ((struct sm_root *)qdisc_priv(sch))->nic;
-			kref_get(&nic->kref);
+			sm_nic_get(nic);
 		}
 	}
 	rtnl_unlock();
@@ -430,27 +390,24 @@ bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net)
 	return granted;
 }
 
-/* Hold the packets of the pair's connections back until the release.  Caller holds pair->mutex. */
-void sm_nic_hold(struct sm_pair *pair)
+/* Hold the packets of the plug's owner back until sm_unplug(). */
+void sm_plug(struct sm_plug *plug)
 {
-	lockdep_assert_held(&pair->mutex);
-	WRITE_ONCE(pair->tx.hold_epoch, atomic_read(&pair->port->nic->hold_epoch));
-	WRITE_ONCE(pair->tx.holding, true);
+	WRITE_ONCE(plug->epoch, atomic_read(&plug->nic->plug_epoch));
+	WRITE_ONCE(plug->plugged, true);
 }
 
-/* Caller holds pair->mutex. */
-void sm_nic_release(struct sm_pair *pair)
+void sm_unplug(struct sm_plug *plug)
 {
 	struct net_device *dev;
 	struct Qdisc *sch;
 	unsigned int i;
 
-	lockdep_assert_held(&pair->mutex);
-	WRITE_ONCE(pair->tx.holding, false);
-	/* Pairs with sm_fifo_enqueue(): the hold ends before qlen is read. */
+	WRITE_ONCE(plug->plugged, false);
+	/* Pairs with sm_fifo_enqueue(): the plug is gone before qlen is read. */
 	smp_mb();
 	rcu_read_lock();
-	sch = rcu_dereference(pair->port->nic->root);
+	sch = rcu_dereference(plug->nic->root);
 	if (sch) {
 		dev = qdisc_dev(sch);
 		local_bh_disable();
@@ -464,8 +421,9 @@ void sm_nic_release(struct sm_pair *pair)
 	rcu_read_unlock();
 }
 
-int sm_qdisc_register(void)
+int sm_qdisc_register(sm_plug_of_t plug_of)
 {
+	sm_plug_of = plug_of;
 	return register_qdisc(&sm_root_ops);
 }
 

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef _SM_QDISC_H
+#define _SM_QDISC_H
+
+#include "nic/nic.h"
+
+struct sk_buff;
+
+/* While it is in, the packets of its owner wait in the NIC's queues. */
+struct sm_plug {
+	struct sm_nic *nic;
+	bool plugged;
+	int epoch;	/* pulled if nic->plug_epoch has changed since */
+};
+
+/*
+ * The plug of the owner of a packet that goes out, or NULL.  Called in softirq, as an RCU reader.
+ */
+typedef const struct sm_plug *(*sm_plug_of_t)(const struct sk_buff *skb);
+
+int sm_qdisc_register(sm_plug_of_t plug_of);
+void sm_qdisc_unregister(void);
+struct sm_nic *sm_nic_find(struct net *net, const char *name);
+bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net);
+void sm_nic_name(struct sm_nic *nic, char name[IFNAMSIZ], int *ifindex);
+void sm_plug(struct sm_plug *plug);
+void sm_unplug(struct sm_plug *plug);
+
+#endif /* _SM_QDISC_H */
