@@ -41,23 +41,30 @@ class Connection(abc.ABC):
         id: the backend's number for the connection, unique among live ones; 0 while an accepted
             one waits for the exchange that names it (on rings).
         app: free for the application, for instance its protocol state.
-        bytes_written: how many bytes :meth:`write` has been given since the beginning.
+        bytes_written: how many bytes :meth:`write` and :meth:`forward` have been given since the
+            beginning.
+        bytes_acked: how many of them the peer's TCP has acknowledged, as of the last
+            ``Event.ACKED``.
     """
 
     __slots__ = (
         "__weakref__",
         "_above_high",
         "_closing",
+        "_credits",
         "_high",
         "_low",
         "_paused",
         "_peername",
         "_released",
+        "_report_due",
+        "_report_end",
         "_shutdown",
         "_sockname",
         "_waiting",
         "_waiting_bytes",
         "app",
+        "bytes_acked",
         "bytes_written",
         "id",
         "sock",
@@ -67,7 +74,7 @@ class Connection(abc.ABC):
         self.sock = sock
         self.id = id
         self.app: Any = None
-        self.bytes_written = 0
+        self.bytes_written = self.bytes_acked = 0
         self._peername = peername
         self._sockname: Address | None = None
         self._waiting: collections.deque[bytes | memoryview] = collections.deque()
@@ -75,6 +82,12 @@ class Connection(abc.ABC):
         self._high = self._low = 0
         self._above_high = False
         self._paused = False
+        # Segments of data that it may still deliver; None: any number.
+        self._credits: int | None = None
+        # The last written byte of which a report was asked for, and whether the backend is to be
+        # asked once the queue is empty.
+        self._report_end = 0
+        self._report_due = False
         self._shutdown = False
         self._closing = False
         # Its socket is closed, or no longer the port's.
@@ -113,6 +126,18 @@ class Connection(abc.ABC):
     @abc.abstractmethod
     def _apply_pause(self) -> None:
         """Take data from TCP, or take none any more, as ``_paused`` says."""
+
+    @abc.abstractmethod
+    def _apply_credits(self, more: int | None) -> None:
+        """Deliver so many more segments of data; None: any number."""
+
+    @abc.abstractmethod
+    def _prepare_report(self) -> None:
+        """A report will be requested for the bytes that are handed over next."""
+
+    @abc.abstractmethod
+    def _request_report(self) -> None:
+        """Have ``Event.ACKED`` told for the last byte that was handed over, which was just now."""
 
     @abc.abstractmethod
     def _unsent_by_backend(self) -> int:
@@ -177,26 +202,40 @@ class Connection(abc.ABC):
         self._high, self._low = high, low
         self._above_high = self._waiting_bytes > high
 
-    def write(self, data: Buffer) -> None:
+    def write(self, data: Buffer, report: bool = False) -> None:
         """Send ``data``.
 
         Never blocks and never drops: what cannot be taken now is queued (see :attr:`pending`)
         and sent by later exchanges; ``Event.WRITABLE`` says when the queue is empty again, or as
-        :meth:`set_write_limits` asks.  The
-        data is copied before this returns, so the caller may reuse its buffer.  What is written to
-        a connection that has failed is lost, which its events say.
+        :meth:`set_write_limits` asks.  The data is copied before this returns, so the caller may
+        reuse its buffer.  What is written to a connection that has failed is lost, which its
+        events say.
+
+        Args:
+            data: any buffer of bytes.
+            report: ask for ``Event.ACKED`` when the peer's TCP has acknowledged the last byte of
+                ``data``: :attr:`bytes_acked` is then at least what :attr:`bytes_written` is after
+                this call.  One event may stand for several writes.  The peer's TCP has the bytes
+                then; its application may not have read them.
 
         Raises:
+            ValueError: a report is asked for, and ``data`` is empty.
             ClosedError: ``EPIPE``, after :meth:`shutdown_write` or :meth:`close`.
         """
         if self._shutdown:
             raise make_error(ClosedError, errno.EPIPE, _WRITE_AFTER_END)
         if not isinstance(data, bytes):
             data = memoryview(data).cast("B")  # its items may be larger than bytes
+        if report:
+            if not data:
+                raise ValueError("no byte of an empty write can be acknowledged")
+            self._prepare_report()
         self.bytes_written += len(data)
         taken = 0 if self._waiting else self._send(data)
         if taken < len(data):
             self._queue(bytes(data[taken:]))
+        if report:
+            self._ask_for_report()
 
     def writelines(self, parts: Iterable[Buffer]) -> None:
         """Send several buffers in order, as one :meth:`write` would."""
@@ -263,6 +302,39 @@ class Connection(abc.ABC):
             if not self._released:
                 self._apply_pause()
 
+    def grant(self, segments: int | None) -> None:
+        """Let the connection deliver so many more segments of data, and then no more.
+
+        When they are used up it is as if :meth:`pause_reading` had been called, until more are
+        granted: the peer is held back by TCP's window.  The end of the stream (``EOF``) and other
+        events need no grant.  At first a connection may deliver any number; counting begins, from
+        zero, with the first call.
+
+        Args:
+            segments: how many more, 0 or more; None for any number again.
+
+        Raises:
+            ValueError: ``segments`` is negative.
+        """
+        if segments is not None and segments < 0:
+            raise ValueError(f"segments to grant must be 0 or more, not {segments}")
+        self._credits = None if segments is None else (self._credits or 0) + segments
+        if not self._released:
+            self._apply_credits(segments)
+
+    # -- reports of acknowledgements -----------------------------------------------------------
+
+    def _ask_for_report(self) -> None:
+        self._report_end = self.bytes_written
+        if self._waiting:
+            self._report_due = True
+        else:
+            self._request_report()
+
+    def _acknowledged(self, count: int) -> None:
+        """The peer has acknowledged so many of the bytes written."""
+        self.bytes_acked = max(self.bytes_acked, count)
+
     # -- the queue of unsent bytes -------------------------------------------------------------
 
     def _begin_closing(self) -> None:
@@ -274,6 +346,8 @@ class Connection(abc.ABC):
 
     def _requeue(self, data: bytes) -> None:
         """Put bytes that the backend took, but gave back, at the front again."""
+        if self._report_end > self.bytes_acked:
+            self._report_due = True  # what was given back may have been to be reported
         self._waiting.appendleft(memoryview(data))
         self._add_pending(len(data))
 
@@ -311,6 +385,9 @@ class Connection(abc.ABC):
                 # Bytes that the backend gave back meanwhile were sent before these, and go first.
                 waiting.insert(len(waiting) - behind, data[taken:])
                 return False
+        if self._report_due and self._waiting is waiting:
+            self._report_due = False
+            self._request_report()
         if self._closing:
             self._release()
         elif self._shutdown:

@@ -27,3 +27,6 @@ class Event(enum.IntFlag):
     #: The connection is new: :meth:`Port.connect` has connected it, or another thread put it on
     #: this ring (only with several rings, see :meth:`stackmap.RingPort.place`).
     OPEN = 32
+    #: The peer's TCP has acknowledged bytes of which a report was asked for, see
+    #: :meth:`Connection.write` and :attr:`Connection.bytes_acked`.
+    ACKED = 64

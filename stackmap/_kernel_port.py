@@ -100,6 +100,13 @@ class KernelPort:
         if error != -errno.ENOENT:  # closed by the peer meanwhile
             check(error, "pause")
 
+    def grant(self, id: int, segments: int | None) -> None:
+        """Let a connection put so many more slots of data into its ring; None: any number."""
+        slots = lib.SMR_UNLIMITED if segments is None else min(segments, lib.SMR_UNLIMITED - 1)
+        error = lib.smr_grant(self.shared, id, slots)
+        if error != -errno.ENOENT:  # closed by the peer meanwhile
+            check(error, "grant")
+
     def tcp_state(self, record: int, id: int) -> TcpState:
         """Return TCP's state of a connection.
 

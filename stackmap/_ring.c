@@ -29,6 +29,7 @@
 /* Slots per exchange up to which a port counts as quiet. */
 #define QUIET 3
 
+_Static_assert(SMR_UNLIMITED == SM_CREDITS_UNLIMITED, "SMR_UNLIMITED is the kernel's");
 _Static_assert(sizeof(struct smr_stats) == sizeof(struct sm_stats), "smr_stats mirrors sm_stats");
 
 static uint32_t next(const struct sm_ring *ring, uint32_t i)
@@ -193,6 +194,14 @@ int smr_pause(const struct smr_port *port, uint32_t id, int paused)
 	struct sm_conn_ctl req = { .id = id, .flags = paused ? SM_RX_PAUSE : 0 };
 
 	return ioctl(port->fd, SMIOC_RXCTL, &req) ? -errno : 0;
+}
+
+/* Let a connection open so many more receive slots; SMR_UNLIMITED: any number. */
+int smr_grant(const struct smr_port *port, uint32_t id, uint32_t slots)
+{
+	struct sm_credits req = { .id = id, .slots = slots };
+
+	return ioctl(port->fd, SMIOC_CREDITS, &req) ? -errno : 0;
 }
 
 int smr_stats(const struct smr_port *port, struct smr_stats *stats)
@@ -378,6 +387,20 @@ size_t smr_unsynced(const struct smr_pair *pair, uint32_t id)
 		if (SM_PTR_ID(ring->slot[i].ptr) == id)
 			bytes += ring->slot[i].len;
 	return bytes;
+}
+
+/* Ask for a report of the connection's last slot, which is not synced yet. */
+void smr_report(const struct smr_pair *pair, uint32_t id)
+{
+	const struct sm_ring *ring = pair->tx;
+
+	for (uint32_t i = pair->tx_head; i != pair->tx_synced;) {
+		i = prev(ring, i);
+		if (SM_PTR_ID(ring->slot[i].ptr) == id) {
+			pair->tx->slot[i].flags |= NS_REPORT;
+			return;
+		}
+	}
 }
 
 /* Show the kernel what was written; the next sync, or poll(), sends it. */

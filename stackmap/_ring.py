@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 #: Seconds between two tries while the kernel is short of buffers.
 _SHORTAGE = 0.01
 _NO_EVENT = Event.NONE
-_EVENTS = [Event(flags) for flags in range(64)]
+_EVENTS = [Event(flags) for flags in range(128)]
 _OPEN = Event.OPEN.value
+_ACKED = Event.ACKED.value
 
 
 def _peername(sock: socket.socket) -> Address | None:
@@ -395,6 +396,8 @@ class Ring(Carrier):
             if connection._deaf:
                 data = self._payload(start, buffer, size)
                 self._handle_slot(connection, flags, code, data, segments)
+            elif flags & _ACKED:
+                self._handle_report(connection, self._payload(start, buffer, size), segments)
             elif flags:
                 self._handle_event(connection, flags, code, segments)
             elif size <= SMALL:
@@ -426,6 +429,9 @@ class Ring(Carrier):
         segments: list[Segment],
     ) -> None:
         """Deliver a slot of a connection that may be closing or paused, or hold it back."""
+        if flags & _ACKED:
+            self._handle_report(connection, data, segments)
+            return
         if flags & Event.WRITABLE:
             self._handle_event(connection, Event.WRITABLE, 0, segments)
             flags &= ~Event.WRITABLE
@@ -473,6 +479,13 @@ class Ring(Carrier):
             connection._fail()
         if flags:
             segments.append(Segment(connection, memoryview(b""), _EVENTS[flags], code))
+
+    @staticmethod
+    def _handle_report(connection: RingConnection, data: bytes, segments: list[Segment]) -> None:
+        """The peer has acknowledged bytes; data is the kernel's struct sm_acked."""
+        if not connection._closing:
+            connection._acknowledged(int.from_bytes(data, sys.byteorder))
+            segments.append(Segment(connection, memoryview(b""), Event.ACKED, 0))
 
     def _take_back(self) -> None:
         """Release the views of the previous exchange; the next sync returns their slots."""
@@ -531,6 +544,8 @@ class Ring(Carrier):
         self._tell(connection, Event.OPEN)
         if connection._paused:
             connection._apply_pause()
+        if connection._credits is not None:
+            connection._apply_credits(connection._credits)
         self._resume_sending(connection, self._events)
 
     def _stop_connecting(self, connection: RingConnection) -> bool:
@@ -590,6 +605,8 @@ class Ring(Carrier):
         self._register(found, segments)
         for flags, code, data in unclaimed.slots:
             self._handle_slot(found, flags, code, data, segments)
+        if found._credits is not None:
+            found._apply_credits(found._credits)
         if (unclaimed.held or found._paused) and not found._released:
             found._apply_pause()
         self._resume_sending(found, segments)

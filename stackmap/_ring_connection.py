@@ -93,10 +93,10 @@ class RingConnection(Connection):
         self._pair = ring._transmission.pair
         self._fast = self._pair.fast
 
-    def write(self, data: Buffer) -> None:
+    def write(self, data: Buffer, report: bool = False) -> None:
         """Send ``data``; see :meth:`Connection.write`."""
         # The common case without the generality of _send(): bytes that fit into the ring.
-        if not (self._waiting or self._shutdown):
+        if not (self._waiting or self._shutdown or report):
             taken = self._fast.write(self.id, data)
             if taken >= 0:
                 self.bytes_written += taken
@@ -105,7 +105,7 @@ class RingConnection(Connection):
             data = memoryview(data).cast("B")[~taken:]
         elif self._failed:
             return  # lost, as what was written just before
-        super().write(data)
+        super().write(data, report)
 
     def forward(self, segment: Payload) -> None:
         """Send received bytes on without a copy; see :meth:`Connection.forward`.
@@ -121,9 +121,11 @@ class RingConnection(Connection):
             and segment.lent
             and segment.pair.kernel is self._pair.kernel
             and not (self._waiting or self._shutdown)
-            and segment.forward(self._pair, self.id)
         ):
-            return
+            size = len(segment.view)
+            if segment.forward(self._pair, self.id):
+                self.bytes_written += size
+                return
         super().forward(segment)
 
     def tcp_state(self) -> TcpState:
@@ -181,6 +183,16 @@ class RingConnection(Connection):
             self.ring._deliver_later(self)
         if not any(flags & Event.CLOSED for flags, _code, _data in self._held_back):
             self._pair.kernel.pause(self.id, paused=self._paused)
+
+    def _apply_credits(self, more: int | None) -> None:
+        if self.id:
+            self._pair.kernel.grant(self.id, more)
+
+    def _prepare_report(self) -> None:
+        pass  # the slot is asked for it
+
+    def _request_report(self) -> None:
+        lib.smr_report(self._pair.struct, self.id)
 
     def _begin_closing(self) -> None:
         super()._begin_closing()

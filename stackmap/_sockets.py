@@ -16,6 +16,7 @@ import fcntl
 import select
 import selectors
 import socket
+import struct
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -55,10 +56,20 @@ _HUP = select.EPOLLHUP
 _FAILED = _ERR | _HUP
 #: Nothing but failures, and each once: epoll goes on to say that both directions are shut down.
 _NEWS = select.EPOLLET
+_RDHUP = select.EPOLLRDHUP
 _UNREGISTERED = -1
 _NO_EVENT = Event.NONE
-#: The ioctl for the number of bytes that TCP has not sent yet.
-_SIOCOUTQNSD = 0x894B
+#: ioctls for numbers of bytes: received, not acknowledged, and not sent yet.
+_FIONREAD, _SIOCOUTQ, _SIOCOUTQNSD = 0x541B, 0x5411, 0x894B
+
+# A report of an acknowledgement is a timestamp of it (linux/net_tstamp.h, linux/errqueue.h).
+_SO_TIMESTAMPING = 37
+_TX_ACK = 1 << 9
+#: Timestamps are reported by the number of their last byte, and without payload.
+_REPORTING = struct.pack("=I", 1 << 4 | 1 << 7 | 1 << 11)  # SOFTWARE, OPT_ID, OPT_TSONLY
+_STAMP = (socket.SOL_SOCKET, _SO_TIMESTAMPING, struct.pack("=I", _TX_ACK))
+_EXTENDED_ERROR = struct.Struct("=IBBBBII")
+_ORIGIN_TIMESTAMPING, _STAMPED_BY_ACK = 4, 2
 
 
 class _AttachedSocket(socket.socket):
@@ -91,7 +102,11 @@ class SocketConnection(Connection):
         "_port",
         "_read_done",
         "_recv",
+        "_recvmsg",
+        "_reported_from",
         "_send_now",
+        "_sendmsg",
+        "_stamping",
         "_timeout",
     )
 
@@ -116,6 +131,11 @@ class SocketConnection(Connection):
         self._fd = sock.fileno()
         self._recv = sock.recv
         self._send_now = sock.send
+        self._recvmsg = sock.recvmsg
+        self._sendmsg = sock.sendmsg
+        # What is sent is to be reported; the kernel counts bytes from this one, if it does at all.
+        self._stamping = False
+        self._reported_from: int | None = None
         self._interest = _UNREGISTERED
         self._read_done = False
         self._failure = 0
@@ -140,7 +160,10 @@ class SocketConnection(Connection):
         if self._failure:
             return len(data)
         try:
-            taken = self._send_now(data)
+            if self._stamping or self._report_due:
+                taken = self._send_stamped(data)
+            else:
+                taken = self._send_now(data)
         except BlockingIOError:
             return 0
         except OSError as failure:
@@ -148,6 +171,48 @@ class SocketConnection(Connection):
             return len(data)
         self._port._bytes_tx += taken
         return taken
+
+    def _send_stamped(self, data: Buffer) -> int:
+        """Send ``data``, and have the kernel report when it is acknowledged."""
+        if self._reported_from is None:
+            # In a flush, data is still counted as waiting.
+            handed_over = self.bytes_written - max(self._waiting_bytes, len(data))
+            unacknowledged = -1
+            while unacknowledged != (now := self._queue_size(_SIOCOUTQ)):
+                # The kernel counts from the first byte that is not acknowledged now.
+                unacknowledged = now
+                self.sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, bytes(4))
+                self.sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _REPORTING)
+            self._reported_from = handed_over - unacknowledged
+        return self._sendmsg([data], [_STAMP])
+
+    def _take_reports(self) -> bool:
+        """Take what the kernel reports; True if something was acknowledged."""
+        acknowledged = False
+        while True:
+            try:
+                _data, messages, _flags, _address = self._recvmsg(0, 512, socket.MSG_ERRQUEUE)
+            except OSError:  # no more
+                return acknowledged
+            for _level, _type, content in messages:
+                if len(content) < _EXTENDED_ERROR.size:
+                    continue
+                error = _EXTENDED_ERROR.unpack_from(content)
+                _code, origin, _kind, _pad1, _pad2, info, last = error
+                if origin == _ORIGIN_TIMESTAMPING and info == _STAMPED_BY_ACK:
+                    # The kernel's number has 32 bits.
+                    end = (self._reported_from or 0) + last + 1
+                    end += (self.bytes_written - end) >> 32 << 32
+                    self._acknowledged(end)
+                    acknowledged = True
+
+    def _queue_size(self, which: int) -> int:
+        """Bytes in one of the socket's queues; 0 if it has none any more."""
+        try:
+            found = fcntl.ioctl(self._fd, which, bytes(4))
+        except OSError:
+            return 0
+        return int.from_bytes(found, sys.byteorder)
 
     def _queue(self, data: bytes) -> None:
         super()._queue(data)
@@ -174,19 +239,29 @@ class SocketConnection(Connection):
     def _apply_pause(self) -> None:
         self._update_interest()
 
+    def _apply_credits(self, more: int | None) -> None:  # noqa: ARG002 (counted here)
+        self._update_interest()
+
+    def _prepare_report(self) -> None:
+        self._stamping = True
+
+    def _request_report(self) -> None:
+        self._stamping = False  # all that was sent in between is stamped
+
     def _unsent_by_backend(self) -> int:
-        try:
-            found = fcntl.ioctl(self._fd, _SIOCOUTQNSD, bytes(4))
-        except OSError:
-            return 0
-        return int.from_bytes(found, sys.byteorder)
+        return self._queue_size(_SIOCOUTQNSD)
 
     # -- readiness --
 
     @property
-    def _reading(self) -> bool:
-        """Whether the application takes data, and the peer may still send some."""
+    def _receiving(self) -> bool:
+        """Whether the application wants what the peer may still send."""
         return not (self._paused or self._read_done or self._closing or self._connecting)
+
+    @property
+    def _reading(self) -> bool:
+        """Whether it is read from."""
+        return self._credits != 0 and self._receiving
 
     def _fail(self, code: int) -> None:
         """Remember that sending failed.
@@ -202,6 +277,8 @@ class SocketConnection(Connection):
         if self._released:
             return
         interest = _IN if self._reading else 0
+        if self._credits == 0 and self._receiving:
+            interest = _RDHUP | _NEWS  # the end of the stream needs no credit
         if self._waiting:
             interest |= _OUT
         self._set_interest(interest)
@@ -407,6 +484,9 @@ class SocketPort(Port):
                 segments.append(segment)
                 lent.append(segment)
                 buffers.append(data)
+                if connection._credits is not None:
+                    connection._credits -= 1
+                    connection._update_interest()
             elif connection._failure:
                 self._end(connection, connection._failure, segments)
             else:
@@ -520,6 +600,11 @@ class SocketPort(Port):
         if connection._connecting:
             self._finish_connecting(connection, segments)
             return False
+        if ready & _ERR and connection._reported_from is not None:
+            if connection._take_reports() and not connection._closing:
+                segments.append(Segment(connection, memoryview(b""), Event.ACKED, 0))
+            if not _has_failed(connection.sock):
+                ready &= ~_ERR
         if ready & _FAILED and not connection._interest & _IN:
             failure = connection._failure
             failure = failure or connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -531,6 +616,9 @@ class SocketPort(Port):
             self._send_queued(connection, segments)
             if connection._released:
                 return False
+        if ready & _RDHUP and connection._credits == 0 and connection._receiving:
+            # The next credit finds what is received, and the end behind it.
+            return not connection._queue_size(_FIONREAD)
         if not ready & _FAILED:
             return bool(ready & _IN)
         if connection._interest & _IN:

@@ -1,4 +1,4 @@
-"""SMIOC_CREDITS: a connection opens so many receive slots, then TCP's window holds its peer back."""
+"""SMIOC_CREDITS: a connection opens so many slots, then TCP's window holds its peer back."""
 
 from __future__ import annotations
 

@@ -44,6 +44,15 @@ class Stub(Connection):
     def _apply_pause(self) -> None:
         """Not of interest here."""
 
+    def _apply_credits(self, more: int | None) -> None:
+        """Not of interest here."""
+
+    def _prepare_report(self) -> None:
+        """Not of interest here."""
+
+    def _request_report(self) -> None:
+        self.log.append("report")
+
     def _unsent_by_backend(self) -> int:
         """Not of interest here."""
         return 0
