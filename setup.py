@@ -6,7 +6,7 @@ fast = Extension(
     "stackmap._fast",
     ["stackmap/_fast.c", "stackmap/_ring.c"],
     include_dirs=["stackmap", "kmod/uapi"],
-    depends=["stackmap/_ring.h", "kmod/uapi/stackmap.h"],
+    depends=["stackmap/_ring.h", "stackmap/_ring_hot.h", "kmod/uapi/stackmap.h"],
     extra_compile_args=["-O2", "-Wall", "-Wextra"],
 )
 

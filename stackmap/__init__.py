@@ -4,19 +4,36 @@ Open a :class:`Port` (:func:`open_port` chooses the backend), hand it establishe
 exchange segments with it.
 """
 
-from ._errors import BackendUnavailableError, StackmapError
+from . import errors
+from ._connection import Connection, Kept
+from ._device import DEVICE
+from ._event import Event
 from ._fast import Segment
-from ._open import open_port
-from ._port import Connection, Event, Kept, Listener, Port, PortStats
-from ._ring import Ring, RingConnection
+from ._open import Backend, choose_port, open_port
+from ._port import Listener, Port, PortStats
+from ._ring import Ring
+from ._ring_connection import RingConnection
 from ._ring_listener import RingListener
 from ._ring_port import RingPort
 from ._sockets import SocketPort
 from ._tcp_state import TcpState
 from ._version import __version__
+from .errors import (
+    BackendUnavailableError,
+    BrokenError,
+    BusyError,
+    ClosedError,
+    StackmapError,
+    WouldBlockError,
+)
 
 __all__ = [
+    "DEVICE",
+    "Backend",
     "BackendUnavailableError",
+    "BrokenError",
+    "BusyError",
+    "ClosedError",
     "Connection",
     "Event",
     "Kept",
@@ -31,6 +48,9 @@ __all__ = [
     "SocketPort",
     "StackmapError",
     "TcpState",
+    "WouldBlockError",
     "__version__",
+    "choose_port",
+    "errors",
     "open_port",
 ]

@@ -5,6 +5,13 @@ from __future__ import annotations
 import errno
 import os
 
+from .errors import BusyError, ClosedError, make_error
+
+_KINDS = {
+    errno.EALREADY: BusyError,
+    errno.EBADF: ClosedError,
+    errno.EBUSY: BusyError,
+}
 _SENTENCES = {
     errno.EALREADY: "the socket is attached already",
     errno.EBADF: "the socket is closed",
@@ -22,4 +29,5 @@ def attach_error(code: int, *, listener: bool = False) -> OSError:
     """The error to raise for the errno with which attaching a socket, or a listener, fails."""
     if listener and code == errno.EINVAL:
         return OSError(code, _NOT_LISTENING)
-    return OSError(code, _SENTENCES.get(code) or f"attach: {os.strerror(code)}")
+    sentence = _SENTENCES.get(code) or f"attach: {os.strerror(code)}"
+    return make_error(_KINDS.get(code, OSError), code, sentence)

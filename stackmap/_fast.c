@@ -16,8 +16,9 @@
 #include <stdint.h>
 
 #include "_ring.h"
+#include "_ring_hot.h"
 
-/* Bytes of one write that may wait for a sync. */
+/* Bytes that one write takes.  A program's makes two at most before its first sync. */
 #define WRITE_MAX (64 * 4096)
 
 struct segment {
@@ -30,8 +31,9 @@ struct segment {
 
 static PyTypeObject segment_type;
 
-static PyObject *name_closing;
+static PyObject *name_deaf;
 static PyObject *view_release;		/* memoryview.release */
+static PyObject *port_closed, *broken;	/* of stackmap.errors */
 
 static struct segment *make_segment(PyObject *connection, PyObject *view, PyObject *event, int err)
 {
@@ -122,6 +124,44 @@ static PyObject *segment_repr(PyObject *object)
 	return PyUnicode_FromFormat("<Segment %zd bytes of %R>", size, self->connection);
 }
 
+PyDoc_STRVAR(segment_release_doc,
+"release()\n"
+"\n"
+"Release the view before the next exchange does.  Idempotent.\n"
+"\n"
+"Raises:\n"
+"    BufferError: a slice of the view is still in use.");
+
+static PyObject *segment_release(PyObject *object, PyObject *ignored)
+{
+	(void)ignored;
+	return PyObject_Vectorcall(view_release, &((struct segment *)object)->view, 1, NULL);
+}
+
+static PyMethodDef segment_methods[] = {
+	{ "release", segment_release, METH_NOARGS, segment_release_doc },
+	{ 0 }
+};
+
+static PyObject *segment_error(PyObject *object, void *ignored)
+{
+	int err = ((struct segment *)object)->err;
+	PyObject *code, *error;
+
+	(void)ignored;
+	if (!err)
+		Py_RETURN_NONE;
+	code = PyLong_FromLong(err);
+	error = code ? PyObject_CallOneArg(broken, code) : NULL;
+	Py_XDECREF(code);
+	return error;
+}
+
+static PyGetSetDef segment_getset[] = {
+	{ "error", segment_error, NULL, "The errno as a BrokenError, or None.", NULL },
+	{ 0 }
+};
+
 static PyMemberDef segment_members[] = {
 	{ "connection", T_OBJECT_EX, offsetof(struct segment, connection), READONLY, NULL },
 	{ "view", T_OBJECT_EX, offsetof(struct segment, view), READONLY, NULL },
@@ -149,6 +189,8 @@ static PyTypeObject segment_type = {
 	.tp_clear = segment_clear,
 	.tp_dealloc = segment_dealloc,
 	.tp_repr = segment_repr,
+	.tp_methods = segment_methods,
+	.tp_getset = segment_getset,
 	.tp_members = segment_members,
 };
 
@@ -212,16 +254,22 @@ static void fast_path_dealloc(PyObject *object)
 
 static bool is_open(const struct fast_path *self)
 {
+	PyObject *error;
+
 	if (self->pair && self->pair->fd >= 0)
 		return true;
-	PyErr_SetString(PyExc_ValueError, "the port is closed");
+	error = PyObject_CallNoArgs(port_closed);
+	if (error)
+		PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+	Py_XDECREF(error);
 	return false;
 }
 
 PyDoc_STRVAR(write_doc,
 "write(id, data)\n"
 "\n"
-"Copy data into the transmit ring.  Returns None if it took all, or the number of bytes taken.");
+"Copy data into the transmit ring.  Returns the number of bytes if it took all of them; if not,\n"
+"the complement of the number that it took, which is negative.");
 
 static PyObject *fast_path_write(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -229,7 +277,7 @@ static PyObject *fast_path_write(PyObject *object, PyObject *const *args, Py_ssi
 	unsigned long id;
 	Py_buffer data;
 	size_t taken;
-	bool all;
+	Py_ssize_t size;
 
 	if (nargs != 2) {
 		PyErr_SetString(PyExc_TypeError, "write() takes an id and data");
@@ -239,9 +287,9 @@ static PyObject *fast_path_write(PyObject *object, PyObject *const *args, Py_ssi
 	if (PyErr_Occurred() || !is_open(self) || PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE))
 		return NULL;
 	taken = smr_write(self->pair, id, data.buf, data.len < WRITE_MAX ? data.len : WRITE_MAX);
-	all = taken == (size_t)data.len;
+	size = data.len;
 	PyBuffer_Release(&data);
-	return all ? Py_NewRef(Py_None) : PyLong_FromSize_t(taken);
+	return PyLong_FromSsize_t(taken == (size_t)size ? size : ~(Py_ssize_t)taken);
 }
 
 /*
@@ -289,11 +337,11 @@ static PyObject *fast_path_release(PyObject *object, PyObject *ignored)
 	return batch;
 }
 
-/* The open connection a slot belongs to, if it carries a small payload; borrowed. */
+/* The connection that takes a slot's payload, if that is small; borrowed. */
 static PyObject *usual_connection(const struct smr_segment *slot, PyObject *connections)
 {
-	PyObject *id, *connection, *closing;
-	bool is_closing;
+	PyObject *id, *connection, *deaf;
+	bool is_deaf;
 
 	if (slot->flags || slot->len > SMR_SMALL)
 		return NULL;
@@ -304,12 +352,12 @@ static PyObject *usual_connection(const struct smr_segment *slot, PyObject *conn
 	Py_DECREF(id);
 	if (!connection)
 		return NULL;
-	closing = PyObject_GetAttr(connection, name_closing);
-	if (!closing)
+	deaf = PyObject_GetAttr(connection, name_deaf);
+	if (!deaf)
 		return NULL;
-	is_closing = closing != Py_False;
-	Py_DECREF(closing);
-	return is_closing ? NULL : connection;
+	is_deaf = deaf != Py_False;
+	Py_DECREF(deaf);
+	return is_deaf ? NULL : connection;
 }
 
 /* The batch as a list of segments; NULL without an exception if not all of it is as usual. */
@@ -447,12 +495,18 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit__fast(void)
 {
 	PyObject *self = PyModule_Create(&module);
+	PyObject *errors = self ? PyImport_ImportModule("stackmap.errors") : NULL;
 
-	if (!self)
+	if (!errors) {
+		Py_XDECREF(self);
 		return NULL;
-	name_closing = PyUnicode_InternFromString("_closing");
+	}
+	port_closed = PyObject_GetAttrString(errors, "port_closed");
+	broken = PyObject_GetAttrString(errors, "broken");
+	Py_DECREF(errors);
+	name_deaf = PyUnicode_InternFromString("_deaf");
 	view_release = PyObject_GetAttrString((PyObject *)&PyMemoryView_Type, "release");
-	if (!name_closing || !view_release || PyModule_AddType(self, &segment_type) ||
+	if (!port_closed || !broken || !name_deaf || !view_release || PyModule_AddType(self, &segment_type) ||
 	    PyModule_AddType(self, &fast_path_type)) {
 		Py_DECREF(self);
 		return NULL;

@@ -1,7 +1,9 @@
 from collections.abc import Mapping
 from typing import final
 
-from ._port import Buffer, Connection, Event
+from ._connection import Buffer, Connection
+from ._event import Event
+from .errors import BrokenError
 
 class Segment:
     def __init__(
@@ -15,11 +17,14 @@ class Segment:
     def event(self) -> Event: ...
     @property
     def errno(self) -> int: ...
+    @property
+    def error(self) -> BrokenError | None: ...
+    def release(self) -> None: ...
 
 @final
 class FastPath:
     def __init__(self, address: int, owner: object, no_event: Event) -> None: ...
-    def write(self, id: int, data: Buffer) -> int | None: ...
+    def write(self, id: int, data: Buffer) -> int: ...
     def exchange(
         self, timeout: float | None, connections: Mapping[int, Connection]
     ) -> list[Segment] | int | None: ...

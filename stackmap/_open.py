@@ -6,10 +6,10 @@ import os
 import socket
 from typing import TYPE_CHECKING, Literal, get_args
 
-from ._errors import BackendUnavailableError
-from ._refusal import DEVICE
+from ._device import DEVICE
 from ._ring_port import RingPort, check_nic_name
 from ._sockets import SocketPort
+from .errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from ._port import Port

@@ -6,287 +6,58 @@ on their payload moves only through :meth:`Connection.write` and :meth:`Port.exc
 
 Two backends implement these classes: rings shared with ``stackmap.ko``
 (:class:`stackmap.RingPort`), and non-blocking sockets (:class:`stackmap.SocketPort`).
-An application written against this module runs on both, which is what makes the second one an
+An application written against this interface runs on both, which is what makes the second one an
 honest baseline for the first.
 """
 
 from __future__ import annotations
 
 import abc
-import collections
-import enum
-import warnings
+import selectors
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from ._connection import Kept
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
+    from ._connection import Connection
     from ._fast import Segment
-
-Buffer = bytes | bytearray | memoryview
-
-
-class HasFileno(Protocol):
-    """Anything :mod:`select` can wait for."""
-
-    def fileno(self) -> int: ...
-
-
-class Event(enum.IntFlag):
-    """The meaning of a segment without payload.
-
-    Events arrive in order with the data: every byte the peer sent before its FIN is delivered
-    before ``EOF``, and nothing follows ``CLOSED``.
-    """
-
-    NONE = 0
-    #: The peer sent FIN: nothing more will be received (sending may go on).
-    EOF = 1
-    #: The connection failed; :attr:`Segment.errno` says how (``ECONNRESET``, ``ETIMEDOUT``...).
-    ERROR = 2
-    #: Everything that :meth:`Connection.write` had to queue has been handed to TCP.
-    WRITABLE = 4
-    #: The connection is gone, and its socket is closed; nothing more comes from it.  Follows
-    #: ``ERROR``, :meth:`Connection.close` and :meth:`Connection.abort`, and comes by itself once
-    #: both directions have ended (``EOF`` and :meth:`Connection.shutdown_write`).
-    CLOSED = 8
-    #: The connection is new, and another thread put it on this ring (only with several rings, see
-    #: :meth:`stackmap.RingPort.place`).
-    OPEN = 32
-
-
-def warn_in_use(connections: Iterable[Connection]) -> None:
-    """Say that payload of an earlier exchange is still referred to, which is a leak if it lasts."""
-    owners = " or ".join(sorted({repr(connection) for connection in connections}))
-    warnings.warn(
-        f"a view received from {owners} is still in use after the next exchange; its memory is "
-        "kept until its slices are released (copy what you keep, or use Port.keep())",
-        ResourceWarning,
-        stacklevel=4,  # whoever called exchange()
-    )
-
-
-class Kept:
-    """Received payload that outlives exchanges, until it is released or forwarded.
-
-    Attributes:
-        connection: the connection that it belongs to.
-        view: a read-only view of it; using it after :meth:`release` raises ``ValueError``.
-    """
-
-    __slots__ = ("connection", "view")
-
-    def __init__(self, connection: Connection, view: memoryview) -> None:
-        self.connection = connection
-        self.view = view
-
-    def release(self) -> None:
-        """Give up the payload.  Idempotent."""
-        self.view.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.release()
+    from ._watch import HasFileno
 
 
 @dataclass(frozen=True, slots=True)
 class PortStats:
     """Counters of one port since it was opened.  Bytes are payload bytes.
 
-    ``ring_*`` and ``slots_*`` are counted by the kernel module and are zero on sockets;
-    ``socket_*`` are counted by :class:`stackmap.SocketPort` and are zero on rings.
+    ``socket_*`` are counted by :class:`stackmap.SocketPort` and are zero on rings.  All others are
+    counted by the kernel module, under the names that ``stackmap stats``, :mod:`stackmap.inspect`
+    and ``kmod/stackmap.yaml`` have for them, and are zero on sockets.
     """
 
-    ring_bytes_rx: int = 0
-    ring_bytes_tx: int = 0
-    socket_bytes_rx: int = 0
-    socket_bytes_tx: int = 0
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    socket_rx_bytes: int = 0
+    socket_tx_bytes: int = 0
     #: Transmit slots whose payload TCP accepted.
     slots_sent: int = 0
     #: Transmit buffers released because the peer acknowledged their last byte.
-    slots_released_by_ack: int = 0
+    slots_released_ack: int = 0
     #: Transmit buffers released because the connection was reset or aborted.
-    slots_released_by_reset: int = 0
+    slots_released_reset: int = 0
     #: Transmit buffers that wait for an acknowledgement now.
-    slots_pinned: int = 0
+    bufs_pinned: int = 0
     #: Transmit slots refused for their content (bad length, offset, reserved bits, index or owner),
     #: and receive slots given back with a bad index or owner.
     bad_slots: int = 0
     #: Slots that named a connection which is not attached here.
-    unknown_connections: int = 0
+    unknown_conn: int = 0
     #: Slots given back because their connection could take no more ("try again").
-    slots_refused_again: int = 0
+    slots_again: int = 0
     #: Times a ring's head or cur was out of range and the ring was reset.
     bad_rings: int = 0
-
-
-class Connection(abc.ABC):
-    """One attached TCP connection.
-
-    Attributes:
-        sock: the connection's socket.  Use it for control (``getpeername``, ``setsockopt``),
-            never for payload.
-        id: the backend's number for the connection, unique among live ones; 0 while an accepted
-            one waits for the exchange that names it (on rings).
-        app: free for the application, for instance its protocol state.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_closing",
-        "_shutdown",
-        "_waiting",
-        "_waiting_bytes",
-        "app",
-        "id",
-        "sock",
-    )
-
-    def __init__(self, sock: socket.socket, id: int) -> None:
-        self.sock = sock
-        self.id = id
-        self.app: Any = None
-        self._waiting: collections.deque[bytes | memoryview] = collections.deque()
-        self._waiting_bytes = 0
-        self._shutdown = False
-        self._closing = False
-
-    # -- provided by a backend -------------------------------------------------------------------
-
-    @abc.abstractmethod
-    def _send(self, data: Buffer) -> int:
-        """Hand over as much of ``data`` as can be taken now; return the number of bytes."""
-
-    @abc.abstractmethod
-    def _send_fin(self) -> None:
-        """Send FIN after everything handed over so far."""
-
-    @abc.abstractmethod
-    def _release(self) -> None:
-        """Close the socket after everything handed over so far."""
-
-    @abc.abstractmethod
-    def abort(self) -> None:
-        """Close at once with RST; queued and unacknowledged data is dropped."""
-
-    @abc.abstractmethod
-    def pause_reading(self) -> None:
-        """Take no more data from TCP, so that its window closes.  Idempotent.
-
-        Until :meth:`resume_reading`, nothing that the peer sends is delivered, not even its
-        ``EOF``, but for data that is in the receive ring already.  If the connection fails
-        meanwhile, ``ERROR`` and ``CLOSED`` come at once, and what TCP still had is dropped.
-        """
-
-    @abc.abstractmethod
-    def resume_reading(self) -> None:
-        """Undo :meth:`pause_reading`.  Idempotent."""
-
-    # -- called by an application --------------------------------------------------------------
-
-    @property
-    def pending(self) -> int:
-        """Bytes written that the backend could not take yet (they are queued in memory)."""
-        return self._waiting_bytes
-
-    def write(self, data: Buffer) -> None:
-        """Send ``data``.
-
-        Never blocks and never drops: what cannot be taken now is queued (see :attr:`pending`)
-        and sent by later exchanges; ``Event.WRITABLE`` says when the queue is empty again.  The
-        data is copied before this returns, so the caller may reuse its buffer.  What is written to
-        a connection that has failed is lost, which its events say.
-
-        Raises:
-            BrokenPipeError: after :meth:`shutdown_write` or :meth:`close`.
-        """
-        if self._shutdown:
-            raise BrokenPipeError("write after the program's own shutdown_write() or close()")
-        if not isinstance(data, bytes):
-            data = memoryview(data).cast("B")  # its items may be larger than bytes
-        taken = 0 if self._waiting else self._send(data)
-        if taken < len(data):
-            self._queue(bytes(data[taken:]))
-
-    def writelines(self, parts: Iterable[Buffer]) -> None:
-        """Send several buffers in order, as one :meth:`write` would."""
-        for part in parts:
-            self.write(part)
-
-    def forward(self, segment: Segment | Kept) -> None:
-        """Send on the payload that a segment shows, as :meth:`write` does, and release its view.
-
-        Rings hand on the page that holds it instead of copying it, where they can.  The segment
-        must be of the last exchange, or kept; it may be of any connection and any port.
-
-        Raises:
-            BrokenPipeError: after :meth:`shutdown_write` or :meth:`close`.
-            ValueError: the view was released, by an earlier call or by an exchange.
-        """
-        self.write(segment.view)
-        if isinstance(segment, Kept):
-            segment.release()
-        else:
-            segment.view.release()
-
-    def shutdown_write(self) -> None:
-        """Send FIN after everything written so far (half-close).  Idempotent."""
-        if not self._shutdown:
-            self._shutdown = True
-            if not self._waiting:
-                self._send_fin()
-
-    def close(self) -> None:
-        """Close after everything written so far has been handed to TCP.  Idempotent.
-
-        ``Event.CLOSED`` follows.
-        """
-        if not self._closing:
-            self._closing = self._shutdown = True
-            if not self._waiting:
-                self._release()
-
-    # -- the queue of unsent bytes -------------------------------------------------------------
-
-    def _queue(self, data: bytes) -> None:
-        self._waiting.append(memoryview(data))
-        self._waiting_bytes += len(data)
-
-    def _requeue(self, data: bytes) -> None:
-        """Put bytes that the backend took, but gave back, at the front again."""
-        self._waiting.appendleft(memoryview(data))
-        self._waiting_bytes += len(data)
-
-    def _drop_queue(self) -> None:
-        self._waiting = collections.deque()  # another, so that _flush() notices
-        self._waiting_bytes = 0
-
-    def _flush(self) -> bool:
-        """Send from the queue; True when all of it is sent.
-
-        Actions that waited for an empty queue are done too.
-        """
-        waiting = self._waiting
-        while waiting:
-            data = waiting.popleft()
-            behind = len(waiting)
-            taken = self._send(data)
-            if self._waiting is not waiting:
-                break  # it failed, and the queue was dropped
-            self._waiting_bytes -= taken
-            if taken < len(data):
-                # Bytes that the backend gave back meanwhile were sent before these, and go first.
-                waiting.insert(len(waiting) - behind, data[taken:])
-                return False
-        if self._closing:
-            self._release()
-        elif self._shutdown:
-            self._send_fin()
-        return self._waiting is waiting
 
 
 class Listener(abc.ABC):
@@ -318,6 +89,13 @@ class Listener(abc.ABC):
     def close(self) -> None:
         """Stop listening.  Connections that were accepted live on.  Idempotent."""
 
+    def __repr__(self) -> str:
+        try:
+            where = "{0[0]} port {0[1]}".format(self.sock.getsockname())
+        except OSError:
+            where = "closed"
+        return f"<{type(self).__name__}, {where}>"
+
     def fileno(self) -> int:
         """The socket's descriptor."""
         return self.sock.fileno()
@@ -335,6 +113,30 @@ class Port(abc.ABC):
     #: ``"stackmap"`` or ``"sockets"``.
     backend: ClassVar[str]
 
+    @property
+    @abc.abstractmethod
+    def connections(self) -> list[Connection]:
+        """The connections that are not closed, those that :meth:`connect` has begun included.
+
+        On rings, one that a listener accepted is among them once an exchange has named it.
+        """
+
+    @property
+    @abc.abstractmethod
+    def closed(self) -> bool:
+        """The port is closed."""
+
+    @abc.abstractmethod
+    def fileno(self) -> int:
+        """A descriptor that can be read when :meth:`exchange` would return something.
+
+        It is for other event loops.  Reading from it is not: call ``exchange(0)``.  Such a loop
+        calls :meth:`flush` or :meth:`exchange` before it waits, or what was written stays here.
+
+        Raises:
+            ClosedError: the port is closed.
+        """
+
     @abc.abstractmethod
     def attach(self, sock: socket.socket) -> Connection:
         """Take over the payload of an established TCP connection.
@@ -344,8 +146,42 @@ class Port(abc.ABC):
         before ``accept()`` returned it, is taken too: ``ERROR`` and ``CLOSED`` follow.
 
         Raises:
-            OSError: the socket cannot be attached (not TCP, listening, not connected, in use).
-            ValueError: the port is closed.
+            BusyError: the socket is attached already, or another layer of the kernel has it.
+            ClosedError: the port is closed, or the socket.
+            OSError: the socket cannot be attached (not TCP, listening, not connected), or the port
+                has all the connections that it may have.
+        """
+
+    @abc.abstractmethod
+    def connect(self, address: tuple[str, int]) -> Connection:
+        """Begin to connect to ``address``, and attach the connection when that has succeeded.
+
+        Then ``Event.OPEN`` comes.  If it fails, ``ERROR`` and ``CLOSED`` come, as for any other
+        connection.  It can be written to at once; what is written waits in its queue.
+
+        Args:
+            address: an IP address, and a port number.
+
+        Raises:
+            ClosedError: the port is closed.
+            OSError: there is no socket left (``EMFILE``...).
+            ValueError: the host is not an IP address; names would have to be waited for.
+        """
+
+    @abc.abstractmethod
+    def detach(self, connection: Connection) -> None:
+        """Make the connection's socket an ordinary one again, which the caller then owns.
+
+        What was written is with TCP by then, and a FIN if it was asked for.  What was received, but
+        not delivered, still comes, also if the connection is paused, and then ``Event.CLOSED``;
+        everything after it is read from ``connection.sock``.
+
+        Raises:
+            BrokenError: the connection has failed.
+            ClosedError: the program has closed the connection, or the port.
+            WouldBlockError: something that was written has not been handed to TCP yet: exchange,
+                and try again.
+            ValueError: the connection is of another port or another ring.
         """
 
     @abc.abstractmethod
@@ -355,8 +191,9 @@ class Port(abc.ABC):
         The listener owns ``sock`` from here on, and :meth:`close` closes it.
 
         Raises:
-            OSError: the socket is not listening, not TCP, or in use.
-            ValueError: the port is closed.
+            BusyError: the socket is attached already, or another layer of the kernel has it.
+            ClosedError: the port is closed, or the socket.
+            OSError: the socket is not listening, or not TCP.
         """
 
     @abc.abstractmethod
@@ -372,36 +209,74 @@ class Port(abc.ABC):
         callback raises, or the handler of a signal that came meanwhile, so does this, and the next
         exchange returns what this one received.  Nothing that happens to a connection is raised:
         its events say it.
+
+        Raises:
+            BusyError: another thread is in it.
+            ClosedError: the port is closed.
         """
 
-    def keep(self, segment: Segment) -> Kept:
+    @abc.abstractmethod
+    def flush(self) -> None:
+        """Send everything written, as :meth:`exchange` does, and leave all views as they are.
+
+        Raises:
+            ClosedError: the port is closed.
+        """
+
+    @abc.abstractmethod
+    def wakeup(self) -> None:
+        """End the wait of :meth:`exchange`: of the one that waits now, or else of the next.
+
+        Any thread and the handler of a signal may call this.  On a closed port it does nothing.
+        """
+
+    def keep(self, segment: Segment, *, copy: bool = True) -> Kept:
         """Have the payload of a segment stay valid beyond the next exchange.
 
         The segment's own view is released.  Rings keep the page that holds the payload, from 513
         bytes on, if it is of this ring and an extra buffer of the port is left.  All else is
-        copied.
+        copied.  Sockets copy nothing.
+
+        Args:
+            segment: payload of the last exchange.
+            copy: whether it may be copied where it cannot be kept otherwise.
 
         Raises:
+            BufferError: it would have to be copied, and may not.  The segment is as before.
             ValueError: the segment's view was released, by an earlier call or by an exchange.
         """
-        kept = Kept(segment.connection, memoryview(bytes(segment.view)))
-        segment.view.release()
+        payload = bytes(segment.view)
+        if not copy:
+            raise BufferError(
+                "the payload can only be copied: it is of up to 512 bytes, or of another ring, "
+                "or no extra buffer of the port is left"
+            )
+        kept = Kept(segment.connection, memoryview(payload))
+        segment.release()
         return kept
 
     @abc.abstractmethod
-    def watch(self, file: HasFileno | int, callback: Callable[[], object]) -> None:
-        """Call ``callback`` from :meth:`exchange` whenever ``file`` is readable.
+    def watch(
+        self,
+        file: HasFileno | int,
+        callback: Callable[[], object],
+        events: int = selectors.EVENT_READ,
+    ) -> None:
+        """Call ``callback`` from :meth:`exchange` whenever ``file`` is ready.
 
         Args:
             file: a listener, a timer, a pipe...: whatever has a ``fileno()``, or its descriptor.
                 It stays the caller's, who stops watching it before closing it.
             callback: what to call.  It may attach, write, watch and unwatch; what it returns is
                 ignored.
+            events: ``selectors.EVENT_READ``, ``EVENT_WRITE`` or both: what ``file`` is to be ready
+                for.  An error of the file is both.
 
         Raises:
-            FileExistsError: the file is watched already, or attached.
+            BusyError: (``EEXIST``) the file is watched already, or attached.
+            ClosedError: the port is closed.
             PermissionError: it is a regular file or a folder, which epoll cannot wait for.
-            ValueError: the file is closed, or the port is.
+            ValueError: the file is closed, or there are no such events.
         """
 
     @abc.abstractmethod
@@ -409,7 +284,8 @@ class Port(abc.ABC):
         """Stop watching ``file``.
 
         Raises:
-            ValueError: it is not watched, or is closed, or the port is closed.
+            ClosedError: the port is closed.
+            ValueError: it is not watched, or is closed.
         """
 
     @abc.abstractmethod

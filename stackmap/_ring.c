@@ -22,12 +22,14 @@
 #include "stackmap.h"
 
 #include "_ring.h"
+#include "_ring_hot.h"
 
 /* Watched files are looked at without waiting now and then, also while the rings are busy. */
 #define SYNCS_PER_WATCH 16
 /* Slots per exchange up to which a port counts as quiet. */
 #define QUIET 3
 
+_Static_assert(SMR_UNLIMITED == SM_CREDITS_UNLIMITED, "SMR_UNLIMITED is the kernel's");
 _Static_assert(sizeof(struct smr_stats) == sizeof(struct sm_stats), "smr_stats mirrors sm_stats");
 
 static uint32_t next(const struct sm_ring *ring, uint32_t i)
@@ -192,6 +194,14 @@ int smr_pause(const struct smr_port *port, uint32_t id, int paused)
 	struct sm_conn_ctl req = { .id = id, .flags = paused ? SM_RX_PAUSE : 0 };
 
 	return ioctl(port->fd, SMIOC_RXCTL, &req) ? -errno : 0;
+}
+
+/* Let a connection open so many more receive slots; SMR_UNLIMITED: any number. */
+int smr_grant(const struct smr_port *port, uint32_t id, uint32_t slots)
+{
+	struct sm_credits req = { .id = id, .slots = slots };
+
+	return ioctl(port->fd, SMIOC_CREDITS, &req) ? -errno : 0;
 }
 
 int smr_stats(const struct smr_port *port, struct smr_stats *stats)
@@ -367,6 +377,32 @@ static int collect_received(struct smr_pair *pair)
 	return n;
 }
 
+/* Bytes of a connection in slots that the kernel has not been shown yet. */
+size_t smr_unsynced(const struct smr_pair *pair, uint32_t id)
+{
+	const struct sm_ring *ring = pair->tx;
+	size_t bytes = 0;
+
+	for (uint32_t i = pair->tx_synced; i != pair->tx_head; i = next(ring, i))
+		if (SM_PTR_ID(ring->slot[i].ptr) == id)
+			bytes += ring->slot[i].len;
+	return bytes;
+}
+
+/* Ask for a report of the connection's last slot, which is not synced yet. */
+void smr_report(const struct smr_pair *pair, uint32_t id)
+{
+	const struct sm_ring *ring = pair->tx;
+
+	for (uint32_t i = pair->tx_head; i != pair->tx_synced;) {
+		i = prev(ring, i);
+		if (SM_PTR_ID(ring->slot[i].ptr) == id) {
+			pair->tx->slot[i].flags |= NS_REPORT;
+			return;
+		}
+	}
+}
+
 /* Show the kernel what was written; the next sync, or poll(), sends it. */
 static void submit(struct smr_pair *pair)
 {
@@ -454,17 +490,17 @@ static int wait_ready(struct smr_pair *pair, int64_t deadline)
 }
 
 /*
- * With watched files, epoll does the waiting.
+ * epoll does the waiting, because watched files and other threads may end it too.
  *
  * Rings that carry little are found readable by waiting, again and again.  There the wait itself
  * is the sync, because poll() syncs: one system call instead of a sync that finds nothing, and
  * then a wait.  epoll looks at the rings for sure only if it reported them the last time.
  */
-static int exchange_watching(struct smr_pair *pair, int64_t deadline)
+static int exchange_slots(struct smr_pair *pair, int64_t deadline)
 {
 	int err, n;
 
-	if (pair->quiet && deadline) {
+	if (pair->quiet && deadline && !pair->spin_us) {
 		err = wait_ready(pair, deadline);
 	} else {
 		err = sync_rings(pair, SM_SYNC_TX | SM_SYNC_RX | SM_SYNC_POLL, 0);
@@ -489,25 +525,6 @@ static int exchange_watching(struct smr_pair *pair, int64_t deadline)
 	return n ? n : err;
 }
 
-/* Without watched files, one system call does it all.  What little comes is not polled for. */
-static int exchange_alone(struct smr_pair *pair, int64_t deadline)
-{
-	uint32_t flags = SM_SYNC_TX | SM_SYNC_RX;
-	int err, n;
-
-	if (!pair->quiet || pair->spin_us || !deadline)
-		flags |= SM_SYNC_POLL;
-	if (deadline)
-		flags |= SM_SYNC_WAIT;
-	err = sync_rings(pair, flags, deadline);
-	if (err && err != -EINTR)
-		return err;
-	collect_refused(pair);
-	n = collect_received(pair);
-	pair->quiet = n <= QUIET;
-	return n ? n : err;
-}
-
 /*
  * Give back, send, receive; wait until the deadline if nothing has arrived.  Returns the number of
  * received slots; pair->found says what else there is.  -EINTR: a signal ended the wait before
@@ -522,7 +539,7 @@ int smr_exchange(struct smr_pair *pair, int64_t deadline)
 	pair->found[2] = 0;
 	submit(pair);
 	give_back(pair);
-	n = pair->watching ? exchange_watching(pair, deadline) : exchange_alone(pair, deadline);
+	n = exchange_slots(pair, deadline);
 	smr_leave(pair);
 	return n;
 }

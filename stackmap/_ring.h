@@ -1,6 +1,7 @@
-/* The hot loops of ports on rings: what cffi sees.  Functions return -errno where they can fail. */
+/* Ports on rings, as cffi sees them.  Functions return -errno where they can fail. */
 
 #define SMR_SMALL 512
+#define SMR_UNLIMITED 0xffffffff
 #define SMR_STAGING_START 2
 #define SMR_WATCHED 16
 /* Deadlines in nanoseconds of CLOCK_MONOTONIC, and these two: */
@@ -49,7 +50,6 @@ struct smr_pair {
 	const struct smr_port *port;
 	int fd;
 	int epoll;			/* waits for fd and for the watched files */
-	int watching;			/* there are such files */
 	int busy;			/* a thread is in smr_exchange(), or closes it */
 	struct sm_ring *tx;
 	struct sm_ring *rx;
@@ -87,15 +87,15 @@ void smr_leave(struct smr_pair *pair);
 void smr_close_pair(struct smr_pair *pair);
 int smr_attach(const struct smr_port *port, int fd, int listener, struct smr_attached *attached);
 int smr_detach(const struct smr_port *port, uint32_t id);
+int smr_grant(const struct smr_port *port, uint32_t id, uint32_t slots);
 int smr_pause(const struct smr_port *port, uint32_t id, int paused);
 int smr_stats(const struct smr_port *port, struct smr_stats *stats);
 int smr_state(const struct smr_port *port, uint32_t record, uint32_t id, struct sm_state *state);
 char *smr_buffer(const struct smr_pair *pair, uint32_t buf);
-size_t smr_write(struct smr_pair *pair, uint32_t id, const char *data, size_t len);
 int smr_forward(const struct smr_pair *from, uint32_t slot, struct smr_pair *to, uint32_t id);
 uint32_t smr_keep(const struct smr_pair *pair, uint32_t slot, uint32_t spare);
 uint32_t smr_send_buffer(struct smr_pair *pair, uint32_t id, uint32_t buf, uint32_t offset,
 			 uint32_t len);
+void smr_report(const struct smr_pair *pair, uint32_t id);
+size_t smr_unsynced(const struct smr_pair *pair, uint32_t id);
 int smr_send(struct smr_pair *pair);
-int64_t smr_deadline(double timeout);
-int smr_exchange(struct smr_pair *pair, int64_t deadline);

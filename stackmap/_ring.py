@@ -1,4 +1,4 @@
-"""The first backend: a pair of rings shared with the kernel module, and the connections on it.
+"""A transmit and a receive ring, and the connections that one thread has on them.
 
 One exchange is one system call: it sends the batch that was written, polls the NIC, and returns
 what arrived for all connections.  Slots are walked in C, a batch per call (``_ring.c``); batches
@@ -10,217 +10,54 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
-import math
-import os
+import functools
 import select
+import selectors
 import socket
-import struct
 import sys
-import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from ._fast import FastPath, Segment
-from ._lent import LentKept, LentSegment
-from ._port import Buffer, Connection, Event, HasFileno, Kept, Port, PortStats, warn_in_use
-from ._ring_c import ffi, lib
-from ._tcp_state import TcpState
+from ._connect import start_connecting
+from ._event import Event
+from ._fast import Segment
+from ._in_use import release_unless_in_use, warn_in_use
+from ._kernel_port import check
+from ._pair import SMALL, Pair
+from ._port import PortStats
+from ._ring_c import lib
+from ._ring_connection import Carrier, RingConnection
+from ._ring_listener import RingListener
+from ._transmission import Transmission
+from ._unclaimed import Unclaimed
+from ._views import LentSegment
 from ._watch import Watches
+from .errors import BrokenError, ClosedError, WouldBlockError, make_error, port_closed
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
-    from ._ring_listener import RingListener
-    from ._ring_port import RingPort
+    from ._connection import Address, Connection, Kept
+    from ._kernel_port import KernelPort
+    from ._watch import HasFileno
 
-#: Bytes that one call of smr_write() takes.  A write makes two at most before its first sync, and
-#: one after each.
-_WRITE_MAX = 64 * 4096
-_SMALL: int = lib.SMR_SMALL
-_SEGMENT = struct.Struct("=IIIHBB")
 #: Seconds between two tries while the kernel is short of buffers.
 _SHORTAGE = 0.01
-#: Seconds for which a connection that has ended waits for accept() to return it in another thread.
-_ABANDONED_AFTER = 10.0
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _NO_EVENT = Event.NONE
-_EVENTS = [Event(flags) for flags in range(64)]
-#: listener, record, family, port and address of a struct sm_open
-_OPENED = struct.Struct("=IIH2s16s")
-_SLOT_OPEN = Event.OPEN.value
+_EVENTS = [Event(flags) for flags in range(128)]
+_OPEN = Event.OPEN.value
+_ACKED = Event.ACKED.value
 
 
-class RingConnection(Connection):
-    """One TCP connection whose payload travels in ring slots."""
-
-    __slots__ = ("_announced", "_failed", "_fast", "_paused", "_record", "_released", "ring")
-
-    def __init__(
-        self, ring: Ring, sock: socket.socket, id: int, record: int, *, announced: bool = False
-    ) -> None:
-        super().__init__(sock, id)
-        # Its ring's thread does not know it, and is told by an OPEN event.
-        self._announced = announced
-        #: The ring that carries it.
-        self.ring = ring
-        self._fast = ring._fast
-        self._record = record
-        self._paused = False
-        self._released = False
-        # It ended by itself, which the application may not have seen yet.
-        self._failed = False
-
-    def __repr__(self) -> str:
-        return f"<RingConnection {self.id}{', closed' if self._released else ''}>"
-
-    def abort(self) -> None:
-        """Close at once with RST; queued and unacknowledged data is dropped."""
-        if not self._released:
-            self._closing = self._shutdown = True
-            self._drop_queue()
-            with contextlib.suppress(OSError):
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            if self.id:
-                self._close_socket()
-            else:
-                self._wait_for_name()  # it is named by its peer, which closing would forget
-
-    def pause_reading(self) -> None:
-        """Take no more data from TCP, so that its window closes.  Idempotent."""
-        if not self._paused and not self._released:
-            self._paused = True
-            self.ring._pause(self)
-
-    def resume_reading(self) -> None:
-        """Undo :meth:`pause_reading`.  Idempotent."""
-        if self._paused:
-            self._paused = False
-            if not self._released:
-                self.ring._pause(self)
-
-    def write(self, data: Buffer) -> None:
-        """Send ``data``; see :meth:`Connection.write`."""
-        # The common case without the generality of _send(): bytes that fit into the ring.
-        if not (self._waiting or self._shutdown):
-            taken = self._fast.write(self.id, data)
-            if taken is None:
-                return
-            data = memoryview(data).cast("B")[taken:]
-        elif self._failed:
-            return  # lost, as what was written just before
-        super().write(data)
-
-    def forward(self, segment: Segment | Kept) -> None:
-        """Send received bytes on without a copy; see :meth:`Connection.forward`.
-
-        The page that holds the payload goes from the receive ring to the transmit ring.  Payloads
-        of up to 512 bytes, what another port received, and what must wait are copied.
-
-        Raises:
-            BufferError: a slice of the segment's view is still in use.
-        """
-        if (
-            isinstance(segment, LentSegment | LentKept)
-            and segment.lent
-            and segment.ring._port is self.ring._port
-            and not (self._waiting or self._shutdown)
-            and segment.forward(self.ring, self.id)
-        ):
-            return
-        super().forward(segment)
-
-    def tcp_state(self) -> TcpState:
-        """Return TCP's state of the connection, without a system call.
-
-        Raises:
-            OSError: ``ENOENT``, the kernel has no state of it: it is closed, or so new that it
-                has not been part of an exchange yet.
-        """
-        state = ffi.new("struct sm_state *")
-        self.ring._check(lib.smr_state(self.ring._shared, self._record, self.id, state), "state")
-        return TcpState(*[getattr(state, name) for name in TcpState._fields])
-
-    def _wait_for_name(self) -> None:
-        """Keep written bytes, and the end, in the queue until the ring has numbered it."""
-        self._waiting.append(memoryview(b""))
-
-    # -- required by Connection --
-
-    def _send(self, data: Buffer) -> int:
-        ring = self.ring
-        size = len(data)
-        source = ffi.from_buffer(data)
-        taken: int = lib.smr_write(ring._pair, self.id, source, min(size, _WRITE_MAX))
-        waiting = len(self._waiting)
-        while taken < size:
-            # The ring is full, or this is a large write.  A sync empties the ring, unless the
-            # kernel is short of buffers; it may also give slots of this connection back, and
-            # then the rest must wait behind them.
-            ring._send_batch()
-            if len(self._waiting) > waiting or self._released:
-                break
-            more = lib.smr_write(ring._pair, self.id, source + taken, min(size - taken, _WRITE_MAX))
-            if not more:
-                ring._starved[self] = None
-                break
-            taken += more
-        return taken
-
-    def _send_fin(self) -> None:
-        self.ring._after_send.append(self)
-
-    def _release(self) -> None:
-        self.ring._after_send.append(self)
-
-    # -- called by the port once this connection's slots have been handed to TCP --
-
-    def _finish(self) -> None:
-        if self._released or self._waiting:
-            return  # closed meanwhile, or given something back: _flush() comes here again
-        if self._closing:
-            self._close_socket()
-        else:
-            with contextlib.suppress(OSError):  # reset meanwhile: an event says so
-                self.sock.shutdown(socket.SHUT_WR)
-
-    def _fail(self) -> None:
-        """It has ended, and if the application did not ask for that, writing is no error."""
-        self._failed = self._failed or not self._shutdown
-        self._end()
-
-    def _end(self) -> None:
-        """Close at once, and drop the queue."""
-        self._closing = self._shutdown = True
-        self._drop_queue()
-        self._close_socket()
-
-    def _close_socket(self) -> None:
-        if not self._released:
-            self._released = True
-            self.sock.close()
+def _peername(sock: socket.socket) -> Address | None:
+    try:
+        address: Address = sock.getpeername()
+    except OSError:
+        return None  # reset meanwhile: its events say so
+    return address
 
 
-class _Unclaimed:
-    """A connection, and its slots, that the ring reports before accept() has returned it."""
-
-    __slots__ = ("abandoned", "held", "listener", "peer", "record", "slots")
-
-    def __init__(self, listener: int, record: int, peer: tuple[bytes, bytes]) -> None:
-        self.listener = listener
-        self.record = record
-        self.peer = peer
-        self.held = False
-        #: The time after which no claim is expected any more.
-        self.abandoned = math.inf
-        self.slots: list[tuple[int, int, bytes]] = []
-
-    def hear(self, flags: int, code: int, data: bytes) -> None:
-        """Keep a slot that arrived for it."""
-        self.slots.append((flags, code, data))
-        if flags & Event.CLOSED:
-            self.abandoned = time.monotonic() + _ABANDONED_AFTER
-
-
-class Ring(Port):
+class Ring(Carrier):
     """A transmit and a receive ring of a :class:`RingPort`, for one thread.
 
     It is a port of its own to that thread: it has connections, watched files and exchanges of its
@@ -229,65 +66,71 @@ class Ring(Port):
 
     backend: ClassVar[str] = "stackmap"
 
-    def __init__(self, port: RingPort, index: int, spin: float) -> None:
+    def __init__(
+        self,
+        kernel: KernelPort,
+        index: int,
+        *,
+        listeners: dict[int, RingListener],
+        placing: threading.Lock,
+        spin: float,
+    ) -> None:
         #: The number of this pair of rings in the port.
         self.index = index
-        self._port = port
-        self._shared: Any = port._shared
-        self._pair: Any = ffi.new("struct smr_pair *", {"fd": -1})
-        tx_slots, rx_slots = port._tx_slots, port._rx_slots
-        self._arrays = {
-            "received": ffi.new("struct smr_segment[]", rx_slots),
-            "staging": ffi.new("char[]", lib.SMR_STAGING_START + rx_slots * _SMALL),
-            "refused": ffi.new("struct smr_segment[]", tx_slots),
-            "found": ffi.new("int32_t[]", 3),
-            "watched": ffi.new("int32_t[]", lib.SMR_WATCHED),
-        }
-        for name, array in self._arrays.items():
-            setattr(self._pair, name, array)
-        self._received = ffi.buffer(self._arrays["received"])
-        self._staging = ffi.buffer(self._arrays["staging"])
-        self._refused = self._arrays["refused"]
-        self._found = memoryview(ffi.buffer(self._arrays["found"])).cast("B").cast("i")
-        self._watched = self._arrays["watched"]
-        self._pair.spin_us = round(spin * 1e6)
-        self._page_size: int = 4096
-        self._pages: dict[int, Any] = {}
-        self._lent: list[LentSegment] = []
-        # Buffers whose pages slices of views still show, by number.  Each costs a spare buffer of
-        # the port: with a quarter of this ring's share gone, received pages are copied.
-        self._aside: dict[int, Any] = {}
-        self._aside_max = max(1, port._spare_buffers // (4 * port._pairs))
-        self._small = bytes(lib.SMR_STAGING_START)  # not b"", which others refer to
-        self._shown: list[Segment] = []
-        self._held: list[Segment] = []  # of an exchange that a callback's exception ended
-        self._connections: dict[int, RingConnection] = {}
-        self._after_send: list[RingConnection] = []
-        self._starved: dict[RingConnection, None] = {}
-        # Connections that other threads put here, and those that accept() has not returned yet.
-        self._placed: collections.deque[RingConnection] = collections.deque()
-        self._unclaimed: dict[int, _Unclaimed] = {}
-        self._unsettled = False
-        self._closed = False
+        self._kernel = kernel
+        self._listeners = listeners  # of the whole port, by the kernel's number
+        self._placing = placing  # taken by threads that place connections on rings of the port
         self._epoll = select.epoll()
         self._watches = Watches(self._epoll)
-        self._pair.epoll = self._epoll.fileno()
-        self._fast = FastPath(int(ffi.cast("uintptr_t", self._pair)), self._pair, _NO_EVENT)
-        self._check(lib.smr_open_pair(self._pair, self._shared, index), "ring")
+        self._connections: dict[int, RingConnection] = {}
+        self._pair = Pair(kernel, index, self._epoll.fileno(), spin)
+        self._fast = self._pair.fast
+        self._transmission = Transmission(self._pair, self._connections)
+        self._after_send = self._transmission.after_send
+        self._starved = self._transmission.starved
+        # Segments of the last exchange that C does not take back, and what their views show.
+        self._shown: list[Segment] = []
+        self._lent: list[LentSegment] = []
+        self._small = self._pair.nothing_staged()
+        self._held: list[Segment] = []  # of an exchange that a callback's exception ended
+        self._events: list[Segment] = []  # that the kernel does not tell
+        # Connections that take data again, and have something held back.
+        self._resumed: dict[RingConnection, None] = {}
+        self._connecting: set[RingConnection] = set()
+        # Connections that other threads put here, and those that accept() has not returned yet.
+        self._placed: collections.deque[RingConnection] = collections.deque()
+        self._unclaimed: dict[int, Unclaimed] = {}
+        # The next exchange has segments to deliver, or connections of other threads to look for.
+        self._attention = False
+        self._polled = False  # by another loop, which waits for fileno()
+        self._closed = False
         try:
-            self._epoll.register(self._pair.fd, select.EPOLLIN)
+            self._epoll.register(self._pair.struct.fd, select.EPOLLIN)
         except OSError:
-            lib.smr_close_pair(self._pair)
+            self._pair.close()
             raise
 
     def __repr__(self) -> str:
-        return f"<Ring {self.index} of {self._port!r}>"
+        return f"<Ring {self.index}, {'closed' if self._closed else len(self._connections)}>"
 
     def fileno(self) -> int:
-        """A descriptor that is readable when :meth:`exchange` would return something."""
+        """A descriptor for other loops to wait for; see :meth:`Port.fileno`."""
+        if self._closed:
+            raise port_closed()
+        self._polled = True
         return self._epoll.fileno()
 
     # -- the contract --
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The connections of this ring that are not closed; see :meth:`Port.connections`."""
+        return [*self._connections.values(), *self._connecting]
+
+    @property
+    def closed(self) -> bool:
+        """The ring is closed."""
+        return self._closed
 
     def attach(self, sock: socket.socket) -> RingConnection:
         """Take over the payload of an established TCP connection.
@@ -295,14 +138,33 @@ class Ring(Port):
         TCP_NODELAY is set: a batch is already what Nagle's algorithm would wait for.
 
         Raises:
-            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (listening), ``ENOTCONN``, ``EALREADY``
-                (attached here or elsewhere), ``EBUSY`` (taken by kTLS, sockmap, KCM or SMC, or in
-                TCP_REPAIR mode, or a call waits to send on it), ``EXDEV`` (of another network
-                namespace), ``ENOSPC`` (the port has all the connections that it may have).
+            BusyError: ``EALREADY`` (attached here or elsewhere), ``EBUSY`` (taken by kTLS, sockmap,
+                KCM or SMC, or in TCP_REPAIR mode, or a call waits to send on it).
+            ClosedError: the port is closed, or the socket.
+            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (listening), ``ENOTCONN``, ``EXDEV`` (of
+                another network namespace), ``ENOSPC`` (the port has all the connections that it
+                may have).
         """
-        attached = self._port._attach(sock, self.index)
-        connection = RingConnection(self, sock, attached.id, attached.record)
+        attached = self._kernel.attach(sock, self.index)
+        connection = RingConnection(
+            self, sock, attached.id, attached.record, peername=_peername(sock)
+        )
+        connection.sockname  # noqa: B018 (it is kept)
         self._connections[connection.id] = connection
+        return connection
+
+    def connect(self, address: tuple[str, int]) -> RingConnection:
+        """Begin to connect, and attach the connection afterwards; see :meth:`Port.connect`."""
+        if self._closed:
+            raise port_closed()
+        sock, peername, code = start_connecting(address)
+        connection = RingConnection(self, sock, peername=peername)
+        self._connecting.add(connection)
+        if code:
+            self._finish_connecting(connection, code)
+        else:
+            finish = functools.partial(self._finish_connecting, connection)
+            self._watches.add(sock, finish, selectors.EVENT_WRITE)
         return connection
 
     def attach_listener(self, sock: socket.socket) -> RingListener:
@@ -313,81 +175,101 @@ class Ring(Port):
         Raises:
             OSError: ``EINVAL`` (not listening), or as :meth:`attach`.
         """
-        return self._port._attach_listener(sock, self)
+        attached = self._kernel.attach(sock, self.index, listener=True)
+        return RingListener(sock, attached.id, self._listeners, self._unnamed_connection)
 
-    def detach(self, connection: RingConnection) -> None:
-        """Make the connection's socket an ordinary one again.
-
-        What was written, and a FIN if it was asked for, is handed to TCP first.  What is in the
-        receive ring still comes, up to ``Event.CLOSED``; everything after it is read from
-        ``connection.sock``, which the caller now owns.
-
-        Raises:
-            OSError: ``ENOENT``, the connection is gone already; ``EAGAIN``, the library
-                (:attr:`Connection.pending`) or the ring still holds unsent data: exchange, and
-                try again.
-            ValueError: the port is closed, or the connection is on another ring.
-        """
-        if connection.ring is not self:
-            raise ValueError(f"{connection!r} is on another ring")
-        self._send_batch()
-        self._finish_sent()
+    def detach(self, connection: Connection) -> None:
+        """Make the connection's socket an ordinary one again; see :meth:`Port.detach`."""
+        if not isinstance(connection, RingConnection) or connection.ring is not self:
+            raise ValueError(f"{connection!r} is of another port or another ring")
+        self.flush()
         if connection._released:
-            raise OSError(errno.ENOENT, "the connection is gone")
-        if connection._waiting or self._pair.tx_synced != self._pair.tx_head:
-            raise OSError(errno.EAGAIN, "the connection has unsent data")
-        self._check(lib.smr_detach(self._shared, connection.id), "detach")
+            raise make_error(
+                BrokenError if connection._failed else ClosedError,
+                errno.ENOENT,
+                "the connection is gone",
+            )
+        if connection._waiting or not self._pair.all_synced:
+            raise make_error(WouldBlockError, errno.EAGAIN, "the connection has unsent data")
+        try:
+            self._kernel.detach(connection.id)
+        except FileNotFoundError as failure:
+            raise make_error(BrokenError, errno.ENOENT, "the connection is gone") from failure
         connection._released = connection._shutdown = True
+        connection._paused = False
+        if connection._held_back:
+            self._deliver_later(connection)
+        else:
+            connection._deaf = connection._closing
 
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
         """Send everything written, and return everything received; see :meth:`Port.exchange`."""
-        if self._held:
-            return self._deliver_held()
+        if self._attention or self._after_send or self._starved:
+            if self._held:
+                return self._deliver_held()
+            timeout = self._finish_before_wait(timeout)
         if self._shown:
             self._take_back()
-        if self._after_send or self._starved or self._unsettled:
-            timeout = self._finish_first(timeout)
         try:
             found = self._fast.exchange(timeout, self._connections)
         except BaseException:  # of a signal's handler
-            self._give_back(self._found[1])  # or later writes would overtake them
+            # Or later writes would overtake them.
+            self._transmission.requeue_refused(self._pair.found[1])
             raise
-        if type(found) is list and not (self._starved or self._unsettled):
+        if type(found) is list and not (self._starved or self._attention):
             return found
         if found is None:
-            self._let_go(self._fast.release())
+            self._leave_to_users(self._fast.release())
             return self.exchange(timeout)
-        return self._sort_out(found)
+        return self._complete(found)
 
-    def keep(self, segment: Segment) -> Kept:
+    def flush(self) -> None:
+        """Send everything written, and leave all views as they are; see :meth:`Port.flush`."""
+        self._transmission.send_batch()
+        self._transmission.finish_sent()
+
+    def wakeup(self) -> None:
+        """End the wait of :meth:`exchange`; see :meth:`Port.wakeup`."""
+        self._watches.wake()
+
+    def keep(self, segment: Segment, *, copy: bool = True) -> Kept:
         """Have the payload of a segment stay valid beyond the next exchange; see :meth:`Port.keep`.
 
         Raises:
-            BufferError: a slice of the segment's view is still in use.
+            BufferError: a slice of the segment's view is still in use, or ``copy`` is False and it
+                would have to be copied.
         """
-        extra = self._port._extra
-        if isinstance(segment, LentSegment) and segment.lent and segment.ring is self and extra:
+        extra = self._kernel.extra_buffers
+        if (
+            isinstance(segment, LentSegment)
+            and segment.lent
+            and segment.pair is self._pair
+            and extra
+        ):
             spare = extra.pop()
             try:
                 return segment.keep(spare)
             except BufferError:
                 extra.append(spare)
                 raise
-        return super().keep(segment)
+        return super().keep(segment, copy=copy)
 
-    def watch(self, file: HasFileno | int, callback: Callable[[], object]) -> None:
-        """Call ``callback`` whenever ``file`` is readable; see :meth:`Port.watch`."""
-        self._watches.add(file, callback)
-        self._pair.watching = True
+    def watch(
+        self,
+        file: HasFileno | int,
+        callback: Callable[[], object],
+        events: int = selectors.EVENT_READ,
+    ) -> None:
+        """Call ``callback`` whenever ``file`` is ready; see :meth:`Port.watch`."""
+        self._watches.add(file, callback, events)
 
     def unwatch(self, file: HasFileno | int) -> None:
         """Stop watching ``file``; see :meth:`Port.unwatch`."""
         self._watches.remove(file)
-        self._pair.watching = bool(self._watches)
 
     def stats(self) -> PortStats:
         """The kernel's counters since the port was opened, of all its rings."""
-        return self._port._stats()
+        return self._kernel.stats()
 
     def close(self) -> None:
         """Close the sockets of this ring's connections, and its part of the port.  Idempotent.
@@ -400,124 +282,195 @@ class Ring(Port):
         """
         if self._closed:
             return
-        self._check(lib.smr_enter(self._pair), "close")
+        check(lib.smr_enter(self._pair.struct), "close")
         self._take_back()
-        self._let_go(self._fast.release())
-        self._reclaim()
-        if self._aside:
-            lib.smr_leave(self._pair)
+        self._leave_to_users(self._fast.release())
+        self._pair.reclaim()
+        if self._pair.aside:
+            lib.smr_leave(self._pair.struct)
             raise BufferError("a view of received data is still in use; release its slices first")
         with contextlib.suppress(OSError):
-            self._settle([])
-            self._send_batch()
-        lib.smr_close_pair(self._pair)
+            self._add_arrivals([])
+            self._transmission.send_batch()
+        for connection in self._connecting:
+            connection._end()
+        self._connecting.clear()
+        self._pair.close()
+        self._transmission.close()
         self._closed = True
         for connection in self._connections.values():
             connection._end()
         self._connections.clear()
-        self._after_send.clear()
-        self._starved.clear()
-        self._unsettled = False
+        self._attention = False
+        self._resumed.clear()
+        self._events.clear()
         self._held.clear()
-        self._watches.clear()
-        self._epoll.close()
-        self._pages.clear()
+        self._watches.close()
+
+    # -- an exchange that has more to do than most --
 
     def _deliver_held(self) -> list[Segment]:
         """Return segments that were not delivered yet, instead of receiving more."""
-        self._send_batch()
-        self._finish_sent()
+        self.flush()
         held, self._held = self._held, []
+        if not (self._placed or self._unclaimed or self._resumed or self._events):
+            self._attention = False
         return held
 
-    def _finish_first(self, timeout: float | None) -> float | None:
+    def _finish_before_wait(self, timeout: float | None) -> float | None:
         """Do the work that must precede a wait; returns how long to wait."""
         if self._after_send:
-            # A FIN goes behind written bytes.
-            self._send_batch()
-            self._finish_sent()
-        if self._after_send or self._starved or self._unsettled:
+            self.flush()  # a FIN goes behind written bytes
+        if self._resumed or self._events or self._placed:
+            return 0.0
+        if self._after_send or self._starved or self._attention:
             # The kernel is short of buffers, or another thread is about to return from accept().
             # No event says when that is over.
             return _SHORTAGE if timeout is None else min(timeout, _SHORTAGE)
         return timeout
 
-    # -- receiving --
-
-    def _sort_out(self, found: list[Segment] | int) -> list[Segment]:
-        """Go on where an exchange was not one of the usual, quick ones."""
+    def _complete(self, found: list[Segment] | int) -> list[Segment]:
+        """Finish an exchange that C has not made into segments, or that is not all."""
         if isinstance(found, list):
             segments, ready = found, 0
         else:
-            self._check(min(found, 0), "sync")
-            staged, refused, ready = self._found
+            check(min(found, 0), "sync")
+            staged, refused, ready = self._pair.found
             if refused:
-                self._give_back(refused)
+                self._transmission.requeue_refused(refused)
             segments = self._segments(found, staged) if found else []
-        if self._starved:
-            self._feed(segments)
-        if self._unsettled:
-            self._settle(segments)
+        for connection in self._transmission.take_starved():
+            self._resume_sending(connection, segments)
+        if self._attention:
+            self._add_arrivals(segments)
         if ready:
             try:
-                self._watches.run(list(self._watched[0:ready]))
+                self._watches.run(self._pair.watched(ready))
             except BaseException:
                 self._held = segments
+                self._look_after()
                 raise
+        if self._events:
+            segments += self._events
+            self._events.clear()
+        if self._polled and (self._attention or self._starved):
+            self._watches.wake()
         return segments
+
+    def _look_after(self) -> None:
+        """Have the next exchange do more than others, and soon."""
+        self._attention = True
+        if self._polled:
+            self._watches.wake()
+
+    def _tell(self, connection: Connection, event: Event, code: int = 0) -> None:
+        """Have this exchange, or the next, return an event that the kernel does not tell."""
+        self._events.append(Segment(connection, memoryview(b""), event, code))
+        self._look_after()
+
+    @staticmethod
+    def _resume_sending(connection: Connection, segments: list[Segment]) -> None:
+        """Send what a connection has queued; tell the application if it may write again."""
+        connection._flush()
+        if connection._sank_to_low():
+            segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
+
+    # -- receiving --
 
     def _segments(self, count: int, staged: int) -> list[Segment]:
         """Return the segments that the last exchange received."""
         segments: list[Segment] = []
         append = segments.append
         find = self._connections.get
+        pair = self._pair
         # A copy of its own, so that a view of it can never show other data.
-        self._small = self._staging[:staged]
+        self._small = pair.staged(staged)
         small = memoryview(self._small)
-        for id, start, buf, size, flags, code in _SEGMENT.iter_unpack(
-            self._received[: count * _SEGMENT.size]
-        ):
+        for id, start, buffer, size, flags, code in pair.received(count):
             connection = find(id)
             if connection is None:
-                data = self._copy(start, buf, size)
-                connection = self._stranger(id, flags, code, data, segments)
+                data = self._payload(start, buffer, size)
+                connection = self._connection_for_unknown_id(id, flags, code, data, segments)
                 if connection is None:
                     continue
-            if flags:
-                self._event(connection, flags, code, segments)
-            elif connection._closing:
-                continue
-            elif size <= _SMALL:
+            if connection._deaf:
+                data = self._payload(start, buffer, size)
+                self._handle_slot(connection, flags, code, data, segments)
+            elif flags & _ACKED:
+                self._handle_report(connection, self._payload(start, buffer, size), segments)
+            elif flags:
+                self._handle_event(connection, flags, code, segments)
+            elif size <= SMALL:
                 append(Segment(connection, small[start : start + size], _NO_EVENT, 0))
-            elif len(self._aside) >= self._aside_max:
-                append(Segment(connection, memoryview(self._copy(start, buf, size)), _NO_EVENT, 0))
+            elif pair.must_copy:
+                append(
+                    Segment(connection, memoryview(pair.copy(start, buffer, size)), _NO_EVENT, 0)
+                )
             else:
-                page = self._pages.get(buf)
-                if page is None:
-                    page = self._page(buf)
-                offset = start & 0xFFFF
-                where = slice(offset, offset + size)
-                lent = LentSegment(self, connection, page, where, start >> 16)
+                where, slot = pair.place(start, size)
+                lent = LentSegment(pair, connection, pair.page(buffer), where, slot)
                 append(lent)
                 self._lent.append(lent)
         self._shown = segments.copy()  # because the caller may take segments out of its list
         return segments
 
-    def _page(self, index: int) -> Any:
-        """A Python buffer for one page; the mapping does not move, so it is made once."""
-        page = ffi.buffer(lib.smr_buffer(self._pair, index), self._page_size)
-        self._pages[index] = page
-        return page
+    def _payload(self, start: int, buffer: int, size: int) -> bytes:
+        """The payload of one received slot."""
+        if size <= SMALL:
+            return self._small[start : start + size]
+        return self._pair.copy(start, buffer, size)
 
-    def _event(
+    def _handle_slot(
+        self,
+        connection: RingConnection,
+        flags: int,
+        code: int,
+        data: bytes,
+        segments: list[Segment],
+    ) -> None:
+        """Deliver a slot of a connection that may be closing or paused, or hold it back."""
+        if flags & _ACKED:
+            self._handle_report(connection, data, segments)
+            return
+        if flags & Event.WRITABLE:
+            self._handle_event(connection, Event.WRITABLE, 0, segments)
+            flags &= ~Event.WRITABLE
+            if not flags:
+                return
+        if connection._deaf and connection._hold_back(flags, code, data):
+            return
+        if flags:
+            self._handle_event(connection, flags, code, segments)
+        elif not connection._closing:
+            segments.append(Segment(connection, memoryview(data), _NO_EVENT, 0))
+
+    def _deliver_later(self, connection: RingConnection) -> None:
+        """Have the next exchange deliver what a connection held back."""
+        self._resumed[connection] = None
+        self._look_after()
+
+    def _deliver_held_back(self, segments: list[Segment]) -> None:
+        """Deliver what connections held back that take data again, or are closing."""
+        resumed = list(self._resumed)
+        self._resumed.clear()
+        for connection in resumed:
+            if connection._paused and not connection._closing:
+                continue
+            held, connection._held_back = connection._held_back, []
+            connection._deaf = connection._closing
+            for flags, code, data in held:
+                self._handle_slot(connection, flags, code, data, segments)
+
+    def _handle_event(
         self, connection: RingConnection, flags: int, code: int, segments: list[Segment]
     ) -> None:
         if flags & Event.WRITABLE:
             if connection._waiting:
-                self._resume(connection, segments)
+                self._resume_sending(connection, segments)
             flags &= ~Event.WRITABLE
         if flags & Event.CLOSED:
-            del self._connections[connection.id]
+            if self._connections.get(connection.id) is connection:
+                del self._connections[connection.id]
             connection._fail()
         elif connection._closing and (connection._released or not flags & Event.ERROR):
             return
@@ -527,182 +480,158 @@ class Ring(Port):
         if flags:
             segments.append(Segment(connection, memoryview(b""), _EVENTS[flags], code))
 
+    @staticmethod
+    def _handle_report(connection: RingConnection, data: bytes, segments: list[Segment]) -> None:
+        """The peer has acknowledged bytes; data is the kernel's struct sm_acked."""
+        if not connection._closing:
+            connection._acknowledged(int.from_bytes(data, sys.byteorder))
+            segments.append(Segment(connection, memoryview(b""), Event.ACKED, 0))
+
     def _take_back(self) -> None:
         """Release the views of the previous exchange; the next sync returns their slots."""
-        if self._aside:
-            self._reclaim()
+        if self._pair.aside:
+            self._pair.reclaim()
         segments, self._shown = self._shown, []
         lent, self._lent = self._lent, []
-        held: list[Segment] = [segment for segment in lent if not segment.take_back()]
-        in_use = False
-        for segment in segments:
-            try:
-                segment.view.release()
-            except BufferError:
-                in_use = True
+        in_use: list[Segment] = [segment for segment in lent if not segment.take_back()]
+        released = [release_unless_in_use(segment.view) for segment in segments]
         # referenced by us, and as the argument; anything more is a view's slice
-        if in_use or sys.getrefcount(self._small) > 2:
-            held = segments
-        if held:
-            self._small = self._staging[: lib.SMR_STAGING_START]
-            warn_in_use(segment.connection for segment in held)
-
-    def _set_aside(self, page: Any, slot: int) -> None:
-        """Take a page that is still in use out of the receive ring."""
-        self._reclaim()
-        extra = self._port._extra
-        spare = extra.pop() if extra else 0  # 0: one of the kernel's
-        self._aside[lib.smr_keep(self._pair, slot, spare)] = page
-
-    def _reclaim(self) -> None:
-        """Take back buffers with pages that are not in use any more."""
-        for buf, page in list(self._aside.items()):
-            # Besides page: both tables, the list, and the argument.
-            if sys.getrefcount(page) <= 5:
-                del self._aside[buf]
-                self._port._extra.append(buf)
+        if not all(released) or sys.getrefcount(self._small) > 2:
+            in_use = segments
+        if in_use:
+            self._small = self._pair.nothing_staged()
+            warn_in_use(segment.connection for segment in in_use)
 
     @staticmethod
-    def _let_go(segments: list[Segment] | None) -> None:
+    def _leave_to_users(segments: list[Segment] | None) -> None:
         """Leave the memory of small payloads to views that still use it."""
         if segments is not None:
             for segment in segments:
-                with contextlib.suppress(BufferError):
-                    segment.view.release()
+                release_unless_in_use(segment.view)
             warn_in_use(segment.connection for segment in segments)
 
-    # -- connections that this thread did not make --
+    # -- connections that this thread did not make, or whose number it does not know yet --
 
-    def _copy(self, start: int, buf: int, size: int) -> bytes:
-        """The payload of one received slot."""
-        if size <= _SMALL:
-            return self._small[start : start + size]
-        start &= 0xFFFF
-        return bytes(memoryview(self._page(buf))[start : start + size])
+    def _unnamed_connection(self, sock: socket.socket, peername: Address) -> RingConnection:
+        """A connection that this thread accepts; an exchange tells its number."""
+        return RingConnection(self, sock, peername=peername)
 
-    def _stranger(
+    def _connection_of_another_thread(
+        self, sock: socket.socket, peername: Address
+    ) -> RingConnection:
+        """A connection that any thread accepts; an exchange of some ring takes it in."""
+        return RingConnection(self, sock, peername=peername, announced=True)
+
+    def _finish_connecting(self, connection: RingConnection, code: int = 0) -> None:
+        """Attach a connection that connect() began, or tell how it failed."""
+        self._connecting.remove(connection)
+        sock = connection.sock
+        if not code:
+            self._watches.remove(sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not code:
+            try:
+                attached = self._kernel.attach(sock, self.index)
+            except OSError as failure:
+                code = failure.errno or errno.EIO
+        if code:
+            connection._fail()
+            self._tell(connection, Event.ERROR, code)
+            self._tell(connection, Event.CLOSED)
+            return
+        connection._place(self, attached.id, attached.record)
+        self._connections[connection.id] = connection
+        self._tell(connection, Event.OPEN)
+        if connection._paused:
+            connection._apply_pause()
+        if connection._credits is not None:
+            connection._apply_credits(connection._credits)
+        self._resume_sending(connection, self._events)
+
+    def _stop_connecting(self, connection: RingConnection) -> bool:
+        if connection not in self._connecting:
+            return False
+        self._connecting.remove(connection)
+        self._watches.remove(connection.sock)
+        self._tell(connection, Event.CLOSED)
+        return True
+
+    def _connection_for_unknown_id(
         self, id: int, flags: int, code: int, data: bytes, segments: list[Segment]
     ) -> RingConnection | None:
-        """Return the connection of a slot; None if there is nothing to do for it now."""
-        if flags & _SLOT_OPEN:
-            listener, record, _family, port, address = _OPENED.unpack(data)
-            self._unclaimed[id] = _Unclaimed(listener, record, (port, address))
+        """Find or take in the connection of a slot; None if the slot is done with for now."""
+        if flags & _OPEN:
+            self._unclaimed[id] = Unclaimed(data)
             self._claim(id, segments)
             return None
         if id in self._unclaimed:
-            self._unclaimed[id].hear(flags, code, data)
+            self._unclaimed[id].queue(flags, code, data)
             return None
-        with self._port._placing:  # when we have it, no other thread is about to place it
-            self._admit(segments)
+        with self._placing:  # when we have it, no other thread is about to place it
+            self._take_placed(segments)
         return self._connections.get(id)
 
-    def _settle(self, segments: list[Segment]) -> None:
-        """See to the connections that other threads accept for this ring, or put there."""
-        self._unsettled = False
-        self._admit(segments)
+    def _add_arrivals(self, segments: list[Segment]) -> None:
+        """Take in the connections that other threads accept for this ring, or put there."""
+        self._attention = False
+        self._take_placed(segments)
         for id in list(self._unclaimed):
             self._claim(id, segments)
+        self._deliver_held_back(segments)
         self._shown = segments.copy()
 
-    def _admit(self, segments: list[Segment]) -> None:
-        """Take the connections that other threads put on this ring."""
+    def _take_placed(self, segments: list[Segment]) -> None:
+        """Take in the connections that other threads put on this ring."""
         while self._placed:
-            self._begin(self._placed.popleft(), segments)
+            self._register(self._placed.popleft(), segments)
 
     def _claim(self, id: int, segments: list[Segment]) -> None:
         """If accept() has returned this connection by now, join the two."""
         unclaimed = self._unclaimed[id]
-        found = self._port._accepted_by(unclaimed.listener, unclaimed.peer)
+        listener = self._listeners.get(unclaimed.listener)
+        found = listener._claim(unclaimed.peer) if listener else None
         if found is None:
-            if time.monotonic() > unclaimed.abandoned:
+            if unclaimed.abandoned:
                 del self._unclaimed[id]
                 return
             # Hold it back, with its slots, until another thread has it from accept().
             if not unclaimed.held:
                 unclaimed.held = True
-                lib.smr_pause(self._shared, id, True)
-            self._unsettled = True
+                self._kernel.pause(id, paused=True)
+            self._attention = True
             return
         del self._unclaimed[id]
-        found.id = id
-        found.ring = self
-        found._fast = self._fast
-        found._record = unclaimed.record
-        self._begin(found, segments)
+        found._place(self, id, unclaimed.record)
+        self._register(found, segments)
         for flags, code, data in unclaimed.slots:
-            if flags:
-                self._event(found, flags, code, segments)
-            elif not found._closing:
-                segments.append(Segment(found, memoryview(data), _NO_EVENT, 0))
-        if unclaimed.held or found._paused:
-            self._pause(found)
-        queued = bool(found._waiting_bytes)
-        if found._flush() and queued and not found._closing:
-            segments.append(Segment(found, memoryview(b""), Event.WRITABLE, 0))
+            self._handle_slot(found, flags, code, data, segments)
+        if found._credits is not None:
+            found._apply_credits(found._credits)
+        if (unclaimed.held or found._paused) and not found._released:
+            found._apply_pause()
+        self._resume_sending(found, segments)
 
-    def _begin(self, connection: RingConnection, segments: list[Segment]) -> None:
+    def _register(self, connection: RingConnection, segments: list[Segment]) -> None:
         self._connections[connection.id] = connection
         if connection._announced:
             segments.append(Segment(connection, memoryview(b""), Event.OPEN, 0))
 
-    # -- sending --
+    # -- called by the port --
 
-    def _send_batch(self) -> None:
-        """Hand written bytes to TCP now, in the middle of a batch."""
-        if self._closed:
-            raise ValueError("the port is closed")
-        refused = lib.smr_send(self._pair)
-        if refused < 0:
-            self._check(refused, "sync")
-        if refused:
-            self._give_back(refused)
+    def take_extra_buffers(self) -> list[int]:
+        """Take the port's extra buffers, of which the kernel has made a list."""
+        return self._pair.buffers_linked_from(self._kernel.shared.nifp.ni_bufs_head)
 
-    def _give_back(self, count: int) -> None:
-        """Queue slots again that were refused with EAGAIN; drop those that can never be sent."""
-        again: dict[RingConnection, list[bytes]] = {}
-        self._found[1] = 0
-        for i in range(count):
-            slot = self._refused[i]
-            connection = self._connections.get(slot.id)
-            if connection is None or connection._released:
-                continue
-            if slot.err == errno.EAGAIN:
-                start = lib.smr_buffer(self._pair, slot.buf) + slot.start
-                again.setdefault(connection, []).append(bytes(ffi.buffer(start, slot.len)))
-            else:
-                connection._drop_queue()
-        for connection, parts in again.items():
-            for part in reversed(parts):
-                connection._requeue(part)
+    def _place(self, sock: socket.socket, id: int, record: int) -> RingConnection:
+        """Have the ring's thread take in a connection that is attached to this ring.
 
-    def _feed(self, segments: list[Segment]) -> None:
-        """Go on with connections whose data found the ring full."""
-        starved, self._starved = self._starved, {}
-        for connection in starved:
-            if connection._waiting and not connection._released:
-                self._resume(connection, segments)
-
-    def _resume(self, connection: RingConnection, segments: list[Segment]) -> None:
-        """Send what a connection has queued; tell the application if that was all."""
-        if connection._flush() and not connection._closing:
-            segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
-
-    def _finish_sent(self) -> None:
-        """Shut down or close connections as asked for, once their slots are sent."""
-        if self._pair.tx_synced != self._pair.tx_head:
-            return
-        finish, self._after_send = self._after_send, []
-        for connection in finish:
-            connection._finish()
-
-    # -- the rest --
-
-    def _pause(self, connection: RingConnection) -> None:
-        error = lib.smr_pause(self._shared, connection.id, connection._paused)
-        if error and error != -errno.ENOENT:  # ENOENT: closed by the peer meanwhile
-            self._check(error, "pause")
-
-    @staticmethod
-    def _check(error: int, what: str) -> None:
-        if error:
-            raise OSError(-error, f"{what}: {os.strerror(-error)}")
+        Any thread may call this.
+        """
+        connection = RingConnection(
+            self, sock, id, record, peername=_peername(sock), announced=True
+        )
+        connection.sockname  # noqa: B018 (it is kept)
+        self._placed.append(connection)
+        self._attention = True
+        self.wakeup()
+        return connection

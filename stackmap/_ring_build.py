@@ -1,4 +1,4 @@
-"""Builds :mod:`stackmap._ring_c`, the hot loops of :class:`stackmap.RingPort`."""
+"""Builds :mod:`stackmap._ring_c`: ports on rings, but for their hot calls (``_fast.c``)."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ ffibuilder.set_source(
     "stackmap._ring_c",
     '#include <stddef.h>\n#include <stdint.h>\n#include "stackmap.h"\n#include "_ring.h"\n',
     sources=["stackmap/_ring.c"],
-    depends=["stackmap/_ring.h", "kmod/uapi/stackmap.h"],
+    depends=["stackmap/_ring.h", "stackmap/_ring_hot.h", "kmod/uapi/stackmap.h"],
     include_dirs=["stackmap", "kmod/uapi"],
     extra_compile_args=["-O2", "-Wall", "-Wextra"],
 )

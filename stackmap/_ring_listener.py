@@ -9,36 +9,53 @@ import threading
 from typing import TYPE_CHECKING
 
 from ._port import Listener
-from ._ring import RingConnection
 
 if TYPE_CHECKING:
-    from ._ring import Ring
+    from collections.abc import Callable
+
+    from ._connection import Address
+    from ._ring_connection import RingConnection
 
 #: Of a struct tcp_info: tcpi_unacked, which for a listener is the number of those that wait.
 _BACKLOG = struct.Struct("=24xI")
-#: No record has this number: the connection has none before its first exchange.
-_NO_RECORD = 0xFFFFFFFF
+
+#: The port and the address of a peer, as struct sm_open has them.
+Peer = tuple[bytes, bytes]
 
 
 class RingListener(Listener):
     """A listening socket whose connections are attached from the first byte.
 
     The kernel names a connection in its ring, with the address of its peer, when accept() returns
-    it; :class:`Ring` joins the two.  What is written to a connection before that exchange waits
-    in its queue.
+    it; the ring joins the two.  What is written to a connection before that exchange waits in its
+    queue.
+
+    Args:
+        sock: the socket, attached to the port already.
+        id: the number under which the kernel names it.
+        listeners: the port's listeners by that number, where it enters and removes itself.
+        connection: makes a connection without a number of a socket that was accepted, and its
+            peer's address.
     """
 
-    def __init__(self, sock: socket.socket, ring: Ring, id: int, *, placed: bool) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        id: int,
+        listeners: dict[int, RingListener],
+        connection: Callable[[socket.socket, Address], RingConnection],
+    ) -> None:
         super().__init__(sock)
-        self._ring = ring
         self._id = id
-        self._placed = placed
+        self._listeners = listeners
+        self._connection = connection
         # Connections take TCP_NODELAY after the listener, but for those that are there already.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BACKLOG.size)
         self._older: int = _BACKLOG.unpack(info)[0]
         self._lock = threading.Lock()
-        self._accepted: dict[tuple[bytes, bytes], collections.deque[RingConnection]] = {}
+        self._accepted: dict[Peer, collections.deque[RingConnection]] = {}
+        listeners[id] = self
 
     def accept(self) -> RingConnection:
         """Accept one connection; see :meth:`Listener.accept`.
@@ -51,22 +68,21 @@ class RingListener(Listener):
         if self._older:
             self._older -= 1
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = RingConnection(self._ring, sock, 0, _NO_RECORD, announced=self._placed)
-        connection._wait_for_name()
+        connection = self._connection(sock, address)
         peer = (address[1].to_bytes(2, "big"), _packed(sock.family, address[0]))
         with self._lock:
             self._accepted.setdefault(peer, collections.deque()).append(connection)
             # Another thread may have closed the listener meanwhile.
-            self._ring._port._listeners[self._id] = self
+            self._listeners[self._id] = self
         return connection
 
     def close(self) -> None:
         """Stop listening.  Connections that were accepted live on.  Idempotent."""
         self.sock.close()
         with self._lock:
-            self._leave()
+            self._forget_if_done()
 
-    def _claim(self, peer: tuple[bytes, bytes]) -> RingConnection | None:
+    def _claim(self, peer: Peer) -> RingConnection | None:
         """The oldest connection accepted from this peer that has not been claimed."""
         with self._lock:
             waiting = self._accepted.get(peer)
@@ -75,13 +91,13 @@ class RingListener(Listener):
             connection = waiting.popleft()
             if not waiting:
                 del self._accepted[peer]
-                self._leave()
+                self._forget_if_done()
             return connection
 
-    def _leave(self) -> None:
+    def _forget_if_done(self) -> None:
         """Have the port forget the listener if it is closed and all that it accepted is named."""
         if self.sock.fileno() < 0 and not self._accepted:
-            self._ring._port._listeners.pop(self._id, None)
+            self._listeners.pop(self._id, None)
 
     def _end_accepted(self) -> None:
         """Close the connections that no exchange has named, because none will."""

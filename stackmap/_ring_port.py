@@ -1,21 +1,28 @@
-"""A port on rings: the kernel's side of it opened and mapped, and its pairs of rings."""
+"""A port on rings: the kernel's side of it, and its pairs of rings."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import socket
+import selectors
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
-from ._attach_errors import attach_error
-from ._port import PortStats
-from ._refusal import DEVICE, refusal
-from ._ring import Ring, RingConnection
-from ._ring_c import ffi, lib
+from ._kernel_port import ANY_RING, KernelPort
+from ._port import Port, PortStats
+from ._ring import Ring
 from ._ring_listener import RingListener
 
-#: Seconds (SM_MAX_SPIN_US in kmod/pair.c).
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from ._connection import Connection, Kept
+    from ._fast import Segment
+    from ._ring_connection import RingConnection
+    from ._watch import HasFileno
+
+#: Seconds (SM_MAX_SPIN_US in kmod/).
 _SPIN_MAX = 0.001
 _UINT16_MAX, _UINT32_MAX = (1 << 16) - 1, (1 << 32) - 1
 
@@ -30,12 +37,13 @@ def check_nic_name(nic: str) -> None:
         raise ValueError(f"{nic!r} cannot be the name of a NIC")
 
 
-class RingPort(Ring):
+class RingPort(Port):
     """A port on a NIC that ``stackmap bind`` has bound.
 
-    It is its own first pair of rings, which for most programs is all there is.  With several, each
-    is for one thread: :attr:`rings` has them, and :meth:`place` and :meth:`place_listener` put
-    connections on the one whose thread runs on the CPU that receives their packets.
+    It has one pair of rings or several, each for one thread, in :attr:`rings`.  The methods of
+    :class:`Port` are those of the first, which for most programs is all there is.  :meth:`place`
+    and :meth:`place_listener` put connections on the ring whose thread runs on the CPU that
+    receives their packets.
 
     Memory is charged to the memory cgroup of the caller: 4096 bytes for each slot of each ring
     and for each spare and extra buffer.
@@ -56,6 +64,8 @@ class RingPort(Ring):
         BackendUnavailableError: no module, no right, the NIC is not bound, or a limit was hit.
         ValueError: ``spin`` or a size is out of range, or ``nic`` cannot be the name of a NIC.
     """
+
+    backend: ClassVar[str] = "stackmap"
 
     def __init__(
         self,
@@ -86,44 +96,99 @@ class RingPort(Ring):
             least = 0 if name == "extra_buffers" else 1
             if not least <= number <= (_UINT16_MAX if name == "rings" else _UINT32_MAX):
                 raise ValueError(f"{name} must be a size from {least} on, not {number}")
-        sizes = ffi.new("struct smr_sizes *", given)
-        self._shared: Any = ffi.new("struct smr_port *", {"fd": -1})
-        error = lib.smr_open(self._shared, DEVICE.encode(), nic.encode(), sizes)
-        if error:
-            raise refusal(-error, nic, sizes)
-        self._tx_slots: int = sizes.tx_slots
-        self._rx_slots: int = sizes.rx_slots
-        self._placing = threading.Lock()
-        self._listeners: dict[int, RingListener] = {}
         self._nic = nic
-        self._final_stats: PortStats | None = None
-        # Buffers that are in no slot, and how many kept segments are out with one.
-        self._extra: list[int] = []
-        self._kept = 0
-        self._spare_buffers: int = sizes.spare_buffers
-        self._pairs = rings
+        self._kernel = KernelPort(nic, given)
+        self._listeners: dict[int, RingListener] = {}
+        self._placing = threading.Lock()
+        opened: list[Ring] = []
         try:
             with contextlib.ExitStack() as undo:
-                undo.callback(lib.smr_close, self._shared)
-                super().__init__(self, 0, spin)
-                opened: list[Ring] = [self]
-                undo.callback(super().close)
-                for index in range(1, rings):
-                    opened.append(Ring(self, index, spin))
+                undo.callback(self._kernel.close)
+                for index in range(rings):
+                    opened.append(
+                        Ring(
+                            self._kernel,
+                            index,
+                            listeners=self._listeners,
+                            placing=self._placing,
+                            spin=spin,
+                        )
+                    )
                     undo.callback(opened[index].close)
                 undo.pop_all()
         except OSError as error:
-            raise refusal(error.errno or errno.EIO, nic, sizes) from error
-        #: All pairs of rings; the first is the port itself.
+            raise self._kernel.open_error(error.errno or errno.EIO) from error
+        #: All pairs of rings.
         self.rings: tuple[Ring, ...] = tuple(opened)
-        buffer = self._shared.nifp.ni_bufs_head
-        while buffer:
-            self._extra.append(buffer)
-            buffer = ffi.cast("uint32_t *", lib.smr_buffer(self._pair, buffer))[0]
+        self._first = opened[0]
+        self._kernel.extra_buffers += self._first.take_extra_buffers()
 
     def __repr__(self) -> str:
-        closed = ", closed" if self._final_stats is not None else ""
+        closed = ", closed" if self._kernel.closed else ""
         return f"<RingPort on {self._nic}, {len(self.rings)} rings{closed}>"
+
+    # -- of the first ring --
+
+    def fileno(self) -> int:
+        """A descriptor of the first ring, for other loops; see :meth:`Port.fileno`."""
+        return self._first.fileno()
+
+    def attach(self, sock: socket.socket) -> RingConnection:
+        """Take over the payload of a connection, on the first ring; see :meth:`Ring.attach`."""
+        return self._first.attach(sock)
+
+    def attach_listener(self, sock: socket.socket) -> RingListener:
+        """Attach what a socket accepts to the first ring; see :meth:`Ring.attach_listener`."""
+        return self._first.attach_listener(sock)
+
+    def connect(self, address: tuple[str, int]) -> RingConnection:
+        """Begin to connect, for the first ring; see :meth:`Port.connect`."""
+        return self._first.connect(address)
+
+    def detach(self, connection: Connection) -> None:
+        """Make a socket of the first ring an ordinary one again; see :meth:`Port.detach`."""
+        self._first.detach(connection)
+
+    def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
+        """Send and receive on the first ring; see :meth:`Port.exchange`."""
+        return self._first.exchange(timeout)
+
+    def flush(self) -> None:
+        """Send everything written on the first ring; see :meth:`Port.flush`."""
+        self._first.flush()
+
+    def wakeup(self) -> None:
+        """End the wait of the first ring's exchange; see :meth:`Port.wakeup`."""
+        self._first.wakeup()
+
+    def keep(self, segment: Segment, *, copy: bool = True) -> Kept:
+        """Have a payload stay valid beyond the next exchange; see :meth:`Ring.keep`."""
+        return self._first.keep(segment, copy=copy)
+
+    def watch(
+        self,
+        file: HasFileno | int,
+        callback: Callable[[], object],
+        events: int = selectors.EVENT_READ,
+    ) -> None:
+        """Call ``callback`` whenever ``file`` is ready; see :meth:`Port.watch`."""
+        self._first.watch(file, callback, events)
+
+    def unwatch(self, file: HasFileno | int) -> None:
+        """Stop watching ``file``; see :meth:`Port.unwatch`."""
+        self._first.unwatch(file)
+
+    # -- of all rings --
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The connections of all rings that are not closed; see :meth:`Port.connections`."""
+        return [connection for ring in self.rings for connection in ring.connections]
+
+    @property
+    def closed(self) -> bool:
+        """The port is closed."""
+        return self._kernel.closed
 
     def place(self, sock: socket.socket) -> RingConnection:
         """Attach a connection to the ring whose thread runs on the CPU that receives its packets.
@@ -138,12 +203,9 @@ class RingPort(Ring):
             OSError: as :meth:`attach`.
         """
         with self._placing:
-            attached = self._attach(sock, lib.SM_RING_ANY)
-            ring = self.rings[attached.ring]
-            connection = RingConnection(ring, sock, attached.id, attached.record, announced=True)
-            ring._placed.append(connection)
-            ring._unsettled = True
-        return connection
+            attached = self._kernel.attach(sock, ANY_RING)
+            ring: Ring = self.rings[attached.ring]
+            return ring._place(sock, attached.id, attached.record)
 
     def place_listener(self, sock: socket.socket) -> RingListener:
         """Have each connection that is accepted placed on a ring as :meth:`place` does.
@@ -153,7 +215,14 @@ class RingPort(Ring):
         Raises:
             OSError: as :meth:`attach_listener`.
         """
-        return self._attach_listener(sock, None)
+        attached = self._kernel.attach(sock, ANY_RING, listener=True)
+        return RingListener(
+            sock, attached.id, self._listeners, self._first._connection_of_another_thread
+        )
+
+    def stats(self) -> PortStats:
+        """The kernel's counters since the port was opened, of all its rings."""
+        return self._kernel.stats()
 
     def close(self) -> None:
         """Close the port, all its rings, and the sockets of its connections.  Idempotent.
@@ -166,62 +235,14 @@ class RingPort(Ring):
                 would crash its user.
             OSError: ``EBUSY``, a thread is in the :meth:`exchange` of one of the rings.
         """
-        if self._final_stats is not None:
+        if self._kernel.closed:
             return
-        if self._kept:
-            raise BufferError(f"{self._kept} kept segments have not been released")
+        if self._kernel.kept:
+            raise BufferError(f"{self._kernel.kept} kept segments have not been released")
         for listener in [*self._listeners.values()]:
             listener.close()
-        for ring in self.rings[1:]:
+        for ring in reversed(self.rings):
             ring.close()
-        super().close()
         for listener in self._listeners.values():
             listener._end_accepted()
-        self._final_stats = self._stats()
-        lib.smr_close(self._shared)
-
-    # -- called by the rings --
-
-    def _attach(self, sock: socket.socket, ring: int) -> Any:
-        attached = self._hand_over(sock, ring, listener=False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return attached
-
-    def _attach_listener(self, sock: socket.socket, ring: Ring | None) -> RingListener:
-        wanted = lib.SM_RING_ANY if ring is None else ring.index
-        attached = self._hand_over(sock, wanted, listener=True)
-        listener = RingListener(sock, ring or self, attached.id, placed=ring is None)
-        self._listeners[attached.id] = listener
-        return listener
-
-    def _hand_over(self, sock: socket.socket, ring: int, *, listener: bool) -> Any:
-        if self._final_stats is not None:
-            raise ValueError("the port is closed")
-        attached = ffi.new("struct smr_attached *", {"ring": ring})
-        error = lib.smr_attach(self._shared, sock.fileno(), listener, attached)
-        if error:
-            raise attach_error(-error, listener=listener)
-        return attached
-
-    def _accepted_by(self, listener: int, peer: tuple[bytes, bytes]) -> RingConnection | None:
-        """The connection from this peer that a listener has accepted; None: not yet."""
-        found = self._listeners.get(listener)
-        return found._claim(peer) if found else None
-
-    def _stats(self) -> PortStats:
-        if self._final_stats is not None:
-            return self._final_stats
-        st = ffi.new("struct smr_stats *")
-        self._check(lib.smr_stats(self._shared, st), "stats")
-        return PortStats(
-            ring_bytes_rx=st.rx_bytes,
-            ring_bytes_tx=st.tx_bytes,
-            slots_sent=st.slots_sent,
-            slots_released_by_ack=st.slots_released_ack,
-            slots_released_by_reset=st.slots_released_reset,
-            slots_pinned=st.slots_pinned,
-            bad_slots=st.bad_slots,
-            unknown_connections=st.unknown_conn,
-            slots_refused_again=st.slots_again,
-            bad_rings=st.bad_rings,
-        )
+        self._kernel.close()

@@ -11,21 +11,36 @@ preallocated buffers was measured and costs the same; this way a view can never 
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import fcntl
 import select
+import selectors
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ._attach_errors import attach_error
+from ._connect import start_connecting
+from ._connection import Address, Buffer, Connection, Kept
+from ._event import Event
 from ._fast import Segment
-from ._port import Buffer, Connection, Event, HasFileno, Listener, Port, PortStats, warn_in_use
+from ._in_use import release_unless_in_use, warn_in_use
+from ._port import Listener, Port, PortStats
 from ._watch import Watches
+from .errors import (
+    BrokenError,
+    BusyError,
+    ClosedError,
+    WouldBlockError,
+    make_error,
+    port_closed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from ._watch import HasFileno
 
 #: Bytes taken from one connection per exchange: the bound that keeps a fast sender from starving
 #: the others.
@@ -41,9 +56,32 @@ _HUP = select.EPOLLHUP
 _FAILED = _ERR | _HUP
 #: Nothing but failures, and each once: epoll goes on to say that both directions are shut down.
 _NEWS = select.EPOLLET
+_RDHUP = select.EPOLLRDHUP
 _UNREGISTERED = -1
 _NO_EVENT = Event.NONE
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+#: ioctls for numbers of bytes: received, not acknowledged, and not sent yet.
+_FIONREAD, _SIOCOUTQ, _SIOCOUTQNSD = 0x541B, 0x5411, 0x894B
+
+# A report of an acknowledgement is a timestamp of it (linux/net_tstamp.h, linux/errqueue.h).
+_SO_TIMESTAMPING = 37
+_TX_ACK = 1 << 9
+#: Timestamps are reported by the number of their last byte, and without payload.
+_REPORTING = struct.pack("=I", 1 << 4 | 1 << 7 | 1 << 11)  # SOFTWARE, OPT_ID, OPT_TSONLY
+_STAMP = (socket.SOL_SOCKET, _SO_TIMESTAMPING, struct.pack("=I", _TX_ACK))
+_EXTENDED_ERROR = struct.Struct("=IBBBBII")
+_ORIGIN_TIMESTAMPING, _STAMPED_BY_ACK = 4, 2
+
+
+class _AttachedSocket(socket.socket):
+    """What the socket of a connection is: payload goes through the port, as it must on rings."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_arguments: Any, **_options: Any) -> NoReturn:
+        raise make_error(BusyError, errno.EBUSY)
+
+    recv = recv_into = recvfrom = recvfrom_into = recvmsg = recvmsg_into = _refuse
+    send = sendall = sendto = sendmsg = sendfile = _refuse
 
 
 def _has_failed(sock: socket.socket) -> bool:
@@ -57,55 +95,56 @@ class SocketConnection(Connection):
     """One TCP connection on its own socket."""
 
     __slots__ = (
+        "_connecting",
         "_failure",
         "_fd",
         "_interest",
-        "_paused",
         "_port",
         "_read_done",
         "_recv",
+        "_recvmsg",
+        "_reported_from",
         "_send_now",
+        "_sendmsg",
+        "_stamping",
+        "_timeout",
     )
 
-    def __init__(self, port: SocketPort, sock: socket.socket) -> None:
-        super().__init__(sock, sock.fileno())
+    def __init__(
+        self,
+        port: SocketPort,
+        sock: socket.socket,
+        peername: Address | None,
+        *,
+        connecting: bool = False,
+    ) -> None:
+        super().__init__(sock, sock.fileno(), peername)
+        self._connecting = connecting
+        if connecting:
+            self._waiting.append(memoryview(b""))  # so that what is written, and the end, waits
+        else:
+            self._sockname = sock.getsockname()
+        self._timeout = sock.gettimeout()
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._port = port
         self._fd = sock.fileno()
         self._recv = sock.recv
         self._send_now = sock.send
+        self._recvmsg = sock.recvmsg
+        self._sendmsg = sock.sendmsg
+        # What is sent is to be reported; the kernel counts bytes from this one, if it does at all.
+        self._stamping = False
+        self._reported_from: int | None = None
         self._interest = _UNREGISTERED
-        self._paused = False
         self._read_done = False
         self._failure = 0
-
-    def __repr__(self) -> str:
-        state = "closed" if self._fd < 0 else f"fd {self._fd}"
-        return f"<SocketConnection {self.id}, {state}>"
+        if type(sock) is socket.socket:
+            sock.__class__ = _AttachedSocket
 
     def writelines(self, parts: Iterable[Buffer]) -> None:
         """Send several buffers in order, in one ``send``."""
         self.write(b"".join(parts))
-
-    def abort(self) -> None:
-        """Close at once with RST; queued and unacknowledged data is dropped."""
-        if self._fd >= 0:
-            self._closing = self._shutdown = True
-            self._drop_queue()
-            with contextlib.suppress(OSError):
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            self._release()
-
-    def pause_reading(self) -> None:
-        """Take no more data from TCP, so that its window closes.  Idempotent."""
-        if not self._paused:
-            self._paused = True
-            self._update_interest()
-
-    def resume_reading(self) -> None:
-        """Undo :meth:`pause_reading`.  Idempotent."""
-        if self._paused:
-            self._paused = False
-            self._update_interest()
 
     def close(self) -> None:
         """Close after everything written so far has been handed to TCP.  Idempotent.
@@ -121,7 +160,10 @@ class SocketConnection(Connection):
         if self._failure:
             return len(data)
         try:
-            taken = self._send_now(data)
+            if self._stamping or self._report_due:
+                taken = self._send_stamped(data)
+            else:
+                taken = self._send_now(data)
         except BlockingIOError:
             return 0
         except OSError as failure:
@@ -129,6 +171,48 @@ class SocketConnection(Connection):
             return len(data)
         self._port._bytes_tx += taken
         return taken
+
+    def _send_stamped(self, data: Buffer) -> int:
+        """Send ``data``, and have the kernel report when it is acknowledged."""
+        if self._reported_from is None:
+            # In a flush, data is still counted as waiting.
+            handed_over = self.bytes_written - max(self._waiting_bytes, len(data))
+            unacknowledged = -1
+            while unacknowledged != (now := self._queue_size(_SIOCOUTQ)):
+                # The kernel counts from the first byte that is not acknowledged now.
+                unacknowledged = now
+                self.sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, bytes(4))
+                self.sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _REPORTING)
+            self._reported_from = handed_over - unacknowledged
+        return self._sendmsg([data], [_STAMP])
+
+    def _take_reports(self) -> bool:
+        """Take what the kernel reports; True if something was acknowledged."""
+        acknowledged = False
+        while True:
+            try:
+                _data, messages, _flags, _address = self._recvmsg(0, 512, socket.MSG_ERRQUEUE)
+            except OSError:  # no more
+                return acknowledged
+            for _level, _type, content in messages:
+                if len(content) < _EXTENDED_ERROR.size:
+                    continue
+                error = _EXTENDED_ERROR.unpack_from(content)
+                _code, origin, _kind, _pad1, _pad2, info, last = error
+                if origin == _ORIGIN_TIMESTAMPING and info == _STAMPED_BY_ACK:
+                    # The kernel's number has 32 bits.
+                    end = (self._reported_from or 0) + last + 1
+                    end += (self.bytes_written - end) >> 32 << 32
+                    self._acknowledged(end)
+                    acknowledged = True
+
+    def _queue_size(self, which: int) -> int:
+        """Bytes in one of the socket's queues; 0 if it has none any more."""
+        try:
+            found = fcntl.ioctl(self._fd, which, bytes(4))
+        except OSError:
+            return 0
+        return int.from_bytes(found, sys.byteorder)
 
     def _queue(self, data: bytes) -> None:
         super()._queue(data)
@@ -142,18 +226,42 @@ class SocketConnection(Connection):
                 self._fail(failure.errno or errno.EIO)
 
     def _release(self) -> None:
-        if self._fd >= 0:
+        if not self._released:
+            self.sockname  # noqa: B018 (it is kept)
             self._port._forget(self)
-            self._fd = -1
+            self._released = True
             self.sock.close()
             self._port._announce(self, Event.CLOSED)
+
+    def _reset(self) -> None:
+        self._release()
+
+    def _apply_pause(self) -> None:
+        self._update_interest()
+
+    def _apply_credits(self, more: int | None) -> None:  # noqa: ARG002 (counted here)
+        self._update_interest()
+
+    def _prepare_report(self) -> None:
+        self._stamping = True
+
+    def _request_report(self) -> None:
+        self._stamping = False  # all that was sent in between is stamped
+
+    def _unsent_by_backend(self) -> int:
+        return self._queue_size(_SIOCOUTQNSD)
 
     # -- readiness --
 
     @property
+    def _receiving(self) -> bool:
+        """Whether the application wants what the peer may still send."""
+        return not (self._paused or self._read_done or self._closing or self._connecting)
+
+    @property
     def _reading(self) -> bool:
-        """Whether the application takes data, and the peer may still send some."""
-        return not (self._paused or self._read_done or self._closing)
+        """Whether it is read from."""
+        return self._credits != 0 and self._receiving
 
     def _fail(self, code: int) -> None:
         """Remember that sending failed.
@@ -162,12 +270,15 @@ class SocketConnection(Connection):
         """
         self._failure = code
         self._port._failed.append(self)
+        self._port._look_after()
 
     def _update_interest(self) -> None:
         """Tell epoll which events are wanted now, if that has changed."""
-        if self._fd < 0:
+        if self._released:
             return
         interest = _IN if self._reading else 0
+        if self._credits == 0 and self._receiving:
+            interest = _RDHUP | _NEWS  # the end of the stream needs no credit
         if self._waiting:
             interest |= _OUT
         self._set_interest(interest)
@@ -224,6 +335,7 @@ class SocketPort(Port):
         self._events: list[Segment] = []
         self._held: list[Segment] = []  # of an exchange that a callback's exception ended
         self._failed: list[SocketConnection] = []
+        self._polled = False  # by another loop, which waits for fileno()
         self._bytes_rx = 0
         self._bytes_tx = 0
 
@@ -233,37 +345,87 @@ class SocketPort(Port):
 
     # -- the contract --
 
+    @property
+    def connections(self) -> list[Connection]:
+        """The connections that are not closed; see :meth:`Port.connections`."""
+        return list(self._connections.values())
+
+    @property
+    def closed(self) -> bool:
+        """The port is closed."""
+        return self._epoll.closed
+
+    def fileno(self) -> int:
+        """A descriptor for other loops to wait for; see :meth:`Port.fileno`."""
+        self._check_open()
+        self._polled = True
+        return self._epoll.fileno()
+
     def attach(self, sock: socket.socket) -> SocketConnection:
         """Take over the payload of an established TCP connection.
 
         The socket becomes non-blocking, and TCP_NODELAY is set.
 
         Raises:
-            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (listening), ``ENOTCONN``, ``EALREADY``
-                (attached here before), ``EBADF`` (closed).
-            ValueError: the port is closed.
+            BusyError: ``EALREADY`` (attached here before).
+            ClosedError: the port is closed, or the socket.
+            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (listening), ``ENOTCONN``.
         """
         self._check_attachable(sock, listener=False)
+        peername = None
         try:
-            sock.getpeername()
+            peername = sock.getpeername()
         except OSError as failure:
             # Reset meanwhile, perhaps even before accept() returned it: its events will say so.
             if not _has_failed(sock):
                 raise attach_error(failure.errno or errno.EIO) from failure
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = SocketConnection(self, sock)
+        return self._add(SocketConnection(self, sock, peername))
+
+    def connect(self, address: tuple[str, int]) -> SocketConnection:
+        """Begin to connect, and attach the connection; see :meth:`Port.connect`."""
+        self._check_open()
+        sock, peername, code = start_connecting(address)
+        connection = self._add(SocketConnection(self, sock, peername, connecting=True))
+        if code:
+            connection._fail(code)
+        return connection
+
+    def _add(self, connection: SocketConnection) -> SocketConnection:
         connection._update_interest()
         self._connections[connection._fd] = connection
         return connection
+
+    def detach(self, connection: Connection) -> None:
+        """Make the connection's socket an ordinary one again; see :meth:`Port.detach`.
+
+        It blocks, or has a timeout, as it had when it was attached.
+        """
+        self._check_open()
+        if not isinstance(connection, SocketConnection) or connection._port is not self:
+            raise ValueError(f"{connection!r} is of another port or another ring")
+        if connection._released or connection._failure:
+            raise make_error(
+                BrokenError if connection._failure else ClosedError,
+                errno.ENOENT,
+                "the connection is gone",
+            )
+        if connection._waiting:
+            raise make_error(WouldBlockError, errno.EAGAIN, "the connection has unsent data")
+        self._forget(connection)
+        connection._released = connection._shutdown = True
+        sock = connection.sock
+        if type(sock) is _AttachedSocket:
+            socket.socket.__setattr__(sock, "__class__", socket.socket)
+        sock.settimeout(connection._timeout)
+        self._announce(connection, Event.CLOSED)
 
     def attach_listener(self, sock: socket.socket) -> SocketListener:
         """Attach the connections that a listening socket accepts; see :meth:`Port.attach_listener`.
 
         Raises:
-            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (not listening), ``EALREADY`` (attached
-                here before), ``EBADF`` (closed).
-            ValueError: the port is closed.
+            BusyError: ``EALREADY`` (attached here before).
+            ClosedError: the port is closed, or the socket.
+            OSError: ``EOPNOTSUPP`` (not TCP), ``EINVAL`` (not listening).
         """
         self._check_attachable(sock, listener=True)
         listener = SocketListener(self, sock)
@@ -289,6 +451,7 @@ class SocketPort(Port):
             self._receive(self._epoll.poll(timeout, MAX_READY), segments)
         except BaseException:  # of a callback, or of a signal's handler
             self._held = segments
+            self._look_after()
             raise
         return segments
 
@@ -321,6 +484,9 @@ class SocketPort(Port):
                 segments.append(segment)
                 lent.append(segment)
                 buffers.append(data)
+                if connection._credits is not None:
+                    connection._credits -= 1
+                    connection._update_interest()
             elif connection._failure:
                 self._end(connection, connection._failure, segments)
             else:
@@ -335,9 +501,35 @@ class SocketPort(Port):
         if watched is not None:
             self._watches.run(watched)
 
-    def watch(self, file: HasFileno | int, callback: Callable[[], object]) -> None:
-        """Call ``callback`` whenever ``file`` is readable; see :meth:`Port.watch`."""
-        self._watches.add(file, callback)
+    def flush(self) -> None:
+        """Do nothing: all that TCP takes was sent at once; see :meth:`Port.flush`."""
+        self._check_open()
+
+    def wakeup(self) -> None:
+        """End the wait of :meth:`exchange`; see :meth:`Port.wakeup`."""
+        self._watches.wake()
+
+    def keep(self, segment: Segment, *, copy: bool = True) -> Kept:
+        """Have the payload of a segment stay valid; see :meth:`Port.keep`.
+
+        Nothing is copied: what was received is an object of its own.
+        """
+        for number, lent in enumerate(self._lent):
+            if lent is segment:
+                len(segment.view)  # raises if it is released
+                segment.view.release()
+                del self._lent[number]
+                return Kept(segment.connection, memoryview(self._buffers.pop(number)))
+        return super().keep(segment, copy=copy)
+
+    def watch(
+        self,
+        file: HasFileno | int,
+        callback: Callable[[], object],
+        events: int = selectors.EVENT_READ,
+    ) -> None:
+        """Call ``callback`` whenever ``file`` is ready; see :meth:`Port.watch`."""
+        self._watches.add(file, callback, events)
 
     def unwatch(self, file: HasFileno | int) -> None:
         """Stop watching ``file``; see :meth:`Port.unwatch`."""
@@ -345,7 +537,7 @@ class SocketPort(Port):
 
     def stats(self) -> PortStats:
         """Payload bytes received and sent since the port was opened."""
-        return PortStats(socket_bytes_rx=self._bytes_rx, socket_bytes_tx=self._bytes_tx)
+        return PortStats(socket_rx_bytes=self._bytes_rx, socket_tx_bytes=self._bytes_tx)
 
     def close(self) -> None:
         """Close the port and the sockets of its connections.  Idempotent.
@@ -354,27 +546,24 @@ class SocketPort(Port):
         released.
         """
         for segment in self._lent:
-            with contextlib.suppress(BufferError):
-                segment.view.release()
+            release_unless_in_use(segment.view)
         self._lent.clear()
         self._buffers.clear()
         self._held.clear()
         for listener in list(self._listeners):
             listener.close()
         for connection in list(self._connections.values()):
-            connection._closing = connection._shutdown = True
+            connection._begin_closing()
             connection._drop_queue()
             connection._release()
         self._events.clear()
-        if not self._epoll.closed:
-            self._watches.clear()
-            self._epoll.close()
+        self._watches.close()
 
     # -- operations that fail --
 
     def _check_open(self) -> None:
         if self._epoll.closed:
-            raise ValueError("the port is closed")
+            raise port_closed()
 
     def _check_attachable(self, sock: socket.socket, *, listener: bool) -> None:
         self._check_open()
@@ -400,19 +589,22 @@ class SocketPort(Port):
         while lent:
             segment = lent.pop()
             data = buffers.pop()
-            try:
-                segment.view.release()
-                # Referenced by us and as the argument; anything more is a slice of the view.
-                in_use = sys.getrefcount(data) > 2
-            except BufferError:
-                in_use = True
-            if in_use:
+            # Referenced by us and as the argument; anything more is a slice of the view.
+            if not release_unless_in_use(segment.view) or sys.getrefcount(data) > 2:
                 warn_in_use([segment.connection])
 
     # -- readiness other than "data is here" --
 
     def _attend(self, connection: SocketConnection, ready: int, segments: list[Segment]) -> bool:
         """Handle writability and failure; True if the connection is to be read from as well."""
+        if connection._connecting:
+            self._finish_connecting(connection, segments)
+            return False
+        if ready & _ERR and connection._reported_from is not None:
+            if connection._take_reports() and not connection._closing:
+                segments.append(Segment(connection, memoryview(b""), Event.ACKED, 0))
+            if not _has_failed(connection.sock):
+                ready &= ~_ERR
         if ready & _FAILED and not connection._interest & _IN:
             failure = connection._failure
             failure = failure or connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -420,12 +612,13 @@ class SocketPort(Port):
                 self._end(connection, failure, segments)
                 return False
         # After HUP nothing can be sent, and a try would take the error that recv() is to tell.
-        if connection._waiting and not ready & _HUP and connection._flush():
-            if connection._fd < 0:
+        if connection._waiting and not ready & _HUP:
+            self._send_queued(connection, segments)
+            if connection._released:
                 return False
-            connection._update_interest()
-            if not connection._failure:
-                segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
+        if ready & _RDHUP and connection._credits == 0 and connection._receiving:
+            # The next credit finds what is received, and the end behind it.
+            return not connection._queue_size(_FIONREAD)
         if not ready & _FAILED:
             return bool(ready & _IN)
         if connection._interest & _IN:
@@ -437,11 +630,33 @@ class SocketPort(Port):
             connection._set_interest(connection._interest & _OUT | _NEWS)
         return False
 
+    def _send_queued(self, connection: SocketConnection, segments: list[Segment]) -> None:
+        """Send from a connection's queue; tell the application if it may write again."""
+        connection._flush()
+        connection._update_interest()
+        if connection._sank_to_low() and not connection._failure:
+            segments.append(Segment(connection, memoryview(b""), Event.WRITABLE, 0))
+
+    def _finish_connecting(self, connection: SocketConnection, segments: list[Segment]) -> None:
+        """Tell whether connect() has succeeded."""
+        code = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._end(connection, code, segments)
+            return
+        connection._connecting = False
+        segments.append(Segment(connection, memoryview(b""), Event.OPEN, 0))
+        self._send_queued(connection, segments)
+
+    def _look_after(self) -> None:
+        """Have another loop that waits for this port call exchange()."""
+        if self._polled:
+            self._watches.wake()
+
     def _report_failures(self) -> None:
         """Announce sends that failed, after data that was received before."""
         failed, self._failed = self._failed, []
         for connection in failed:
-            if connection._fd < 0:
+            if connection._released:
                 continue
             if connection._reading:
                 try:
@@ -471,6 +686,7 @@ class SocketPort(Port):
 
     def _announce(self, connection: SocketConnection, event: Event) -> None:
         self._events.append(Segment(connection, memoryview(b""), event, 0))
+        self._look_after()
 
     def _forget(self, connection: SocketConnection) -> None:
         connection._set_interest(_UNREGISTERED)

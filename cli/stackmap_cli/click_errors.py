@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stackmap._errors import StackmapError
+from stackmap.errors import StackmapError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,9 +6,10 @@ import os
 import subprocess
 from pathlib import Path
 
-from stackmap._errors import StackmapError
+import stackmap
+from stackmap.errors import StackmapError
 
-DEVICE = Path("/dev/stackmap")
+DEVICE = Path(stackmap.DEVICE)
 
 _PACKAGE = Path(__file__).resolve().parent
 

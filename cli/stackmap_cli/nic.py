@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackmap._errors import StackmapError
+from stackmap.errors import StackmapError
 
 from .click_errors import SentenceCommand, examples
 from .completion import complete_group, complete_nic, complete_user

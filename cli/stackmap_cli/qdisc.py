@@ -20,7 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import TC_H_ROOT
 from pyroute2.netlink.rtnl.tcmsg import plugins
 
-from stackmap._errors import StackmapError
+from stackmap.errors import StackmapError
 
 from .topology import read_topology
 

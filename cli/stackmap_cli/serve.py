@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from stackmap._errors import StackmapError
-from stackmap._open import Backend, choose_port
+from stackmap import Backend, choose_port
+from stackmap.errors import StackmapError
 from stackmap.memcached import Server, Store
 from stackmap.memcached.server import DEFAULT_MAX_CONNECTIONS, MAX_IDLE_TIMEOUT
 from stackmap.memcached.statistics import BACKLOG, RESERVED_DESCRIPTORS

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from stackmap._netlink import ConnectionInfo, PortInfo, RingInfo
+    from stackmap.inspect import ConnectionInfo, PortInfo, RingInfo
 
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print all there is, as JSON.")
 
@@ -34,7 +34,7 @@ def ports(*, as_json: bool) -> None:
     """
     from pyroute2 import IPRoute
 
-    from stackmap._netlink import Inspector
+    from stackmap.inspect import Inspector
 
     from .qdisc import bound_nics, other_qdiscs
 
@@ -60,7 +60,7 @@ def conns(*, as_json: bool) -> None:
 
     Everybody may ask; it shows those of this network namespace.  INODE is what `ss -e` calls ino.
     """
-    from stackmap._netlink import Inspector
+    from stackmap.inspect import Inspector
 
     with Inspector() as inspector:
         found = inspector.connections()
@@ -81,7 +81,7 @@ def stats(*, as_json: bool) -> None:
     """
     from pyroute2 import IPRoute
 
-    from stackmap._netlink import Inspector
+    from stackmap.inspect import Inspector
 
     from .qdisc import other_qdiscs
 

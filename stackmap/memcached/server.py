@@ -16,7 +16,7 @@ import time
 from collections import OrderedDict
 from typing import IO, TYPE_CHECKING
 
-from stackmap._port import Event
+from stackmap._event import Event
 
 from .session import Session
 from .statistics import ServerStatistics
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from stackmap._port import Connection, Port
+    from stackmap._connection import Connection
+    from stackmap._port import Port
 
     from .store import Store
 

@@ -23,7 +23,8 @@ from .store import MAX_ITEM, Counters
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stackmap._port import Connection, Port
+    from stackmap._connection import Connection
+    from stackmap._port import Port
 
     from .server import Server
     from .session import Session
@@ -119,8 +120,8 @@ class ServerStatistics:
             f"{self.connections.total} connections, "
             f"{counters.get_hits} hits, {counters.get_misses} misses, {counters.cmd_set} stores, "
             f"{counters.evictions} evictions; "
-            f"received {port.ring_bytes_rx} bytes in rings and {port.socket_bytes_rx} by sockets, "
-            f"sent {port.ring_bytes_tx} and {port.socket_bytes_tx}"
+            f"received {port.rx_bytes} bytes in rings and {port.socket_rx_bytes} by sockets, "
+            f"sent {port.tx_bytes} and {port.socket_tx_bytes}"
         )
 
     def _general(self) -> dict[str, object]:
@@ -180,8 +181,8 @@ class ServerStatistics:
         if server.idle_timeout:
             lines["idle_kicks"] = connections.idle_kicks
         lines |= {
-            "bytes_read": port.ring_bytes_rx + port.socket_bytes_rx,
-            "bytes_written": port.ring_bytes_tx + port.socket_bytes_tx,
+            "bytes_read": port.rx_bytes + port.socket_rx_bytes,
+            "bytes_written": port.tx_bytes + port.socket_tx_bytes,
             "limit_maxbytes": store.limit,
             "accepting_conns": int(server.accepting),
             "listen_disabled_num": connections.listen_disabled,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pyroute2 import IPRoute, netns
 
-from stackmap._netlink import Inspector, PortInfo
+from stackmap.inspect import Inspector, PortInfo
 from stackmap_cli.qdisc import Grants, read_nic, set_qdisc
 from tests.guest.children import Child
 from tests.guest.commands import ip, sh

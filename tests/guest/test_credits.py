@@ -1,4 +1,4 @@
-"""SMIOC_CREDITS: a connection opens so many receive slots, then TCP's window holds its peer back."""
+"""SMIOC_CREDITS: a connection opens so many slots, then TCP's window holds its peer back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.guest.pattern import pattern
 from tests.guest.raw import CLOSED, EOF, ERROR, WRITABLE
-from tests.guest.site import eventually
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from tests.guest.attached import Attached

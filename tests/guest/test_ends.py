@@ -46,7 +46,7 @@ def small_ring_port() -> Iterator[Port]:
     """A port, which may hold nothing of its connections any more when the test is over."""
     with leaving_nothing(), RingPort(NIC, **SIZES) as port:
         yield port
-        assert not port._connections
+        assert not port.connections
 
 
 @pytest.fixture(name="socket_pair")
@@ -77,7 +77,7 @@ def test_icmp_error(backend: str, state: State) -> None:
         eventually(lambda: _has_failed(sock), lambda: "the connection never fails")
         check_failure(cell, errno.EHOSTUNREACH)
         assert sock.fileno() == -1
-        assert not port._connections
+        assert not port.connections
         cell.let_peer_read()
 
 
@@ -113,4 +113,4 @@ def test_nic_gone(site: Site, state: State) -> None:
             assert code in (errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH)
             check_failure(cell, code)
             assert sock.fileno() == -1
-            assert not port._connections
+            assert not port.connections

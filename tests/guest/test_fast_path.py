@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from stackmap import Event, RingPort, Segment
-from stackmap._lent import LentSegment
+from stackmap._views import LentSegment
 from tests.guest.wire import NIC, connect_pair
 
 PATIENCE = 60.0
@@ -103,7 +103,7 @@ def test_slices_of_many_pages_leave_the_ring_enough_of_them() -> None:
                         kept.append(segment.view[:4])
             assert got == b"%04d" % number * 250
         assert not isinstance(segment, LentSegment)
-        assert 8 <= len(port._aside) <= 16
+        assert 8 <= len(port.rings[0]._pair.aside) <= 16
         assert b"".join(bytes(piece) for piece in kept[:5]) == b"00000001000200030004"
         assert port.stats().bad_slots == 0
         kept.clear()
@@ -112,7 +112,7 @@ def test_slices_of_many_pages_leave_the_ring_enough_of_them() -> None:
         connection.forward(segment)
         port.exchange()
         port.exchange()
-        assert not port._aside
+        assert not port.rings[0]._pair.aside
         peer.close()
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import Event, RingConnection, RingPort, Segment
-from stackmap._lent import LentKept, LentSegment
 from stackmap._ring_c import ffi
+from stackmap._views import LentKept, LentSegment
 from tests.guest.raw import Ring
 from tests.guest.wire import NIC, connect_pair, connect_pair_from_here, peer_loses, receive_exactly
 
@@ -28,10 +28,14 @@ class Rings:
     """The rings of a library's port as the ABI shows them."""
 
     def __init__(self, port: RingPort) -> None:
-        self.memory = memoryview(ffi.buffer(port._shared.mem, port._shared.size))
-        base = int(ffi.cast("uintptr_t", port._shared.mem))
-        self.tx = Ring(self.memory, int(ffi.cast("uintptr_t", port._pair.tx)) - base)
-        self.rx = Ring(self.memory, int(ffi.cast("uintptr_t", port._pair.rx)) - base)
+        self.memory = memoryview(ffi.buffer(port._kernel.shared.mem, port._kernel.shared.size))
+        base = int(ffi.cast("uintptr_t", port._kernel.shared.mem))
+        self.tx = Ring(
+            self.memory, int(ffi.cast("uintptr_t", port.rings[0]._pair.struct.tx)) - base
+        )
+        self.rx = Ring(
+            self.memory, int(ffi.cast("uintptr_t", port.rings[0]._pair.struct.rx)) - base
+        )
 
 
 def receive_one(port: RingPort) -> Segment:
@@ -151,7 +155,7 @@ def test_what_is_kept_outlives_exchanges_and_is_sent_as_it_is() -> None:
             at = rings.tx.head
             connection.forward(k)
             if isinstance(k, LentKept):
-                assert rings.tx.slot(at).buf == k._buf
+                assert rings.tx.slot(at).buf == k._buffer
             with pytest.raises(ValueError, match="released"):
                 connection.forward(k)
             k.release()

@@ -33,7 +33,7 @@ def flood(listener: socket.socket, reports: int, _tell: object) -> None:
         for segment in port.exchange(0.0 if connection.pending < BACKLOG else 1.0):
             if segment.event & (Event.ERROR | Event.CLOSED):
                 return
-        os.write(reports, b"%d\n" % port.stats().ring_bytes_tx)
+        os.write(reports, b"%d\n" % port.stats().tx_bytes)
 
 
 def loaded_users() -> int:

@@ -57,10 +57,10 @@ def test_a_stream_each_way(address: str, attached: str) -> None:
         else:
             carry(port, [(port.attach(one), other)], MEGABYTE)
         deadline = time.monotonic() + PATIENCE
-        while port.stats().slots_pinned:
+        while port.stats().bufs_pinned:
             assert time.monotonic() < deadline, port.stats()
             port.exchange(0.01)
-        assert port.stats().slots_released_by_reset == 0
+        assert port.stats().slots_released_reset == 0
 
 
 def test_beside_connections_of_the_wire() -> None:

@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner
 from pyroute2.netlink import NETLINK_GENERIC, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE
 
-from stackmap._netlink import CONN_GET, ConnectionInfo, ConnMessage, Inspector, PortInfo
-from stackmap._refusal import DEVICE
+from stackmap import DEVICE
+from stackmap.inspect import CONN_GET, ConnectionInfo, ConnMessage, Inspector, PortInfo
 from stackmap_cli.main import main
 from tests.guest.peer import inside
 from tests.guest.raw import CLOSED, REGISTER_SIZE, SMIOC_ATTACH, RawPort, register

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap._refusal import DEVICE
+from stackmap import DEVICE
 from tests.guest import uring
 from tests.guest.raw import (
     SMIOC_ATTACH,

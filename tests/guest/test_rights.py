@@ -29,7 +29,7 @@ from pyroute2.netlink.rtnl import TC_H_ROOT
 from pyroute2.netlink.rtnl.tcmsg import plugins
 
 from stackmap import BackendUnavailableError, RingPort
-from stackmap._netlink import Inspector
+from stackmap.inspect import Inspector
 from stackmap_cli.qdisc import KIND, Grants, NicError, bound_nics, read_nic, set_qdisc
 from tests.guest.commands import sh
 from tests.guest.peer import inside
@@ -520,7 +520,7 @@ def test_descriptors_are_closed_on_exec() -> None:
     before = descriptors()
     with RingPort(NIC) as port:
         new = descriptors() - before
-        assert port._shared.fd in {fd for fd, name in new if name == "/dev/stackmap"}
+        assert port._kernel.shared.fd in {fd for fd, name in new if name == "/dev/stackmap"}
         assert not any(os.get_inheritable(fd) for fd, _name in new)
     assert descriptors() <= before
 

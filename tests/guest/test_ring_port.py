@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from stackmap import BackendUnavailableError, Event, Port, RingPort, Segment, SocketPort, _ring
+from stackmap import BackendUnavailableError, Event, Port, RingPort, Segment, SocketPort, _unclaimed
 from tests.guest.test_soft_errors import HOST, heard
 from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, receive_exactly
 from tests.waiting import eventually
@@ -29,7 +29,7 @@ def test_detach_delivers_what_the_ring_holds() -> None:
         port.exchange()
         assert peer.recv(7) == b"by ring"
         peer.sendall(b"in the ring ")
-        eventually(lambda: port.stats().ring_bytes_rx == 12, port.stats)
+        eventually(lambda: port.stats().rx_bytes == 12, port.stats)
         port.detach(connection)
         peer.sendall(b"in the socket")
         story: list[bytes | Event] = []
@@ -103,7 +103,7 @@ def test_closing_while_no_buffer_is_left_loses_nothing() -> None:
             reader.join(PATIENCE)
         assert [len(data) for data in received] == [len(payload)] * len(pairs)
         assert all(data == payload for data in received)
-        assert port.stats().unknown_connections == 0
+        assert port.stats().unknown_conn == 0
         for peer, _sock in pairs:
             peer.close()
 
@@ -146,7 +146,7 @@ def test_an_error_ends_the_connection_whatever_it_is(backend: str) -> None:
 
 def test_a_connection_that_nobody_claims_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if accept() had been interrupted: nobody has the connection, and its socket is closed."""
-    monkeypatch.setattr(_ring, "_ABANDONED_AFTER", 0.2)
+    monkeypatch.setattr(_unclaimed, "_ABANDONED_AFTER", 0.2)
     with RingPort(NIC) as port, socket.create_server((ADDRESS, 0)) as sock:
         port.attach_listener(sock)
         peer = in_peer_namespace()
@@ -154,11 +154,11 @@ def test_a_connection_that_nobody_claims_is_forgotten(monkeypatch: pytest.Monkey
         bypassed, _name = sock.accept()
         peer.sendall(b"to nobody")
         start = time.monotonic()
-        while not port._unclaimed:
+        while not port.rings[0]._unclaimed:
             assert time.monotonic() < start + PATIENCE
             assert port.exchange(0.1) == []
         bypassed.close()
-        while port._unclaimed:
+        while port.rings[0]._unclaimed:
             assert time.monotonic() < start + PATIENCE
             assert port.exchange(0.1) == []
         start = time.monotonic()

@@ -83,7 +83,7 @@ class Victim:
         while True:
             more = self._write()
             self.exchange(0.0 if more else 1.0)
-            self.promise[: PROMISE.size] = PROMISE.pack(self.port.stats().ring_bytes_tx)
+            self.promise[: PROMISE.size] = PROMISE.pack(self.port.stats().tx_bytes)
             if self.called:
                 self.called = False
                 self.obey()
@@ -210,14 +210,14 @@ class Victim:
         """The application's state."""
         stats = self.port.stats()
         return {
-            "accepted": stats.ring_bytes_tx,
-            "taken": stats.ring_bytes_rx,
-            "pinned": stats.slots_pinned,
+            "accepted": stats.tx_bytes,
+            "taken": stats.rx_bytes,
+            "pinned": stats.bufs_pinned,
             "sent": stats.slots_sent,
-            "released_by_ack": stats.slots_released_by_ack,
-            "released_by_reset": stats.slots_released_by_reset,
+            "released_by_ack": stats.slots_released_ack,
+            "released_by_reset": stats.slots_released_reset,
             "bad": stats.bad_slots + stats.bad_rings,
-            "unknown": stats.unknown_connections,
+            "unknown": stats.unknown_conn,
             "pending": sum(line.connection.pending for line in self.lines),
             "written": [line.written for line in self.lines],
             "received": [line.received for line in self.lines],
@@ -253,7 +253,7 @@ class Victim:
         """Close the port and keep the sockets; returns how many bytes were accepted in all."""
         self.port.close()
         self.stalled = True  # there is nothing to exchange any more
-        return self.port.stats().ring_bytes_tx
+        return self.port.stats().tx_bytes
 
     def do_speak_ordinarily(self) -> None:
         """Go on with the sockets that a closed port has left, and end the streams."""

@@ -65,13 +65,13 @@ def test_payload_of_the_ring_server_goes_through_rings(
     runs = [measure(lab, plan, Step(16, 0, backend)) for backend in BACKENDS]
     assert problems(runs, kernel_logs(lab)) == []
     sockets, rings = runs
-    assert sockets.counters["socket_bytes_tx"] > sockets.requests * value_size
-    assert sockets.counters["ring_bytes_tx"] == 0
-    assert rings.counters["ring_bytes_tx"] > rings.requests * value_size
-    assert (path(runs)["socket_bytes_rx"], path(runs)["socket_bytes_tx"]) == (0, 0)
+    assert sockets.counters["socket_tx_bytes"] > sockets.requests * value_size
+    assert sockets.counters["tx_bytes"] == 0
+    assert rings.counters["tx_bytes"] > rings.requests * value_size
+    assert (path(runs)["socket_rx_bytes"], path(runs)["socket_tx_bytes"]) == (0, 0)
     pinned = pinning(runs)
-    assert pinned["slots_sent"] == pinned["slots_released_by_ack"] > 0
-    assert pinned["slots_pinned_at_end"] == 0
+    assert pinned["slots_sent"] == pinned["slots_released_ack"] > 0
+    assert pinned["bufs_pinned_at_end"] == 0
     assert ratios(runs)["16"]["throughput"]["median"] > 0
 
 

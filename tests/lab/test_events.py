@@ -65,7 +65,7 @@ def test_the_server_half_closes_and_receiving_goes_on(lab: Lab) -> None:
         # With both directions ended there is nothing left to close.
         state = hosts.server.wait_for("state", ends_with("CLOSED"), peer=one)
         assert names(state["log"]) == ["data", "EOF", "CLOSED"]
-        assert hosts.server.stats()["slots_released_by_reset"] == 0
+        assert hosts.server.stats()["slots_released_reset"] == 0
 
 
 def test_fin_riding_on_data(lab: Lab, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_they_show_a_stream_while_it_flows(lab: Lab) -> None:
 
         hosts.server.wait_for("state", lambda s: s["received"] == sent, 2 * PATIENCE, peer=peer)
         hosts.client.wait_for("state", lambda s: s["received"] == answered, 2 * PATIENCE, peer=peer)
-        hosts.server.wait_for("stats", lambda s: s["slots_pinned"] == 0)
+        hosts.server.wait_for("stats", lambda s: s["bufs_pinned"] == 0)
         told = lab.server.run(f"ss -Htin state established sport = :{PORT}").stdout
         assert told.split()[:2] == ["0", "0"]
         assert details(lab)["bytes_received"] == sent
@@ -121,7 +121,7 @@ def test_they_show_what_the_rings_carry(lab: Lab, tmp_path: Path) -> None:
         hosts.sent_to_server(peer, TO_SERVER)
         hosts.server.write(peer=peer, size=TO_CLIENT)
         hosts.client.wait_for("state", lambda s: s["received"] == TO_CLIENT, peer=peer)
-        hosts.server.wait_for("stats", lambda s: s["slots_pinned"] == 0)
+        hosts.server.wait_for("stats", lambda s: s["bufs_pinned"] == 0)
         shown = details(lab)
         assert shown["bytes_received"] == TO_SERVER
         assert shown["bytes_sent"] >= TO_CLIENT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from stackmap import Connection
-from stackmap._port import Buffer
+from stackmap._connection import Buffer
 
 
 class Stub(Connection):
@@ -38,14 +38,24 @@ class Stub(Connection):
     def _release(self) -> None:
         self.log.append("closed")
 
-    def abort(self) -> None:
+    def _reset(self) -> None:
         """Not of interest here."""
 
-    def pause_reading(self) -> None:
+    def _apply_pause(self) -> None:
         """Not of interest here."""
 
-    def resume_reading(self) -> None:
+    def _apply_credits(self, more: int | None) -> None:
         """Not of interest here."""
+
+    def _prepare_report(self) -> None:
+        """Not of interest here."""
+
+    def _request_report(self) -> None:
+        self.log.append("report")
+
+    def _unsent_by_backend(self) -> int:
+        """Not of interest here."""
+        return 0
 
 
 def test_what_is_given_back_goes_first() -> None:

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING
 import pytest
 from pyroute2 import netns
 
-from stackmap._refusal import DEVICE
+from stackmap import DEVICE
 from tests.reset import reset_on_close
 from tests.waiting import eventually
 

@@ -43,13 +43,13 @@ from stackmap_testbed.comparison.summary import (
 )
 
 COUNTERS = {
-    "ring_bytes_rx": 100,
-    "ring_bytes_tx": 900,
-    "socket_bytes_rx": 0,
-    "socket_bytes_tx": 0,
+    "rx_bytes": 100,
+    "tx_bytes": 900,
+    "socket_rx_bytes": 0,
+    "socket_tx_bytes": 0,
     "slots_sent": 10,
-    "slots_released_by_ack": 10,
-    "slots_pinned": 0,
+    "slots_released_ack": 10,
+    "bufs_pinned": 0,
 }
 
 
@@ -196,14 +196,14 @@ def test_latencies_at_stated_loads() -> None:
 def test_pinning_and_path_count_the_ring_runs() -> None:
     assert pinning(RUNS) == {
         "slots_sent": 30,
-        "slots_released_by_ack": 30,
-        "slots_pinned_at_end": 0,
+        "slots_released_ack": 30,
+        "bufs_pinned_at_end": 0,
     }
     assert path(RUNS) == {
-        "ring_bytes_rx": 300,
-        "ring_bytes_tx": 2700,
-        "socket_bytes_rx": 0,
-        "socket_bytes_tx": 0,
+        "rx_bytes": 300,
+        "tx_bytes": 2700,
+        "socket_rx_bytes": 0,
+        "socket_tx_bytes": 0,
     }
 
 
@@ -214,10 +214,10 @@ def test_a_clean_comparison_has_no_problems() -> None:
 @pytest.mark.parametrize(
     ("counters", "complaint"),
     [
-        ({"socket_bytes_tx": 1}, "1 payload bytes went through sockets"),
-        ({"socket_bytes_rx": 7}, "7 payload bytes went through sockets"),
-        ({"ring_bytes_tx": 0}, "no payload went through the rings"),
-        ({"slots_pinned": 2}, "2 transmit buffers are still pinned"),
+        ({"socket_tx_bytes": 1}, "1 payload bytes went through sockets"),
+        ({"socket_rx_bytes": 7}, "7 payload bytes went through sockets"),
+        ({"tx_bytes": 0}, "no payload went through the rings"),
+        ({"bufs_pinned": 2}, "2 transmit buffers are still pinned"),
     ],
 )
 def test_what_must_not_be_counted(counters: dict[str, int], complaint: str) -> None:

@@ -26,7 +26,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # Runs as a plain script, as process 1 of a guest.
     "stackmap_testbed.lab.agent": (),
     "stackmap_testbed.lab": (
-        "stackmap._errors",
+        "stackmap.errors",
         "stackmap_testbed.lab.agent",
         "stackmap_testbed.waiting",
     ),
@@ -36,14 +36,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "stackmap_testbed.cost.echo_epoll": (),
     "stackmap_testbed.cost.echo_rings": ("stackmap",),
     "stackmap_testbed.comparison": ("stackmap_testbed.lab", "stackmap_testbed.load"),
-    # The private modules have no public home yet.
-    "stackmap_cli": (
-        "stackmap",
-        "stackmap._errors",
-        "stackmap._netlink",
-        "stackmap._open",
-        "stackmap_testbed.lab",
-    ),
+    "stackmap_cli": ("stackmap", "stackmap_testbed.lab"),
 }
 
 

@@ -318,8 +318,8 @@ def test_our_own_report(ours: Address) -> None:
     conversation.close()
     lines = dict(line.split()[1:3] for line in reply.splitlines()[:-1])
     assert lines["backend"] == "sockets"
-    assert int(lines["stackmap_socket_bytes_rx"]) > 0
-    assert lines["stackmap_ring_bytes_rx"] == "0"
+    assert int(lines["stackmap_socket_rx_bytes"]) > 0
+    assert lines["stackmap_rx_bytes"] == "0"
 
 
 def test_a_client_that_does_not_read(ours: Address) -> None:

@@ -10,17 +10,17 @@ import pytest
 import yaml
 from cffi import FFI
 
-from stackmap import _netlink
+from stackmap import PortStats, inspect
 
 KMOD = Path(__file__).parents[2] / "kmod"
 SPEC = yaml.safe_load((KMOD / "stackmap.yaml").read_text())
 HEADER = (KMOD / "uapi" / "stackmap_netlink.h").read_text()
 SETS = {found["name"]: found for found in SPEC["attribute-sets"]}
 CLIENT: dict[str, Any] = {
-    "port": _netlink.PortMessage,
-    "ring": _netlink.RingMessage,
-    "conn": _netlink.ConnMessage,
-    "counters": _netlink.CountersNest,
+    "port": inspect.PortMessage,
+    "ring": inspect.RingMessage,
+    "conn": inspect.ConnMessage,
+    "counters": inspect.CountersNest,
 }
 PYROUTE2_TYPES = {
     "u8": "uint8",
@@ -75,7 +75,7 @@ def test_the_header_is_what_the_specification_says(header: dict[str, int]) -> No
 def test_the_family_has_one_name_and_version() -> None:
     assert f'#define {constant(SPEC["c-family-name"])}\t\t"{SPEC["name"]}"\n' in HEADER
     assert f"#define {constant(SPEC['c-version-name'])}\t\t1\n" in HEADER
-    assert SPEC["name"] == _netlink.FAMILY
+    assert SPEC["name"] == inspect.FAMILY
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -98,8 +98,8 @@ def test_the_client_knows_every_attribute(name: str) -> None:
 def test_the_client_knows_every_command(header: dict[str, int]) -> None:
     for operation in SPEC["operations"]["list"]:
         number = header[constant(SPEC["operations"]["name-prefix"] + operation["name"])]
-        assert number == getattr(_netlink, constant(operation["name"]))
-        assert _netlink.ANSWERS[number] is CLIENT[operation["attribute-set"]]
+        assert number == getattr(inspect, constant(operation["name"]))
+        assert inspect.ANSWERS[number] is CLIENT[operation["attribute-set"]]
         attributes = [
             attribute["name"] for attribute in SETS[operation["attribute-set"]]["attributes"]
         ]
@@ -109,9 +109,15 @@ def test_the_client_knows_every_command(header: dict[str, int]) -> None:
 def test_the_client_knows_every_flag(header: dict[str, int]) -> None:
     for entry in SPEC["definitions"][0]["entries"]:
         number = header[constant(SPEC["definitions"][0]["name-prefix"] + entry["name"])]
-        assert number == getattr(_netlink, constant(entry["name"]))
+        assert number == getattr(inspect, constant(entry["name"]))
 
 
 def test_the_dataclass_has_every_counter() -> None:
     names = [attribute["name"].replace("-", "_") for attribute in SETS["counters"]["attributes"]]
-    assert ["pad", *_netlink.Counters.__slots__] == names
+    assert ["pad", *inspect.Counters.__slots__] == names
+
+
+def test_a_counter_has_one_name() -> None:
+    """A port's own counters are called what netlink, and so the CLI, calls them."""
+    counted = {name for name in PortStats.__slots__ if not name.startswith("socket_")}
+    assert counted <= {*inspect.Counters.__slots__, *inspect.PortInfo.__slots__}

@@ -13,13 +13,14 @@ import os
 import pickle
 import re
 import socket
+import threading
 import time
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stackmap import Connection, Event, Port, Segment, SocketPort
+from stackmap import Connection, Event, Port, Segment, SocketPort, errors
 from tests.reset import reset_on_close
 
 if TYPE_CHECKING:
@@ -948,10 +949,16 @@ def test_everything_says_that_the_port_is_closed(
             lambda: port.attach_listener(listener),
             lambda: port.watch(listener, lambda: None),
             lambda: port.unwatch(listener),
+            port.fileno,
+            port.flush,
+            lambda: port.connect(("127.0.0.1", 9)),
         ]
         for attempt in attempts:
-            with pytest.raises(ValueError, match=r"^the port is closed$"):
+            with pytest.raises(ValueError, match=r"^\[Errno 9\] the port is closed$") as caught:
                 attempt()
+            assert isinstance(caught.value, errors.ClosedError)
+        port.wakeup()
+        assert port.closed
         assert "closed" in repr(port)
     port.stats()
     port.close()
@@ -1038,8 +1045,8 @@ def test_bytes_are_counted_on_one_side_only(link: Link) -> None:
     link.read_peer(3)
     link.hear()
     stats = link.port.stats()
-    received = {"rings": stats.ring_bytes_rx, "sockets": stats.socket_bytes_rx}
-    sent = {"rings": stats.ring_bytes_tx, "sockets": stats.socket_bytes_tx}
+    received = {"rings": stats.rx_bytes, "sockets": stats.socket_rx_bytes}
+    sent = {"rings": stats.tx_bytes, "sockets": stats.socket_tx_bytes}
     used, other = ("sockets", "rings") if link.port.backend == "sockets" else ("rings", "sockets")
     assert (received[used], sent[used]) == (5, 3)
     assert (received[other], sent[other]) == (0, 0)
@@ -1104,3 +1111,191 @@ def test_many_connections_at_once(make_link: Callable[[], Link]) -> None:
     for number, link in enumerate(links):
         assert link.received() == b"%03d" % number
     assert len({link.connection.id for link in links}) == 50
+
+
+# -- reports of acknowledgements --
+
+
+def test_a_report_comes_when_the_peer_has_the_bytes(link: Link) -> None:
+    link.connection.write(b"abc", report=True)
+    assert link.read_peer(3) == b"abc"
+    link.until_event(Event.ACKED)
+    assert link.connection.bytes_acked == link.connection.bytes_written == 3
+    assert link.events() == [Event.ACKED]
+
+
+def test_without_being_asked_for_there_is_no_report(link: Link) -> None:
+    link.connection.write(b"abc")
+    link.hear()
+    link.connection.write(b"d", report=True)
+    link.until_event(Event.ACKED)
+    assert link.connection.bytes_acked == 4
+    link.connection.write(b"efg")
+    link.read_peer(7)
+    for _ in range(10):
+        link.hear(0.01)
+    assert link.events().count(Event.ACKED) == 1
+    assert link.connection.bytes_acked == 4
+
+
+def test_each_write_is_reported_in_the_end(link: Link) -> None:
+    total = 0
+    for size in (1, 100, 5000, 4096, 70_000, 3):
+        link.connection.write(PATTERN[:size], report=True)
+        link.connection.write(b"!", report=True)
+        total += size + 1
+        link.read_peer(size + 1)
+        link.until(lambda: link.connection.bytes_acked == link.connection.bytes_written)
+        assert link.connection.bytes_acked == total
+    assert set(link.events()) <= {Event.ACKED, Event.WRITABLE}
+
+
+def test_a_queued_write_is_reported_when_it_was_sent(link: Link) -> None:
+    written = link.fill()
+    link.connection.write(b"end", report=True)
+    assert link.connection.pending
+    link.hear()
+    assert link.connection.bytes_acked == 0
+    link.read_peer(written + 3)
+    link.until(lambda: link.connection.bytes_acked == written + 3)
+    assert link.connection.bytes_acked == link.connection.bytes_written
+
+
+def test_an_empty_write_cannot_be_reported(link: Link) -> None:
+    with pytest.raises(ValueError, match="no byte of an empty write"):
+        link.connection.write(b"", report=True)
+
+
+def test_a_reset_is_no_report(link: Link) -> None:
+    link.fill()
+    link.connection.write(b"never", report=True)
+    reset(link.peer)
+    link.until_event(Event.CLOSED)
+    assert link.events()[-2:] == [Event.ERROR, Event.CLOSED]
+    assert link.connection.bytes_acked < link.connection.bytes_written
+
+
+def test_reading_goes_on_beside_reports(link: Link) -> None:
+    for number in range(20):
+        link.connection.write(b"ping", report=True)
+        link.peer.sendall(b"pong")
+        link.read_peer(4)
+        link.until(lambda: link.connection.bytes_acked == 4 * (number + 1))  # noqa: B023
+    link.until(lambda: len(link.received()) == 80)
+    assert link.received() == b"pong" * 20
+
+
+def test_forwarded_bytes_are_counted(make_link: Callable[[], Link]) -> None:
+    one, other = make_link(), make_link()
+    one.peer.sendall(b"f" * 3000)
+    forwarded = 0
+    deadline = time.monotonic() + PATIENCE
+    while forwarded < 3000:
+        assert time.monotonic() < deadline
+        for segment in one.port.exchange(0.05):
+            forwarded += len(segment.view)
+            other.connection.forward(segment)
+    assert other.connection.bytes_written == 3000
+    other.connection.write(b"!", report=True)
+    other.read_peer(3001)
+    other.until(lambda: other.connection.bytes_acked == 3001)
+
+
+# -- segments that are granted --
+
+
+def granted(link: Link, count: int) -> list[bytes]:
+    """Receive so many segments of data, and make sure that no more come."""
+    found: list[bytes] = []
+
+    def take(timeout: float) -> None:
+        for segment in link.port.exchange(timeout):
+            assert segment.connection is link.connection
+            assert not segment.event
+            found.append(bytes(segment.view))
+
+    deadline = time.monotonic() + PATIENCE
+    while len(found) < count:
+        assert time.monotonic() < deadline, len(found)
+        take(0.05)
+    for _ in range(10):
+        take(0.01)
+    assert len(found) == count
+    return found
+
+
+def test_no_more_segments_than_granted(link: Link) -> None:
+    link.connection.grant(2)
+    sender = threading.Thread(target=link.peer.sendall, args=(PATTERN,))
+    sender.start()
+    got = b"".join(granted(link, 2))
+    link.connection.grant(1)
+    got += b"".join(granted(link, 1))
+    link.connection.grant(None)
+    link.until(lambda: len(got) + len(link.received()) == len(PATTERN))
+    sender.join()
+    assert got + link.received() == PATTERN
+
+
+def test_grants_add_up(link: Link) -> None:
+    link.connection.grant(0)
+    link.connection.grant(1)
+    link.connection.grant(1)
+    link.peer.sendall(b"one")
+    assert granted(link, 1) == [b"one"]
+    link.peer.sendall(b"two")
+    assert granted(link, 1) == [b"two"]
+    link.peer.sendall(b"three")
+    assert granted(link, 0) == []
+    link.connection.grant(1)
+    assert granted(link, 1) == [b"three"]
+
+
+def test_the_end_of_the_stream_needs_no_grant(link: Link) -> None:
+    link.connection.grant(0)
+    link.peer.shutdown(socket.SHUT_WR)
+    link.until_event(Event.EOF)
+    assert link.events() == [Event.EOF]
+
+
+def test_the_end_waits_for_the_data_before_it(link: Link) -> None:
+    link.connection.grant(0)
+    link.peer.sendall(b"first")
+    link.peer.shutdown(socket.SHUT_WR)
+    assert granted(link, 0) == []
+    link.connection.grant(1)
+    link.until_event(Event.EOF)
+    assert link.story == [b"first", (Event.EOF, 0)]
+
+
+def test_a_failure_is_told_without_a_grant(link: Link) -> None:
+    link.connection.grant(0)
+    link.peer.sendall(b"unread")
+    assert granted(link, 0) == []
+    reset(link.peer)
+    link.until_event(Event.CLOSED)
+    assert link.events() == [Event.ERROR, Event.CLOSED]
+
+
+def test_writing_needs_no_grant(link: Link) -> None:
+    link.connection.grant(0)
+    link.peer.sendall(b"unread")
+    written = link.fill()
+    link.read_peer(written)
+    link.until_event(Event.WRITABLE)
+    link.connection.grant(None)
+    link.until(lambda: link.received() == b"unread")
+
+
+def test_pausing_holds_granted_segments_back(link: Link) -> None:
+    link.connection.grant(5)
+    link.connection.pause_reading()
+    link.peer.sendall(b"data")
+    assert granted(link, 0) == []
+    link.connection.resume_reading()
+    assert granted(link, 1) == [b"data"]
+
+
+def test_a_grant_is_not_negative(link: Link) -> None:
+    with pytest.raises(ValueError, match="0 or more"):
+        link.connection.grant(-1)

@@ -18,8 +18,7 @@ from typing import IO, TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from stackmap import BackendUnavailableError, open_port
-from stackmap._refusal import DEVICE
+from stackmap import DEVICE, BackendUnavailableError, open_port
 from stackmap_cli.main import main
 from stackmap_testbed.memcached.conformance import wait_for_listener
 

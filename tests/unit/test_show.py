@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from stackmap._netlink import ConnectionInfo, Counters, PortInfo, RingInfo
-from stackmap._refusal import DEVICE
+from stackmap import DEVICE
+from stackmap.inspect import ConnectionInfo, Counters, PortInfo, RingInfo
 from stackmap_cli.main import main
 from stackmap_cli.qdisc import Grants
 from stackmap_cli.show import connections_table, counters_table, ports_table

@@ -184,13 +184,13 @@ def _problems(report: Mapping[str, Any]) -> str:
 def _paths(report: Mapping[str, Any]) -> str:
     pin, path = report["pin"], report["path"]
     rows = [
-        ("payload received through rings, bytes", path["ring_bytes_rx"]),
-        ("payload sent through rings, bytes", path["ring_bytes_tx"]),
-        ("payload received through sockets, bytes", path["socket_bytes_rx"]),
-        ("payload sent through sockets, bytes", path["socket_bytes_tx"]),
+        ("payload received through rings, bytes", path["rx_bytes"]),
+        ("payload sent through rings, bytes", path["tx_bytes"]),
+        ("payload received through sockets, bytes", path["socket_rx_bytes"]),
+        ("payload sent through sockets, bytes", path["socket_tx_bytes"]),
         ("transmit buffers handed to TCP and pinned", pin["slots_sent"]),
-        ("of these released when the peer acknowledged them", pin["slots_released_by_ack"]),
-        ("still pinned after the clients had finished", pin["slots_pinned_at_end"]),
+        ("of these released when the peer acknowledged them", pin["slots_released_ack"]),
+        ("still pinned after the clients had finished", pin["bufs_pinned_at_end"]),
     ]
     return _table(
         ["in the runs on rings", ""],

@@ -52,7 +52,7 @@ _HOSTS_LOAD = 2
 _QUIET = 0.5
 
 _LATENCIES = ("p50", "p99", "p999")
-_PATH = ("ring_bytes_rx", "ring_bytes_tx", "socket_bytes_rx", "socket_bytes_tx")
+_PATH = ("rx_bytes", "tx_bytes", "socket_rx_bytes", "socket_tx_bytes")
 
 Figure = Callable[[Run], float]
 Spread = dict[str, float]
@@ -136,8 +136,8 @@ def pinning(runs: Sequence[Run]) -> dict[str, int]:
     rings = [run.counters for run in runs if run.backend == "stackmap"]
     return {
         "slots_sent": sum(counters["slots_sent"] for counters in rings),
-        "slots_released_by_ack": sum(counters["slots_released_by_ack"] for counters in rings),
-        "slots_pinned_at_end": sum(counters["slots_pinned"] for counters in rings),
+        "slots_released_ack": sum(counters["slots_released_ack"] for counters in rings),
+        "bufs_pinned_at_end": sum(counters["bufs_pinned"] for counters in rings),
     }
 
 
@@ -166,14 +166,14 @@ def problems(runs: Sequence[Run], kernel_log: Mapping[str, Sequence[str]]) -> li
         if run.backend != "stackmap":
             continue
         counters = run.counters
-        strayed = counters["socket_bytes_rx"] + counters["socket_bytes_tx"]
+        strayed = counters["socket_rx_bytes"] + counters["socket_tx_bytes"]
         if strayed:
             found.append(f"{name}: {strayed} payload bytes went through sockets, not rings")
-        if not counters["ring_bytes_rx"] or not counters["ring_bytes_tx"]:
+        if not counters["rx_bytes"] or not counters["tx_bytes"]:
             found.append(f"{name}: no payload went through the rings")
-        if counters["slots_pinned"]:
+        if counters["bufs_pinned"]:
             found.append(
-                f"{name}: {counters['slots_pinned']} transmit buffers are still pinned after the "
+                f"{name}: {counters['bufs_pinned']} transmit buffers are still pinned after the "
                 "clients finished"
             )
     for host, lines in kernel_log.items():

@@ -17,7 +17,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from stackmap._errors import StackmapError
+from stackmap.errors import StackmapError
 from stackmap_testbed.lab.errors import CommandStartError, LabError
 from stackmap_testbed.lab.lab import Lab
 from stackmap_testbed.lab.session import Session

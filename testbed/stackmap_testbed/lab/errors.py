@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stackmap._errors import StackmapError
+from stackmap.errors import StackmapError
 
 
 class LabError(StackmapError):

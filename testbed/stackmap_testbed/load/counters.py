@@ -45,7 +45,7 @@ def settled_counters(host: str, port: int, patience: float = 3.0) -> dict[str, i
     def settled() -> bool:
         nonlocal counters
         counters = read_counters(host, port)
-        return counters.get("slots_pinned", 0) == 0
+        return counters.get("bufs_pinned", 0) == 0
 
     wait_until(settled, patience, pause=0.1)
     return counters

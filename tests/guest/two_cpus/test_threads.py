@@ -146,8 +146,8 @@ def test_each_ring_serves_its_own_connections() -> None:
         assert [client.right for client in clients] == [True] * 8
         assert [server.opened for server in servers] == [[], []]
         stats = port.stats()
-        assert stats.ring_bytes_rx == stats.ring_bytes_tx == 8 << 20
-        assert (stats.bad_slots, stats.unknown_connections, stats.bad_rings) == (0, 0, 0)
+        assert stats.rx_bytes == stats.tx_bytes == 8 << 20
+        assert (stats.bad_slots, stats.unknown_conn, stats.bad_rings) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("how", ["listener", "place"])
@@ -203,7 +203,7 @@ def test_placing_from_another_thread_loses_nothing(how: str) -> None:
             client.join(2 * PATIENCE)
         assert all(client.right for client in clients)
         assert sum(len(server.opened) for server in servers) == 60
-        assert port.stats().unknown_connections == 0
+        assert port.stats().unknown_conn == 0
 
 
 def test_a_record_is_read_whole_while_it_is_written() -> None:

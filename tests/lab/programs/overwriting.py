@@ -51,10 +51,10 @@ class OverwritingPort(RingPort):
 
     def __init__(self, nic: str, **sizes: Any) -> None:
         super().__init__(nic, **sizes)
-        memory = memoryview(ffi.buffer(self._shared.mem, self._shared.size))
-        base = self._shared.mem
-        self._tx = _Ring(memory, ffi.cast("char *", self._pair.tx) - base)
-        self._rx = _Ring(memory, ffi.cast("char *", self._pair.rx) - base)
+        shared, pair = self._kernel.shared, self.rings[0]._pair.struct
+        memory = memoryview(ffi.buffer(shared.mem, shared.size))
+        self._tx = _Ring(memory, ffi.cast("char *", pair.tx) - shared.mem)
+        self._rx = _Ring(memory, ffi.cast("char *", pair.rx) - shared.mem)
         self._done = self._next_to_be_done()
         #: Which buffer is in which transmit slot.
         self._buffers = [self._tx.buffer_and_flags(i)[0] for i in range(self._tx.slots)]

@@ -105,7 +105,7 @@ class Transfer:
     def result(self) -> dict[str, object]:
         """Once the last buffers are released, what happened."""
         deadline = time.monotonic() + _PATIENCE
-        while self.port.stats().slots_pinned and time.monotonic() < deadline:
+        while self.port.stats().bufs_pinned and time.monotonic() < deadline:
             self.port.exchange(0.1)
         return {
             "sent": self.sent,

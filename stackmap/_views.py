@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ._connection import Connection, Kept
+from ._event import Event
 from ._fast import Segment
-from ._port import Connection, Event, Kept
+from ._in_use import in_use_error, release_unless_in_use
 from ._ring_c import lib
 
 if TYPE_CHECKING:
-    from ._ring import Ring
+    from ._pair import Pair
 
-_IN_USE = "a view received from {!r} is still in use; release its slices first"
 _NO_EVENT = Event.NONE
 
 
@@ -22,26 +23,21 @@ def _release(view: memoryview, page: Any, connection: Connection) -> None:
     Raises:
         BufferError: a slice of the view is still in use.
     """
-    try:
-        view.release()
-        # What refers to the page besides: the ring's table of pages, the owner of the view, the
-        # argument here, and that of getrefcount().
-        in_use = sys.getrefcount(page) > 4
-    except BufferError:
-        in_use = True
-    if in_use:
-        raise BufferError(_IN_USE.format(connection))
+    # What refers to the page besides: the pair's table of pages, the owner of the view, the
+    # argument here, and that of getrefcount().
+    if not release_unless_in_use(view) or sys.getrefcount(page) > 4:
+        raise in_use_error(connection)
 
 
 class LentSegment(Segment):
     """A segment with a view of a page of the receive ring."""
 
-    __slots__ = ("_page", "_range", "_slot", "ring")
+    __slots__ = ("_page", "_range", "_slot", "pair")
 
     def __init__(
-        self, ring: Ring, connection: Connection, page: Any, range: slice, slot: int
+        self, pair: Pair, connection: Connection, page: Any, range: slice, slot: int
     ) -> None:
-        self.ring = ring
+        self.pair = pair
         self._page = page
         self._range = range
         self._slot = slot  # where it is in the ring; -1: there no more
@@ -57,6 +53,18 @@ class LentSegment(Segment):
         view = memoryview(self._page)[self._range].toreadonly()
         super().__init__(connection, view, _NO_EVENT, 0)
 
+    def release(self) -> None:
+        """Release the view; the page goes back with the next exchange.
+
+        Raises:
+            BufferError: a slice of the view is still in use.
+        """
+        if self.lent:
+            _release(self.view, self._page, self.connection)
+            self._forget_page()
+        else:
+            super().release()
+
     def take_back(self) -> bool:
         """The exchange ends: release the view, and leave the page in the ring.
 
@@ -67,25 +75,25 @@ class LentSegment(Segment):
             try:
                 _release(self.view, self._page, self.connection)
             except BufferError:
-                self.ring._set_aside(self._page, self._slot)
-                self._gone()
+                self.pair.set_aside(self._page, self._slot)
+                self._forget_page()
                 return False
-            self._gone()
+            self._forget_page()
         return True
 
-    def _gone(self) -> None:
+    def _forget_page(self) -> None:
         self._slot = -1
         self._page = None
 
-    def forward(self, to: Ring, id: int) -> bool:
+    def forward(self, to: Pair, id: int) -> bool:
         """Put the page into a transmit slot; False if there is none free.
 
         Raises:
             BufferError: a slice of the view is still in use.
         """
         _release(self.view, self._page, self.connection)
-        if lib.smr_forward(self.ring._pair, self._slot, to._pair, id):
-            self._gone()
+        if lib.smr_forward(self.pair.struct, self._slot, to.struct, id):
+            self._forget_page()
             return True
         self._show(self.connection)
         return False
@@ -98,25 +106,25 @@ class LentSegment(Segment):
         """
         _release(self.view, self._page, self.connection)
         page = self._page
-        buf = lib.smr_keep(self.ring._pair, self._slot, spare)
-        self._gone()
-        return LentKept(self.ring, self.connection, page, self._range, buf)
+        buffer = lib.smr_keep(self.pair.struct, self._slot, spare)
+        self._forget_page()
+        return LentKept(self.pair, self.connection, page, self._range, buffer)
 
 
 class LentKept(Kept):
     """Kept payload that stays in the page where it was received."""
 
-    __slots__ = ("_buf", "_page", "_range", "ring")
+    __slots__ = ("_buffer", "_page", "_range", "pair")
 
     def __init__(
-        self, ring: Ring, connection: Connection, page: Any, range: slice, buf: int
+        self, pair: Pair, connection: Connection, page: Any, range: slice, buffer: int
     ) -> None:
         super().__init__(connection, memoryview(page)[range].toreadonly())
-        self.ring = ring
+        self.pair = pair
         self._page = page
         self._range = range
-        self._buf = buf
-        ring._port._kept += 1
+        self._buffer = buffer
+        pair.kernel.kept += 1
 
     @property
     def lent(self) -> bool:
@@ -131,14 +139,14 @@ class LentKept(Kept):
         """
         if self.lent:
             _release(self.view, self._page, self.connection)
-            self._gone(self._buf)
+            self._give_back(self._buffer)
 
-    def _gone(self, spare: int) -> None:
+    def _give_back(self, buffer: int) -> None:
         self._page = None
-        self.ring._port._extra.append(spare)
-        self.ring._port._kept -= 1
+        self.pair.kernel.extra_buffers.append(buffer)
+        self.pair.kernel.kept -= 1
 
-    def forward(self, to: Ring, id: int) -> bool:
+    def forward(self, to: Pair, id: int) -> bool:
         """Put the page into a transmit slot; False if there is none free.
 
         Raises:
@@ -146,9 +154,9 @@ class LentKept(Kept):
         """
         _release(self.view, self._page, self.connection)
         start, size = self._range.start, self._range.stop - self._range.start
-        spare = lib.smr_send_buffer(to._pair, id, self._buf, start, size)
+        spare = lib.smr_send_buffer(to.struct, id, self._buffer, start, size)
         if spare:
-            self._gone(spare)
+            self._give_back(spare)
             return True
         self.view = memoryview(self._page)[self._range].toreadonly()
         return False

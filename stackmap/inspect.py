@@ -15,8 +15,8 @@ from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST, genlmsg, nla
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import AsyncGenericNetlinkSocket, GenericNetlinkSocket
 
-from ._errors import StackmapError
-from ._refusal import DEVICE
+from ._device import DEVICE
+from .errors import StackmapError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,10 +8,9 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from ._errors import BackendUnavailableError
+from ._device import DEVICE
 from ._ring_c import lib
-
-DEVICE = "/dev/stackmap"
+from .errors import BackendUnavailableError
 
 _PAGE = 4096
 _SPARES_PER_TX_SLOT = 4
@@ -42,7 +41,7 @@ _LIMITS = {
 }
 
 
-def refusal(code: int, nic: str, sizes: Any) -> BackendUnavailableError:
+def open_error(code: int, nic: str, sizes: Any) -> BackendUnavailableError:
     """Return the exception for the errno with which opening failed, for these sizes."""
     buffers = sizes.rings * (sizes.tx_slots + sizes.rx_slots) + sizes.extra_buffers
     buffers += sizes.spare_buffers or sizes.rings * sizes.tx_slots * _SPARES_PER_TX_SLOT

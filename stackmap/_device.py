@@ -1,0 +1,3 @@
+"""Where the kernel module is found."""
+
+DEVICE = "/dev/stackmap"

@@ -1,0 +1,250 @@
+"""A connection whose payload travels in ring slots."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+from ._connection import Address, Buffer, Connection, Payload
+from ._event import Event
+from ._port import Port
+from ._ring_c import lib
+from ._views import LentKept, LentSegment
+
+if TYPE_CHECKING:
+    from ._tcp_state import TcpState
+    from ._transmission import Transmission
+
+#: What FastPath.write() returns when it took none of the bytes.
+_NOTHING = ~0
+#: No record has this number: an accepted connection has none before its first exchange.
+_NO_RECORD = 0xFFFFFFFF
+
+
+class Carrier(Port):
+    """What a ring is to the connections on it.
+
+    Attributes:
+        index: the number of the ring in its port.
+    """
+
+    index: int
+    _transmission: Transmission
+
+    @abc.abstractmethod
+    def _deliver_later(self, connection: RingConnection) -> None:
+        """Have the next exchange deliver what the connection held back."""
+
+    @abc.abstractmethod
+    def _stop_connecting(self, connection: RingConnection) -> bool:
+        """Give up a connection that Port.connect() has begun; False if it is none."""
+
+
+class RingConnection(Connection):
+    """One TCP connection whose payload travels in ring slots.
+
+    Attributes:
+        ring: the :class:`Ring` that carries it.
+    """
+
+    __slots__ = (
+        "_announced",
+        "_deaf",
+        "_failed",
+        "_fast",
+        "_held_back",
+        "_pair",
+        "_record",
+        "_transmission",
+        "ring",
+    )
+
+    def __init__(
+        self,
+        ring: Carrier,
+        sock: socket.socket,
+        id: int = 0,
+        record: int = _NO_RECORD,
+        *,
+        peername: Address | None = None,
+        announced: bool = False,
+    ) -> None:
+        super().__init__(sock, id, peername)
+        # Its ring's thread does not know it, and is told by an OPEN event.
+        self._announced = announced
+        # It ended by itself, which the application may not have seen yet.
+        self._failed = False
+        # What arrives is not simply delivered: it is closing, paused, or has something held back.
+        self._deaf = False
+        #: Flags, errno and payload of slots that arrived while it was paused.
+        self._held_back: list[tuple[int, int, bytes]] = []
+        self._place(ring, id, record)
+        if not id:
+            self._wait_for_name()
+
+    def _place(self, ring: Carrier, id: int, record: int) -> None:
+        """Be carried by a ring, under a number of the kernel's."""
+        self.ring = ring
+        self.id = id
+        self._record = record
+        self._transmission = ring._transmission
+        self._pair = ring._transmission.pair
+        self._fast = self._pair.fast
+
+    def write(self, data: Buffer, report: bool = False) -> None:
+        """Send ``data``; see :meth:`Connection.write`."""
+        # The common case without the generality of _send(): bytes that fit into the ring.
+        if not (self._waiting or self._shutdown or report):
+            taken = self._fast.write(self.id, data)
+            if taken >= 0:
+                self.bytes_written += taken
+                return
+            self.bytes_written += ~taken
+            data = memoryview(data).cast("B")[~taken:]
+        elif self._failed:
+            return  # lost, as what was written just before
+        super().write(data, report)
+
+    def forward(self, segment: Payload) -> None:
+        """Send received bytes on without a copy; see :meth:`Connection.forward`.
+
+        The page that holds the payload goes from the receive ring to the transmit ring.  Payloads
+        of up to 512 bytes, what another port received, and what must wait are copied.
+
+        Raises:
+            BufferError: a slice of the segment's view is still in use.
+        """
+        if (
+            isinstance(segment, LentSegment | LentKept)
+            and segment.lent
+            and segment.pair.kernel is self._pair.kernel
+            and not (self._waiting or self._shutdown)
+        ):
+            size = len(segment.view)
+            if segment.forward(self._pair, self.id):
+                self.bytes_written += size
+                return
+        super().forward(segment)
+
+    def tcp_state(self) -> TcpState:
+        """Return TCP's state of the connection, without a system call.
+
+        Raises:
+            OSError: ``ENOENT``, the kernel has no state of it: it is closed, or so new that it
+                has not been part of an exchange yet.
+        """
+        return self._pair.kernel.tcp_state(self._record, self.id)
+
+    def _wait_for_name(self) -> None:
+        """Keep written bytes, and the end, in the queue until the ring has numbered it."""
+        self._waiting.append(memoryview(b""))
+
+    # -- required by Connection --
+
+    def _send(self, data: Buffer) -> int:
+        write = self._fast.write
+        taken = write(self.id, data)
+        if taken >= 0:
+            return taken
+        taken = ~taken
+        waiting = len(self._waiting)
+        while True:
+            # The ring is full, or this is a large write.  A sync empties the ring, unless the
+            # kernel is short of buffers; it may also give slots of this connection back, and
+            # then the rest must wait behind them.
+            self._transmission.send_batch()
+            if len(self._waiting) > waiting or self._released:
+                return taken
+            more = write(self.id, memoryview(data)[taken:])
+            if more >= 0:
+                return taken + more
+            if more == _NOTHING:
+                self._transmission.starved[self] = None
+                return taken
+            taken += ~more
+
+    def _send_fin(self) -> None:
+        self._transmission.after_send.append(self._finish)
+
+    def _release(self) -> None:
+        self._transmission.after_send.append(self._finish)
+
+    def _reset(self) -> None:
+        if self.id or self.ring._stop_connecting(self):
+            self._close_socket()
+        else:
+            self._wait_for_name()  # it is named by its peer, which closing would forget
+
+    def _apply_pause(self) -> None:
+        self._deaf = self._paused or self._closing or bool(self._held_back)
+        if self._held_back and not self._paused:
+            self.ring._deliver_later(self)
+        if not any(flags & Event.CLOSED for flags, _code, _data in self._held_back):
+            self._pair.kernel.pause(self.id, paused=self._paused)
+
+    def _apply_credits(self, more: int | None) -> None:
+        if self.id:
+            self._pair.kernel.grant(self.id, more)
+
+    def _prepare_report(self) -> None:
+        pass  # the slot is asked for it
+
+    def _request_report(self) -> None:
+        lib.smr_report(self._pair.struct, self.id)
+
+    def _begin_closing(self) -> None:
+        super()._begin_closing()
+        self._deaf = True
+        if self._held_back:
+            self.ring._deliver_later(self)  # CLOSED may be among it
+
+    def _unsent_by_backend(self) -> int:
+        slots: int = lib.smr_unsynced(self._pair.struct, self.id)
+        try:
+            return slots + self.tcp_state().bytes_notsent
+        except OSError:  # the kernel has no state of it yet, or no more
+            return slots
+
+    # -- called by the ring --
+
+    def _finish(self) -> None:
+        """Shut down or close, now that the connection's slots have been handed to TCP."""
+        if self._released or self._waiting:
+            return  # closed meanwhile, or given something back: _flush() comes here again
+        if self._closing:
+            self._close_socket()
+        else:
+            with contextlib.suppress(OSError):  # reset meanwhile: an event says so
+                self.sock.shutdown(socket.SHUT_WR)
+
+    def _fail(self) -> None:
+        """It has ended, and if the application did not ask for that, writing is no error."""
+        self._failed = self._failed or not self._shutdown
+        self._end()
+
+    def _end(self) -> None:
+        """Close at once, and drop the queue."""
+        self._closing = self._shutdown = self._deaf = True
+        self._drop_queue()
+        self._close_socket()
+
+    def _hold_back(self, flags: int, code: int, data: bytes) -> bool:
+        """Keep what arrives for a paused connection; False if it is to be delivered now."""
+        if self._closing:
+            return False
+        if flags & Event.ERROR:
+            self._held_back.clear()
+            return False
+        if flags == Event.CLOSED and not self._held_back:
+            return False
+        self._held_back.append((flags, code, data))
+        return True
+
+    def _close_socket(self) -> None:
+        if not self._released:
+            if self._sockname is None:
+                self.sockname  # noqa: B018 (it is kept)
+            self._released = True
+            self.sock.close()

@@ -1,0 +1,8 @@
+/*
+ * The hot calls of ports on rings.  Only the extension (_fast.c) makes them: through cffi they cost
+ * several times as much, see docs/measuring.md.
+ */
+
+size_t smr_write(struct smr_pair *pair, uint32_t id, const char *data, size_t len);
+int64_t smr_deadline(double timeout);
+int smr_exchange(struct smr_pair *pair, int64_t deadline);
