@@ -41,12 +41,12 @@ class Connection(abc.ABC):
         id: the backend's number for the connection, unique among live ones; 0 while an accepted
             one waits for the exchange that names it (on rings).
         app: free for the application, for instance its protocol state.
-        bytes_written: how many bytes :meth:`write` has been given since the beginning.
     """
 
     __slots__ = (
         "__weakref__",
         "_above_high",
+        "_bytes_written",
         "_closing",
         "_high",
         "_low",
@@ -58,7 +58,6 @@ class Connection(abc.ABC):
         "_waiting",
         "_waiting_bytes",
         "app",
-        "bytes_written",
         "id",
         "sock",
     )
@@ -67,7 +66,7 @@ class Connection(abc.ABC):
         self.sock = sock
         self.id = id
         self.app: Any = None
-        self.bytes_written = 0
+        self._bytes_written = 0
         self._peername = peername
         self._sockname: Address | None = None
         self._waiting: collections.deque[bytes | memoryview] = collections.deque()
@@ -124,6 +123,11 @@ class Connection(abc.ABC):
     def pending(self) -> int:
         """Bytes written that the backend could not take yet (they are queued in memory)."""
         return self._waiting_bytes
+
+    @property
+    def bytes_written(self) -> int:
+        """How many bytes :meth:`write` and :meth:`forward` have been given since the beginning."""
+        return self._bytes_written
 
     @property
     def unsent(self) -> int:
@@ -193,7 +197,7 @@ class Connection(abc.ABC):
             raise make_error(ClosedError, errno.EPIPE, _WRITE_AFTER_END)
         if not isinstance(data, bytes):
             data = memoryview(data).cast("B")  # its items may be larger than bytes
-        self.bytes_written += len(data)
+        self._bytes_written += len(data)
         taken = 0 if self._waiting else self._send(data)
         if taken < len(data):
             self._queue(bytes(data[taken:]))
