@@ -124,9 +124,8 @@ class RingConnection(Connection):
             and segment.pair.kernel is self._pair.kernel
             and not (self._waiting or self._shutdown)
         ):
-            size = len(segment.view)
             if segment.forward(self._pair, self.id):
-                self._bytes_written += size
+                self._bytes_written += segment.size
                 return
         super().forward(segment)
 
