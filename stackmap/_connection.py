@@ -41,15 +41,14 @@ class Connection(abc.ABC):
         id: the backend's number for the connection, unique among live ones; 0 while an accepted
             one waits for the exchange that names it (on rings).
         app: free for the application, for instance its protocol state.
-        bytes_written: how many bytes :meth:`write` and :meth:`forward` have been given since the
-            beginning.
-        bytes_acked: how many of them the peer's TCP has acknowledged, as of the last
+        bytes_acked: how many written bytes the peer's TCP has acknowledged, as of the last
             ``Event.ACKED``.
     """
 
     __slots__ = (
         "__weakref__",
         "_above_high",
+        "_bytes_written",
         "_closing",
         "_credits",
         "_high",
@@ -65,7 +64,6 @@ class Connection(abc.ABC):
         "_waiting_bytes",
         "app",
         "bytes_acked",
-        "bytes_written",
         "id",
         "sock",
     )
@@ -74,7 +72,7 @@ class Connection(abc.ABC):
         self.sock = sock
         self.id = id
         self.app: Any = None
-        self.bytes_written = self.bytes_acked = 0
+        self._bytes_written = self.bytes_acked = 0
         self._peername = peername
         self._sockname: Address | None = None
         self._waiting: collections.deque[bytes | memoryview] = collections.deque()
@@ -149,6 +147,11 @@ class Connection(abc.ABC):
     def pending(self) -> int:
         """Bytes written that the backend could not take yet (they are queued in memory)."""
         return self._waiting_bytes
+
+    @property
+    def bytes_written(self) -> int:
+        """How many bytes :meth:`write` and :meth:`forward` have been given since the beginning."""
+        return self._bytes_written
 
     @property
     def unsent(self) -> int:
@@ -230,7 +233,7 @@ class Connection(abc.ABC):
             if not data:
                 raise ValueError("no byte of an empty write can be acknowledged")
             self._prepare_report()
-        self.bytes_written += len(data)
+        self._bytes_written += len(data)
         taken = 0 if self._waiting else self._send(data)
         if taken < len(data):
             self._queue(bytes(data[taken:]))

@@ -265,33 +265,6 @@ static bool is_open(const struct fast_path *self)
 	return false;
 }
 
-PyDoc_STRVAR(write_doc,
-"write(id, data)\n"
-"\n"
-"Copy data into the transmit ring.  Returns the number of bytes if it took all of them; if not,\n"
-"the complement of the number that it took, which is negative.");
-
-static PyObject *fast_path_write(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
-{
-	struct fast_path *self = (struct fast_path *)object;
-	unsigned long id;
-	Py_buffer data;
-	size_t taken;
-	Py_ssize_t size;
-
-	if (nargs != 2) {
-		PyErr_SetString(PyExc_TypeError, "write() takes an id and data");
-		return NULL;
-	}
-	id = PyLong_AsUnsignedLong(args[0]);
-	if (PyErr_Occurred() || !is_open(self) || PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE))
-		return NULL;
-	taken = smr_write(self->pair, id, data.buf, data.len < WRITE_MAX ? data.len : WRITE_MAX);
-	size = data.len;
-	PyBuffer_Release(&data);
-	return PyLong_FromSsize_t(taken == (size_t)size ? size : ~(Py_ssize_t)taken);
-}
-
 /*
  * Release the views of the last batch.  False, without an exception, when somebody still uses one:
  * exports it, or has a slice of it.
@@ -466,7 +439,6 @@ static PyObject *fast_path_exchange(PyObject *object, PyObject *const *args, Py_
 }
 
 static PyMethodDef fast_path_methods[] = {
-	{ "write", (PyCFunction)(void (*)(void))fast_path_write, METH_FASTCALL, write_doc },
 	{ "exchange", (PyCFunction)(void (*)(void))fast_path_exchange, METH_FASTCALL, exchange_doc },
 	{ "release", fast_path_release, METH_NOARGS, release_doc },
 	{ 0 }
@@ -483,6 +455,100 @@ static PyTypeObject fast_path_type = {
 	.tp_clear = fast_path_clear,
 	.tp_dealloc = fast_path_dealloc,
 	.tp_methods = fast_path_methods,
+};
+
+/* Where one connection writes. */
+struct outlet {
+	PyObject_HEAD
+	struct fast_path *path;
+	uint32_t id;
+	unsigned long long written;
+};
+
+static PyObject *outlet_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "path", "id", NULL };
+	struct outlet *self;
+	PyObject *path;
+	unsigned int id;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!I:Outlet", names, &fast_path_type, &path,
+					 &id))
+		return NULL;
+	self = (struct outlet *)type->tp_alloc(type, 0);
+	if (!self)
+		return NULL;
+	self->path = (struct fast_path *)Py_NewRef(path);
+	self->id = id;
+	return (PyObject *)self;
+}
+
+static int outlet_traverse(PyObject *object, visitproc visit, void *arg)
+{
+	Py_VISIT(((struct outlet *)object)->path);
+	return 0;
+}
+
+static int outlet_clear(PyObject *object)
+{
+	Py_CLEAR(((struct outlet *)object)->path);
+	return 0;
+}
+
+static void outlet_dealloc(PyObject *object)
+{
+	PyObject_GC_UnTrack(object);
+	outlet_clear(object);
+	PyObject_GC_Del(object);
+}
+
+PyDoc_STRVAR(outlet_write_doc,
+"write(data)\n"
+"\n"
+"Copy data into the transmit ring, and count it.  Returns None if it took all, or the number of\n"
+"bytes taken.");
+
+static PyObject *outlet_write(PyObject *object, PyObject *argument)
+{
+	struct outlet *self = (struct outlet *)object;
+	Py_buffer data;
+	size_t taken;
+	bool all;
+
+	if (!self->path || !is_open(self->path) ||
+	    PyObject_GetBuffer(argument, &data, PyBUF_SIMPLE))
+		return NULL;
+	taken = smr_write(self->path->pair, self->id, data.buf,
+			  data.len < WRITE_MAX ? data.len : WRITE_MAX);
+	all = taken == (size_t)data.len;
+	PyBuffer_Release(&data);
+	self->written += taken;
+	return all ? Py_NewRef(Py_None) : PyLong_FromSize_t(taken);
+}
+
+static PyMethodDef outlet_methods[] = {
+	{ "write", outlet_write, METH_O, outlet_write_doc },
+	{ 0 }
+};
+
+static PyMemberDef outlet_members[] = {
+	{ "written", T_ULONGLONG, offsetof(struct outlet, written), 0,
+	  "Bytes written.  Bytes that are written again can be subtracted." },
+	{ 0 }
+};
+
+static PyTypeObject outlet_type = {
+	PyVarObject_HEAD_INIT(NULL, 0)
+	.tp_name = "stackmap._fast.Outlet",
+	.tp_basicsize = sizeof(struct outlet),
+	.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+	.tp_doc = PyDoc_STR("Where one connection writes to a pair of rings, under its id."),
+	.tp_new = outlet_new,
+	.tp_traverse = outlet_traverse,
+	.tp_clear = outlet_clear,
+	.tp_dealloc = outlet_dealloc,
+	.tp_methods = outlet_methods,
+	.tp_members = outlet_members,
 };
 
 static struct PyModuleDef module = {
@@ -507,7 +573,7 @@ PyMODINIT_FUNC PyInit__fast(void)
 	name_deaf = PyUnicode_InternFromString("_deaf");
 	view_release = PyObject_GetAttrString((PyObject *)&PyMemoryView_Type, "release");
 	if (!port_closed || !broken || !name_deaf || !view_release || PyModule_AddType(self, &segment_type) ||
-	    PyModule_AddType(self, &fast_path_type)) {
+	    PyModule_AddType(self, &fast_path_type) || PyModule_AddType(self, &outlet_type)) {
 		Py_DECREF(self);
 		return NULL;
 	}

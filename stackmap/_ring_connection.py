@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ._connection import Address, Buffer, Connection, Payload
 from ._event import Event
+from ._fast import Outlet
 from ._port import Port
 from ._ring_c import lib
 from ._views import LentKept, LentSegment
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from ._tcp_state import TcpState
     from ._transmission import Transmission
 
-#: What FastPath.write() returns when it took none of the bytes.
-_NOTHING = ~0
 #: No record has this number: an accepted connection has none before its first exchange.
 _NO_RECORD = 0xFFFFFFFF
 
@@ -53,8 +52,8 @@ class RingConnection(Connection):
         "_announced",
         "_deaf",
         "_failed",
-        "_fast",
         "_held_back",
+        "_outlet",
         "_pair",
         "_record",
         "_transmission",
@@ -91,21 +90,24 @@ class RingConnection(Connection):
         self._record = record
         self._transmission = ring._transmission
         self._pair = ring._transmission.pair
-        self._fast = self._pair.fast
+        self._outlet = Outlet(self._pair.fast, id)
 
     def write(self, data: Buffer, report: bool = False) -> None:
         """Send ``data``; see :meth:`Connection.write`."""
         # The common case without the generality of _send(): bytes that fit into the ring.
         if not (self._waiting or self._shutdown or report):
-            taken = self._fast.write(self.id, data)
-            if taken >= 0:
-                self.bytes_written += taken
+            taken = self._outlet.write(data)
+            if taken is None:
                 return
-            self.bytes_written += ~taken
-            data = memoryview(data).cast("B")[~taken:]
+            data = memoryview(data).cast("B")[taken:]
         elif self._failed:
             return  # lost, as what was written just before
         super().write(data, report)
+
+    @property
+    def bytes_written(self) -> int:
+        """See :attr:`Connection.bytes_written`."""
+        return self._bytes_written + self._outlet.written
 
     def forward(self, segment: Payload) -> None:
         """Send received bytes on without a copy; see :meth:`Connection.forward`.
@@ -122,9 +124,8 @@ class RingConnection(Connection):
             and segment.pair.kernel is self._pair.kernel
             and not (self._waiting or self._shutdown)
         ):
-            size = len(segment.view)
             if segment.forward(self._pair, self.id):
-                self.bytes_written += size
+                self._bytes_written += segment.size
                 return
         super().forward(segment)
 
@@ -144,26 +145,28 @@ class RingConnection(Connection):
     # -- required by Connection --
 
     def _send(self, data: Buffer) -> int:
-        write = self._fast.write
-        taken = write(self.id, data)
-        if taken >= 0:
-            return taken
-        taken = ~taken
+        taken = self._write_counted(data)
         waiting = len(self._waiting)
-        while True:
+        while taken < len(data):
             # The ring is full, or this is a large write.  A sync empties the ring, unless the
             # kernel is short of buffers; it may also give slots of this connection back, and
             # then the rest must wait behind them.
             self._transmission.send_batch()
             if len(self._waiting) > waiting or self._released:
-                return taken
-            more = write(self.id, memoryview(data)[taken:])
-            if more >= 0:
-                return taken + more
-            if more == _NOTHING:
+                break
+            more = self._write_counted(memoryview(data)[taken:])
+            if not more:
                 self._transmission.starved[self] = None
-                return taken
-            taken += ~more
+                break
+            taken += more
+        return taken
+
+    def _write_counted(self, data: Buffer) -> int:
+        """Put bytes that Connection.write() has counted into slots; returns how many."""
+        taken = self._outlet.write(data)
+        taken = len(data) if taken is None else taken
+        self._outlet.written -= taken
+        return taken
 
     def _send_fin(self) -> None:
         self._transmission.after_send.append(self._finish)

@@ -48,6 +48,12 @@ class LentSegment(Segment):
         """The page is in the receive ring, and the application's."""
         return self._slot >= 0
 
+    @property
+    def size(self) -> int:
+        """Bytes of payload."""
+        size: int = self._range.stop - self._range.start
+        return size
+
     def _show(self, connection: Connection) -> None:
         """Be a segment with a new view of the page."""
         view = memoryview(self._page)[self._range].toreadonly()
@@ -131,6 +137,12 @@ class LentKept(Kept):
         """It has not been released or forwarded."""
         return self._page is not None
 
+    @property
+    def size(self) -> int:
+        """Bytes of payload."""
+        size: int = self._range.stop - self._range.start
+        return size
+
     def release(self) -> None:
         """Give the page back.  Idempotent.
 
@@ -153,8 +165,7 @@ class LentKept(Kept):
             BufferError: a slice of the view is still in use.
         """
         _release(self.view, self._page, self.connection)
-        start, size = self._range.start, self._range.stop - self._range.start
-        spare = lib.smr_send_buffer(to.struct, id, self._buffer, start, size)
+        spare = lib.smr_send_buffer(to.struct, id, self._buffer, self._range.start, self.size)
         if spare:
             self._give_back(spare)
             return True

@@ -205,13 +205,14 @@ def cffi_write(module: Any) -> Loop:
 def extension_write(extension: Path) -> Loop:
     """Through the extension."""
     fast = extension_path(extension, 0)
+    outlet = _load("_fast", extension).Outlet(fast, 1)
     data = memoryview(bytes(SIZE))
 
     def loop(calls: int) -> None:
-        write = fast.write
+        write = outlet.write
         for _ in range(calls // 100):
             for _ in range(100):
-                write(1, data)
+                write(data)
             fast.exchange(0.0, CONNECTIONS)
 
     return loop
