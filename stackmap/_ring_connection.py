@@ -123,10 +123,10 @@ class RingConnection(Connection):
             and segment.lent
             and segment.pair.kernel is self._pair.kernel
             and not (self._waiting or self._shutdown)
+            and segment.forward(self._pair, self.id)
         ):
-            if segment.forward(self._pair, self.id):
-                self._bytes_written += segment.size
-                return
+            self._bytes_written += segment.size
+            return
         super().forward(segment)
 
     def tcp_state(self) -> TcpState:
