@@ -63,8 +63,8 @@ def make_error(kind: type[_Kind], code: int, sentence: str | None = None) -> _Ki
     """Return an error of a kind, for an errno; the sentence is the kernel's if there is none."""
     sentence = os.strerror(code) if sentence is None else sentence
     builtin = type(OSError(code, sentence))
-    if issubclass(kind, builtin):
-        return kind(code, sentence)
+    if kind is OSError or issubclass(kind, builtin):
+        return kind(code, sentence)  # OSError chooses the class itself
     if (kind, builtin) not in _combined:
         names = {"__module__": kind.__module__, "__doc__": kind.__doc__}
         _combined[kind, builtin] = type(kind.__name__, (kind, builtin), names)

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from stackmap import BackendUnavailableError, Event, Port, RingPort, Segment, SocketPort, _unclaimed
+from stackmap import (
+    BackendUnavailableError,
+    Event,
+    Port,
+    Ring,
+    RingPort,
+    Segment,
+    SocketPort,
+    _unclaimed,
+)
 from tests.guest.test_soft_errors import HOST, heard
 from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, receive_exactly
 from tests.waiting import eventually
@@ -207,6 +216,47 @@ def test_a_ring_that_another_thread_waits_on_is_left_alone() -> None:
         port.exchange()
         peer.settimeout(PATIENCE)
         assert peer.recv(100) == b"for the next exchange"
+        peer.close()
+
+
+@pytest.mark.parametrize("way", ["place", "place_listener"])
+def test_a_placed_connection_wakes_its_ring(way: str) -> None:
+    """Nothing has arrived for it, and its ring's thread sleeps without a timeout."""
+    with RingPort(NIC, rings=2, tx_slots=16, rx_slots=16) as port:
+        heard: dict[int, list[Segment]] = {}
+
+        def serve(ring: Ring) -> None:
+            heard[ring.index] = ring.exchange(None)
+
+        threads = [threading.Thread(target=serve, args=(ring,)) for ring in port.rings]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        if way == "place":
+            peer, sock = connect_pair()
+            connection = port.place(sock)
+        else:
+            listener = port.place_listener(socket.create_server((ADDRESS, 0)))
+            peer = in_peer_namespace()
+            peer.connect(listener.sock.getsockname())
+            connection = listener.accept()
+        deadline = time.monotonic() + PATIENCE
+        while not heard:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        ((index, segments),) = heard.items()
+        if not segments:  # accept() had not returned it yet
+            segments = port.rings[index].exchange(PATIENCE)
+        assert [(s.connection, s.event) for s in segments] == [(connection, Event.OPEN)]
+        assert connection.ring is port.rings[index]
+        assert connection.peername is not None
+        port.rings[1 - index].wakeup()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert heard[1 - index] == []
+        connection.write(b"the server speaks first")
+        port.rings[index].flush()
+        assert receive_exactly(peer, 23) == b"the server speaks first"
         peer.close()
 
 
