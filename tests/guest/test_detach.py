@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import Event, RingPort
+from tests.guest.partial_slot import bytes_in_tcp, leave_a_rest
 from tests.guest.raw import CLOSED, EOF, REFUSED, RawPort
-from tests.guest.rest import bytes_in_tcp, leave_a_rest
 from tests.guest.tcp_info import tcp_info
 from tests.guest.wire import (
     NIC,

@@ -20,8 +20,9 @@ import pytest
 
 from tests.guest.children import PATIENCE, Child
 from tests.guest.commands import sh
-from tests.guest.held import WaitingCall, attached_lock_held, lock_held
+from tests.guest.locked_socket import WaitingCall, attached_lock_held, lock_held
 from tests.guest.memory import memory_cgroup
+from tests.guest.partial_slot import end_by_closing, end_by_detaching, end_by_shutdown, leave_a_rest
 from tests.guest.pattern import pattern
 from tests.guest.raw import (
     CLOSED,
@@ -33,7 +34,6 @@ from tests.guest.raw import (
     register,
     register_body,
 )
-from tests.guest.rest import end_by_closing, end_by_detaching, end_by_shutdown, leave_a_rest
 from tests.guest.wire import NIC, PEER_ADDRESS, connect_pair, in_peer_namespace, receive_exactly
 from tests.waiting import eventually
 

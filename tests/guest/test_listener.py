@@ -17,7 +17,7 @@ import pytest
 
 from tests.guest.children import Child
 from tests.guest.commands import sh
-from tests.guest.held import WaitingCall, under_way
+from tests.guest.locked_socket import WaitingCall, under_way
 from tests.guest.raw import (
     ATTACH_LISTENER,
     CLOSED,

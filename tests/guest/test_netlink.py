@@ -20,9 +20,9 @@ from pyroute2.netlink import NETLINK_GENERIC, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_D
 from stackmap import DEVICE
 from stackmap.inspect import CONN_GET, ConnectionInfo, ConnMessage, Inspector, PortInfo
 from stackmap_cli.main import main
+from tests.guest.partial_slot import peer_is_full
 from tests.guest.peer import inside
 from tests.guest.raw import CLOSED, REGISTER_SIZE, SMIOC_ATTACH, RawPort, register
-from tests.guest.rest import peer_is_full
 from tests.guest.wire import (
     ADDRESS,
     NIC,

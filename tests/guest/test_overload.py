@@ -14,9 +14,9 @@ import pytest
 
 from tests.guest.children import Child
 from tests.guest.commands import sh
+from tests.guest.partial_slot import unacknowledged
 from tests.guest.pattern import pattern
 from tests.guest.raw import REFUSED, SYNC_RX, SYNC_TX, RawPort
-from tests.guest.rest import unacknowledged
 from tests.guest.tcp_info import tcp_info
 from tests.guest.wire import NIC, connect_pair, peer_is_late_by, peer_loses, receive_exactly
 from tests.waiting import eventually

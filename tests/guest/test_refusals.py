@@ -23,7 +23,7 @@ from tests.guest.bpf import (
     remove_from_sockmap,
 )
 from tests.guest.commands import sh
-from tests.guest.held import WaitingCall
+from tests.guest.locked_socket import WaitingCall
 from tests.guest.raw import CLOSED, ERROR, RawPort
 from tests.guest.wire import (
     ADDRESS,

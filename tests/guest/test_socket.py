@@ -10,9 +10,9 @@ import subprocess
 import threading
 from typing import TYPE_CHECKING
 
+from tests.guest.partial_slot import unacknowledged
 from tests.guest.pattern import pattern
 from tests.guest.raw import EOF, SYNC_POLL, SYNC_RX, RawPort
-from tests.guest.rest import unacknowledged
 from tests.guest.wire import connect_pair
 from tests.waiting import eventually
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.guest.commands import sh
-from tests.guest.rest import peer_is_full
+from tests.guest.partial_slot import peer_is_full
 from tests.guest.wire import connect_pair, receive_exactly
 from tests.reset import reset_on_close
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import RingPort
-from tests.guest.held import WaitingCall
+from tests.guest.locked_socket import WaitingCall
 from tests.guest.raw import EOF, SYNC_RX, SYNC_TX, SYNC_WAIT, RawPort
 from tests.guest.wire import NIC, connect_pair, peer_loses
 

@@ -23,7 +23,7 @@ UNTOLD_PAGES = 2 * 256
 @pytest.mark.first_kernel
 @pytest.mark.timeout(1800)
 def test_memory_comes_back(large: Guest) -> None:
-    command = ["-m", "tests.guest.crowd", str(CONNECTIONS), str(TIMES)]
+    command = ["-m", "tests.guest.ten_thousand", str(CONNECTIONS), str(TIMES)]
     done = large.run([sys.executable, "-B", *command], timeout=1700)
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["moment"] for line in told] == ["before", "height", "after"] * TIMES

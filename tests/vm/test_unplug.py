@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.guest.lifetimes import SITUATIONS
-from tests.guest.plugged import MACS
+from tests.guest.virtio_lifetimes import MACS
 from tests.waiting import PATIENCE, eventually
 
 if TYPE_CHECKING:
@@ -76,7 +76,14 @@ def serve(slots: Slots, process: GuestProcess) -> None:
 @pytest.mark.parametrize("situation", [name for name in SITUATIONS if ROUNDS or name in SHORT])
 def test_unplug(server: Guest, situation: str) -> None:
     process = server.popen(
-        [sys.executable, "-B", "-m", "tests.guest.plugged", situation, str(max(ROUNDS, 1))],
+        [
+            sys.executable,
+            "-B",
+            "-m",
+            "tests.guest.virtio_lifetimes",
+            situation,
+            str(max(ROUNDS, 1)),
+        ],
         stdin=True,
     )
     slots = Slots(server)

@@ -20,6 +20,14 @@ import pytest
 from tests.debug.inside.faults import KINDS, Faults, Strike, function_text, module_memory
 from tests.guest.attached import Attached
 from tests.guest.commands import sh
+from tests.guest.partial_slot import (
+    bytes_acked,
+    bytes_in_tcp,
+    end_by_closing,
+    end_by_detaching,
+    end_by_shutdown,
+    leave_a_rest,
+)
 from tests.guest.pattern import pattern
 from tests.guest.raw import (
     ATTACH_LISTENER,
@@ -38,14 +46,6 @@ from tests.guest.raw import (
     limits_option,
     register,
     register_body,
-)
-from tests.guest.rest import (
-    bytes_acked,
-    bytes_in_tcp,
-    end_by_closing,
-    end_by_detaching,
-    end_by_shutdown,
-    leave_a_rest,
 )
 from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, receive_exactly
 from tests.waiting import eventually

@@ -1,4 +1,4 @@
-"""Lifetimes on virtio NICs that come and go: ``python -m tests.guest.plugged SITUATION ROUNDS``.
+"""Lifetimes on virtio NICs: ``python -m tests.guest.virtio_lifetimes SITUATION ROUNDS``.
 
 The machine is changed from outside, by whoever started this: a line on the standard output asks
 for it ("plug NAME" or "unplug NAME"), and a line on the standard input says that it was done.

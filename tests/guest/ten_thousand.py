@@ -1,4 +1,4 @@
-"""Ten thousand connections on one port, several times: ``python -m tests.guest.crowd COUNT TIMES``.
+"""Ten thousand connections on a port: ``python -m tests.guest.ten_thousand COUNT TIMES``.
 
 Each time they are made, attached, spoken over in both directions and closed, in namespaces that
 are made for it and deleted afterwards.  Prints the kernel's memory before, at the height of and
