@@ -450,7 +450,11 @@ class Ring(Carrier):
         self._look_after()
 
     def _deliver_held_back(self, segments: list[Segment]) -> None:
-        """Deliver what connections held back that take data again, or are closing."""
+        """Deliver what connections held back that take data again, or are closing.
+
+        More is taken from TCP with the exchange after that, unless the application has paused the
+        connection again: or it would be given twice as much at a time as the ring holds.
+        """
         resumed = list(self._resumed)
         self._resumed.clear()
         for connection in resumed:
@@ -460,6 +464,10 @@ class Ring(Carrier):
             connection._deaf = connection._closing
             for flags, code, data in held:
                 self._handle_slot(connection, flags, code, data, segments)
+            if held and not connection._released:
+                self._deliver_later(connection)
+            elif not connection._released:
+                self._kernel.pause(connection.id, paused=False)
 
     def _handle_event(
         self, connection: RingConnection, flags: int, code: int, segments: list[Segment]

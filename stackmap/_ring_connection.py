@@ -183,8 +183,8 @@ class RingConnection(Connection):
     def _apply_pause(self) -> None:
         self._deaf = self._paused or self._closing or bool(self._held_back)
         if self._held_back and not self._paused:
-            self.ring._deliver_later(self)
-        if not any(flags & Event.CLOSED for flags, _code, _data in self._held_back):
+            self.ring._deliver_later(self)  # and take more from TCP after that
+        elif not any(flags & Event.CLOSED for flags, _code, _data in self._held_back):
             self._pair.kernel.pause(self.id, paused=self._paused)
 
     def _apply_credits(self, more: int | None) -> None:
