@@ -464,9 +464,11 @@ class Ring(Carrier):
             connection._deaf = connection._closing
             for flags, code, data in held:
                 self._handle_slot(connection, flags, code, data, segments)
-            if held and not connection._released:
+            if connection._paused or connection._released:
+                continue  # it was only told that it closes, or it is gone
+            if held:
                 self._deliver_later(connection)
-            elif not connection._released:
+            else:
                 self._kernel.pause(connection.id, paused=False)
 
     def _handle_event(

@@ -561,3 +561,26 @@ def test_errors_of_attaching_are_of_a_kind(port: Port, socket_pair: Callable[[],
         with pytest.raises(errors.ClosedError, match="the socket is closed"):
             port.attach(sock)
         exchange_until(port, Event.CLOSED)
+
+
+def test_a_paused_connection_that_closes_takes_nothing_more(link: Link) -> None:
+    link.fill()  # so that close() has something to wait for
+    link.peer.sendall(b"on its way before the pause")
+    time.sleep(0.2)
+    link.connection.pause_reading()
+    link.peer.setblocking(False)
+
+    def send() -> int:
+        try:
+            return link.peer.send(bytes(65536))
+        except BlockingIOError:
+            return 0
+
+    def stuck() -> bool:
+        return not any((send(), time.sleep(0.02))[0] for _ in range(20))
+
+    link.until(stuck)
+    link.connection.close()
+    for _ in range(20):
+        link.hear(0.01)
+    assert stuck()
