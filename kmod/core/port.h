@@ -114,11 +114,6 @@ static inline void sm_port_get(struct sm_port *port)
 	kref_get(&port->kref);
 }
 
-static inline void sm_port_room(struct sm_rxring *rx)
-{
-	rx->rings->port->ops->room(rx);
-}
-
 /* limits.c */
 
 int sm_port_number(struct sm_port *port, u32 *limit);

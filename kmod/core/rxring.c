@@ -146,7 +146,7 @@ int sm_rxring_take_back(struct sm_rxring *rx)
 		return 0;
 	while (rx->head != head)
 		sm_rxring_take_back_some(rx, head);
-	sm_port_room(rx);
+	rx->rings->port->ops->room(rx);
 	return 0;
 }
 

@@ -15,8 +15,8 @@
 #include "tcp/tx.h"
 #include "trace.h"
 
-/* Put an event into the ring; false if there is no room. */
-static bool sm_event_put(struct sm_conn *conn, u8 flags, u8 err)
+/* Put an event with a payload into the ring; false if there is no room. */
+static bool sm_event_put_with(struct sm_conn *conn, u8 flags, u8 err, const void *payload, u16 len)
 {
 	struct sm_rxring *rx = conn->pair->rings.rx;
 	struct sm_rxslot *slot;
@@ -26,28 +26,18 @@ static bool sm_event_put(struct sm_conn *conn, u8 flags, u8 err)
 	if (slot) {
 		slot->flags = flags;
 		slot->err = err;
+		slot->len = len;
 		trace_sm_event(conn, flags, err);
+		if (len)
+			memcpy(sm_pool_addr(sm_conn_pool(conn), slot->buf), payload, len);
 	}
 	spin_unlock_bh(&rx->lock);
 	return slot;
 }
 
-/* Put an event with a payload into the ring; false if there is no room. */
-static bool sm_event_put_with(struct sm_conn *conn, u8 flags, const void *payload, u16 len)
+static bool sm_event_put(struct sm_conn *conn, u8 flags, u8 err)
 {
-	struct sm_rxring *rx = conn->pair->rings.rx;
-	struct sm_rxslot *slot;
-
-	spin_lock_bh(&rx->lock);
-	slot = sm_rxring_open(rx, conn->id);
-	if (slot) {
-		slot->flags = flags;
-		slot->len = len;
-		trace_sm_event(conn, flags, 0);
-		memcpy(sm_pool_addr(sm_conn_pool(conn), slot->buf), payload, len);
-	}
-	spin_unlock_bh(&rx->lock);
-	return slot;
+	return sm_event_put_with(conn, flags, err, NULL, 0);
 }
 
 /* Put one event into the ring, once; false if there is no room. */
@@ -78,7 +68,7 @@ static bool sm_event_announce(struct sm_conn *conn)
 	else
 #endif
 		memcpy(open.addr, &inet_sk(sk)->inet_daddr, sizeof(__be32));
-	return sm_event_put_with(conn, SM_SLOT_OPEN, &open, sizeof(open));
+	return sm_event_put_with(conn, SM_SLOT_OPEN, 0, &open, sizeof(open));
 }
 
 /* Report the bytes that the peer has acknowledged; false if there is no room. */
@@ -87,7 +77,7 @@ static bool sm_event_acked(struct sm_conn *conn)
 	u64 missing = conn->end > conn->acked ? conn->end - conn->acked : 0;
 	struct sm_acked acked = { .bytes = conn->bytes_accepted - missing };
 
-	return sm_event_put_with(conn, SM_SLOT_ACKED, &acked, sizeof(acked));
+	return sm_event_put_with(conn, SM_SLOT_ACKED, 0, &acked, sizeof(acked));
 }
 
 /* Tell of the end of the stream, if it has come; false if data or the event found no room. */

@@ -49,7 +49,7 @@ static void sm_tcp_room(struct sm_rxring *rx)
 /* -- commands ------------------------------------------------------------------------------- */
 
 /* Is this a socket that the port may have? */
-int sm_tcp_check_socket(const struct sm_tcp_port *port, const struct socket *sock)
+static int sm_tcp_check_socket(const struct sm_tcp_port *port, const struct socket *sock)
 {
 	const struct sock *sk = sock->sk;
 

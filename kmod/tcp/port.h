@@ -84,7 +84,6 @@ static inline struct sm_pair *sm_pair_of(struct sm_rings *rings)
 	return container_of(rings, struct sm_pair, rings);
 }
 
-int sm_tcp_check_socket(const struct sm_tcp_port *port, const struct socket *sock);
 void sm_pair_unblock(struct sm_pair *pair);
 
 #endif /* _SM_TCP_PORT_H */
