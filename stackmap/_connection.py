@@ -26,7 +26,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Payload(Protocol):
-    """What :meth:`Connection.forward` sends on: a :class:`Segment`, or a :class:`Kept`."""
+    """The argument of :meth:`Connection.forward`: a :class:`Segment`, or a :class:`Kept`."""
 
     @property
     def view(self) -> memoryview: ...

@@ -23,7 +23,7 @@ _NO_RECORD = 0xFFFFFFFF
 
 
 class Carrier(Port):
-    """What a ring is to the connections on it.
+    """The side of a ring that its connections use.
 
     Attributes:
         index: the number of the ring in its port.
@@ -75,7 +75,7 @@ class RingConnection(Connection):
         self._announced = announced
         # It ended by itself, which the application may not have seen yet.
         self._failed = False
-        # What arrives is not simply delivered: it is closing, paused, or has something held back.
+        # Slots may not be delivered: it is closing, paused, or has something held back.
         self._deaf = False
         #: Flags, errno and payload of slots that arrived while it was paused.
         self._held_back: list[tuple[int, int, bytes]] = []

@@ -73,7 +73,7 @@ _ORIGIN_TIMESTAMPING, _STAMPED_BY_ACK = 4, 2
 
 
 class _AttachedSocket(socket.socket):
-    """What the socket of a connection is: payload goes through the port, as it must on rings."""
+    """The class of an attached socket: payload goes through the port, as it must on rings."""
 
     __slots__ = ()
 
@@ -133,7 +133,7 @@ class SocketConnection(Connection):
         self._send_now = sock.send
         self._recvmsg = sock.recvmsg
         self._sendmsg = sock.sendmsg
-        # What is sent is to be reported; the kernel counts bytes from this one, if it does at all.
+        # Sent bytes are to be reported; the kernel numbers them from this one, once it does.
         self._stamping = False
         self._reported_from: int | None = None
         self._interest = _UNREGISTERED

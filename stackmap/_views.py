@@ -23,7 +23,7 @@ def _release(view: memoryview, page: Any, connection: Connection) -> None:
     Raises:
         BufferError: a slice of the view is still in use.
     """
-    # What refers to the page besides: the pair's table of pages, the owner of the view, the
+    # Other references to the page: the pair's table of pages, the owner of the view, the
     # argument here, and that of getrefcount().
     if not release_unless_in_use(view) or sys.getrefcount(page) > 4:
         raise in_use_error(connection)
