@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ._device import DEVICE
@@ -56,18 +55,6 @@ def choose_port(backend: Backend, nic: str | None) -> tuple[Port, str]:
         return SocketPort(), f"because {reason}"
 
 
-def bound_nics() -> list[str]:
-    """Names of the NICs in this network namespace whose root qdisc is the module's."""
-    from pyroute2 import IPRoute  # noqa: PLC0415 (takes 0.3 s, and sockets do not need it)
-
-    with IPRoute() as route:
-        return [
-            socket.if_indextoname(qdisc["index"])
-            for qdisc in route.get_qdiscs()
-            if qdisc.get_attr("TCA_KIND") == "stackmap"
-        ]
-
-
 def _open_rings(nic: str | None) -> tuple[Port, str]:
     if not os.access(DEVICE, os.F_OK):
         raise BackendUnavailableError(
@@ -82,7 +69,9 @@ def _open_rings(nic: str | None) -> tuple[Port, str]:
 
 
 def _only_bound_nic() -> str:
-    nics = bound_nics()
+    from ._nics import bound_nics  # noqa: PLC0415 (pyroute2 takes 0.3 s; sockets do not need it)
+
+    nics = [nic.name for nic in bound_nics()]
     if not nics:
         raise BackendUnavailableError("no NIC is bound: run `stackmap bind NIC` first")
     if len(nics) > 1:

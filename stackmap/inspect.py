@@ -1,4 +1,4 @@
-"""Read the module's ports, rings and connections over generic netlink.
+"""Read the module's ports, rings and connections over generic netlink, and which NICs are bound.
 
 ``kmod/stackmap.yaml`` specifies the messages, and says why no privilege is needed.
 """
@@ -16,10 +16,25 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import AsyncGenericNetlinkSocket, GenericNetlinkSocket
 
 from ._device import DEVICE
+from ._nics import QDISC_KIND, BoundNic, Grants, bound_nics, root_qdiscs
 from .errors import StackmapError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+__all__ = [
+    "QDISC_KIND",
+    "BoundNic",
+    "ConnectionInfo",
+    "Counters",
+    "Grants",
+    "Inspector",
+    "NotLoadedError",
+    "PortInfo",
+    "RingInfo",
+    "bound_nics",
+    "root_qdiscs",
+]
 
 FAMILY = "stackmap"
 PORT_GET, RING_GET, CONN_GET = 1, 2, 3

@@ -74,13 +74,15 @@ def bind(
     """
     from pyroute2 import IPRoute  # noqa: PLC0415 (takes 0.3 s that other commands need not pay)
 
-    from . import qdisc, uses  # noqa: PLC0415 (import it too)
+    from stackmap.inspect import QDISC_KIND, Grants  # noqa: PLC0415 (imports it too)
 
-    grants = qdisc.Grants(_uid(user), _gid(group))
+    from . import qdisc, uses  # noqa: PLC0415
+
+    grants = Grants(_uid(user), _gid(group))
     _require_net_admin("bind")
     with IPRoute(ext_ack=True) as route:
         state = qdisc.read_nic(route, nic)
-        bound_already = state.qdisc == qdisc.KIND
+        bound_already = state.qdisc == QDISC_KIND
         if not bound_already:
             qdisc.check_bindable(state)
             if not force:
@@ -101,12 +103,14 @@ def unbind(nic: str) -> None:
     """
     from pyroute2 import IPRoute  # noqa: PLC0415 (takes 0.3 s that other commands need not pay)
 
-    from . import qdisc  # noqa: PLC0415 (imports it too)
+    from stackmap.inspect import QDISC_KIND  # noqa: PLC0415 (imports it too)
+
+    from . import qdisc  # noqa: PLC0415
 
     _require_net_admin("unbind")
     with IPRoute(ext_ack=True) as route:
         state = qdisc.read_nic(route, nic)
-        if state.qdisc != qdisc.KIND:
+        if state.qdisc != QDISC_KIND:
             click.echo(f"{state.name} is not bound.")
             return
         qdisc.remove_qdisc(route, state)

@@ -1,33 +1,22 @@
-"""Read a NIC's state over rtnetlink, judge whether it may be bound, and bind it.
-
-The options of the qdisc (SM_TCA_* in ``kmod/uapi/stackmap.h``) name the user and the group that may
-open ports besides the administrator.
-"""
+"""Read a NIC's state over rtnetlink, judge whether it may be bound, and bind it."""
 
 from __future__ import annotations
 
 import errno
-import grp
-import pwd
-import socket
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
-from pyroute2.netlink import NLA_F_NESTED, nla
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import TC_H_ROOT
-from pyroute2.netlink.rtnl.tcmsg import plugins
 
 from stackmap.errors import StackmapError
+from stackmap.inspect import QDISC_KIND, Grants, root_qdiscs
 
 from .topology import read_topology
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-KIND = "stackmap"
+    from collections.abc import Sequence
 
 #: Devices that hand their packets on to others, which have the queues to drivers; and how to call
 #: one.
@@ -44,55 +33,6 @@ _STACKED = {
 
 class NicError(StackmapError):
     """The NIC cannot be bound, or unbound, as it is."""
-
-
-class QdiscOptions(nla):
-    """The options of the module's qdisc."""
-
-    nla_flags = NLA_F_NESTED
-    prefix = "SM_TCA_"
-    nla_map = (("SM_TCA_UNSPEC", "none"), ("SM_TCA_UID", "uint32"), ("SM_TCA_GID", "uint32"))
-
-
-class _Plugin:
-    """pyroute2's description of a kind of qdisc."""
-
-    options = QdiscOptions
-
-    @staticmethod
-    def get_parameters(request: dict[str, Any]) -> Any:
-        return request.get("options")
-
-
-plugins[KIND] = _Plugin
-
-
-@dataclass(frozen=True)
-class Grants:
-    """The user and the group that may open ports on a NIC besides the administrator, by number."""
-
-    uid: int | None = None
-    gid: int | None = None
-
-    def __bool__(self) -> bool:
-        return self.uid is not None or self.gid is not None
-
-    def __str__(self) -> str:
-        names = []
-        if self.uid is not None:
-            names.append(f"user {_name_of_user(self.uid)}")
-        if self.gid is not None:
-            names.append(f"group {_name_of_group(self.gid)}")
-        return f"{' and '.join(names or ['only root'])} may open ports on it"
-
-
-@dataclass(frozen=True)
-class BoundNic:
-    """A NIC with the module's qdisc at its root."""
-
-    name: str
-    index: int
-    grants: Grants
 
 
 @dataclass(frozen=True)
@@ -218,33 +158,9 @@ def other_qdiscs(route: IPRoute) -> dict[str, str]:
     """The kinds of root qdiscs that somebody chose instead of the module's, by NIC."""
     return {
         name: qdisc.get_attr("TCA_KIND")
-        for name, qdisc in _root_qdiscs(route)
-        if qdisc["handle"] and qdisc.get_attr("TCA_KIND") != KIND
+        for name, qdisc in root_qdiscs(route)
+        if qdisc["handle"] and qdisc.get_attr("TCA_KIND") != QDISC_KIND
     }
-
-
-def bound_nics(route: IPRoute) -> list[BoundNic]:
-    """The NICs of this network namespace that are bound."""
-    return [
-        BoundNic(name, qdisc["index"], _grants(qdisc))
-        for name, qdisc in _root_qdiscs(route)
-        if qdisc.get_attr("TCA_KIND") == KIND
-    ]
-
-
-def _root_qdiscs(route: IPRoute) -> Iterator[tuple[str, Any]]:
-    """The root qdiscs of all NICs, with the NICs' names; NICs that go away meanwhile left out."""
-    for qdisc in list(route.get_qdiscs()):
-        if qdisc["parent"] == TC_H_ROOT:
-            with suppress(OSError):
-                yield socket.if_indextoname(qdisc["index"]), qdisc
-
-
-def _grants(qdisc: Any) -> Grants:
-    options = qdisc.get_attr("TCA_OPTIONS")
-    if options is None:
-        return Grants()
-    return Grants(options.get_attr("SM_TCA_UID"), options.get_attr("SM_TCA_GID"))
 
 
 def set_qdisc(route: IPRoute, nic: Nic, grants: Grants | None) -> None:
@@ -263,7 +179,7 @@ def set_qdisc(route: IPRoute, nic: Nic, grants: Grants | None) -> None:
         numbers = (("SM_TCA_UID", grants.uid), ("SM_TCA_GID", grants.gid))
         request["options"] = {"attrs": [pair for pair in numbers if pair[1] is not None]}
     try:
-        route.tc("replace", KIND, **request)
+        route.tc("replace", QDISC_KIND, **request)
     except NetlinkError as error:
         raise _refusal(nic, error) from error
 
@@ -283,19 +199,5 @@ def remove_qdisc(route: IPRoute, nic: Nic) -> None:
 def _refusal(nic: Nic, error: NetlinkError) -> NicError:
     reason = str(error.args[1])
     if error.code == errno.ENOENT:
-        reason = f"the loaded module has no qdisc {KIND!r}: unload it and load the project's"
+        reason = f"the loaded module has no qdisc {QDISC_KIND!r}: unload it and load the project's"
     return NicError(f"the kernel does not change the queueing of {nic.name}: {reason}")
-
-
-def _name_of_user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _name_of_group(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)

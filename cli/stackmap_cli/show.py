@@ -34,9 +34,9 @@ def ports(*, as_json: bool) -> None:
     """
     from pyroute2 import IPRoute
 
-    from stackmap.inspect import Inspector
+    from stackmap.inspect import Inspector, bound_nics
 
-    from .qdisc import bound_nics, other_qdiscs
+    from .qdisc import other_qdiscs
 
     with Inspector() as inspector, IPRoute() as route:
         found, nics, others = inspector.ports(), bound_nics(route), other_qdiscs(route)

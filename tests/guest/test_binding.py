@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from pyroute2 import IPRoute, netns
 
-from stackmap.inspect import Inspector, PortInfo
-from stackmap_cli.qdisc import Grants, read_nic, set_qdisc
+from stackmap.inspect import Grants, Inspector, PortInfo
+from stackmap_cli.qdisc import read_nic, set_qdisc
 from tests.guest.children import Child
 from tests.guest.commands import ip, sh
 from tests.guest.peer import inside

@@ -29,8 +29,8 @@ from pyroute2.netlink.rtnl import TC_H_ROOT
 from pyroute2.netlink.rtnl.tcmsg import plugins
 
 from stackmap import BackendUnavailableError, RingPort
-from stackmap.inspect import Inspector
-from stackmap_cli.qdisc import KIND, Grants, NicError, bound_nics, read_nic, set_qdisc
+from stackmap.inspect import QDISC_KIND, Grants, Inspector, bound_nics
+from stackmap_cli.qdisc import NicError, read_nic, set_qdisc
 from tests.guest.commands import sh
 from tests.guest.peer import inside
 from tests.guest.raw import SYNC_POLL, SYNC_RX, RawPort
@@ -236,11 +236,11 @@ class UnknownOptions(nla):  # type: ignore[misc]
 
 def test_no_option_but_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Options that this module does not know are refused, not ignored."""
-    monkeypatch.setattr(plugins[KIND], "options", UnknownOptions)
+    monkeypatch.setattr(plugins[QDISC_KIND], "options", UnknownOptions)
     options = {"attrs": [("SM_TCA_UNKNOWN", 1)]}
     index = socket.if_nametoindex(NIC)
     with IPRoute() as route, pytest.raises(NetlinkError) as refused:
-        route.tc("replace", KIND, index=index, parent=TC_H_ROOT, options=options)
+        route.tc("replace", QDISC_KIND, index=index, parent=TC_H_ROOT, options=options)
     assert refused.value.code == errno.EINVAL
 
 

@@ -11,9 +11,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from stackmap import DEVICE
-from stackmap.inspect import ConnectionInfo, Counters, PortInfo, RingInfo
+from stackmap.inspect import ConnectionInfo, Counters, Grants, PortInfo, RingInfo
 from stackmap_cli.main import main
-from stackmap_cli.qdisc import Grants
 from stackmap_cli.show import connections_table, counters_table, ports_table
 
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ LAYERS = (
     ("_ring",),
     ("_ring_port",),
     # What users import besides.
+    ("_nics",),
     ("_open", "inspect"),
     ("__init__",),
 )
