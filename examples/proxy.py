@@ -10,10 +10,7 @@ nothing is taken from the other, whose TCP window closes.
 from __future__ import annotations
 
 import argparse
-import errno
-import selectors
 import socket
-from typing import Any
 
 from stackmap import Event, Port, open_port
 
@@ -29,20 +26,15 @@ class Proxy:
     ``app`` of each connection is the other one of its pair.
     """
 
-    to: Any  # an address, whose form depends on the family
-
     def __init__(self, port: Port, listener: socket.socket, to: tuple[str, int]) -> None:
         self.port = port
         self.listener = listener
-        family, kind, protocol, _name, self.to = socket.getaddrinfo(*to, type=socket.SOCK_STREAM)[0]
-        self.kind = (family, kind, protocol)
+        # Names are looked up once: a port connects to addresses.
+        host, number = socket.getaddrinfo(*to, type=socket.SOCK_STREAM)[0][4][:2]
+        self.to = (str(host), int(number))
         self.sockets = 0
-        # A port waits for files that can be read, and a socket that has connected is one that can
-        # be written to.  But a selector is a file itself, which can be read when one of its sockets
-        # is ready.
-        self.connecting = selectors.EpollSelector()
-        port.watch(self.connecting, self.connected)
-        port.watch(listener, self.accept)
+        self.accepting = False
+        self.count(0)
 
     def run(self) -> None:
         """Serve for ever."""
@@ -60,64 +52,43 @@ class Proxy:
                 if segment.event & Event.ERROR:
                     there.abort()
                 if segment.event & Event.CLOSED:
-                    self.gone(1)
+                    self.count(-1)
 
     def accept(self) -> None:
         """Take one client from the backlog, and begin to connect on its behalf.
 
-        The client is attached only then: what it sends meanwhile waits in its socket.
+        What it sends meanwhile waits in the queue of the other connection, until that is connected;
+        it is not read from any more then.
         """
         client, _address = self.listener.accept()
-        server = socket.socket(*self.kind)
-        server.setblocking(False)
-        for sock in (client, server):
+        try:
+            here = self.port.attach(client)
+        except OSError:  # the client has gone meanwhile, or the port is full
+            client.close()
+            return
+        self.count(1)
+        here.app = here  # until there is another
+        try:
+            there = self.port.connect(self.to)
+        except OSError:  # no socket is left
+            here.abort()
+            return
+        self.count(1)
+        here.app, there.app = there, here
+        for sock in (here.sock, there.sock):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PATIENCE)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PATIENCE * 1000)
-        self.sockets += 2
-        if self.sockets >= MAX_SOCKETS:
-            self.port.unwatch(self.listener)
-        error = server.connect_ex(self.to)
-        if error in (0, errno.EINPROGRESS):
-            self.connecting.register(server, selectors.EVENT_WRITE, client)
-        else:
-            self.give_up(client, server)
 
-    def connected(self) -> None:
-        """Some connects have ended: join the two sides of those that succeeded."""
-        for key, _events in self.connecting.select(0):
-            client, server = key.data, key.fileobj
-            assert isinstance(server, socket.socket)
-            self.connecting.unregister(server)
-            if server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                self.give_up(client, server)
-                continue
-            try:
-                one = self.port.attach(client)
-            except OSError:  # the client has gone meanwhile, or the port is full
-                self.give_up(client, server)
-                continue
-            one.app = one  # until there is another
-            try:
-                other = self.port.attach(server)
-            except OSError:
-                one.abort()
-                self.give_up(server)
-                continue
-            one.app, other.app = other, one
-
-    def give_up(self, *socks: socket.socket) -> None:
-        """Close sockets that were not attached."""
-        for sock in socks:
-            sock.close()
-        self.gone(len(socks))
-
-    def gone(self, number: int) -> None:
-        """So many sockets are closed: if that makes room, listen again."""
-        was_full = self.sockets >= MAX_SOCKETS
-        self.sockets -= number
-        if was_full and self.sockets < MAX_SOCKETS:
+    def count(self, change: int) -> None:
+        """Count connections; accept while there is room for a pair."""
+        self.sockets += change
+        accepting = self.sockets <= MAX_SOCKETS - 2
+        if accepting and not self.accepting:
             self.port.watch(self.listener, self.accept)
+        elif self.accepting and not accepting:
+            self.port.unwatch(self.listener)
+        self.accepting = accepting
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import collections
 import hashlib
-import os
 import socket
 import struct
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,8 +87,6 @@ class RpcServer:
         self.clients = 0
         # A port is for one thread: the others leave results here, and wake it.
         self.done: collections.deque[tuple[Client, int, Future[bytes]]] = collections.deque()
-        self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        port.watch(self.wake, self.reply)
         port.watch(self.listener, self.accept)
 
     def run(self) -> None:
@@ -104,6 +101,7 @@ class RpcServer:
                         client.received += segment.view
                     client.has_ended |= bool(segment.event & Event.EOF)
                     self.go_on(client)
+            self.reply()
 
     def accept(self) -> None:
         """Take one client from the backlog, and stop listening at the limit."""
@@ -147,13 +145,12 @@ class RpcServer:
 
         def finished(future: Future[bytes]) -> None:  # in a thread of the pool
             self.done.append((client, number, future))
-            os.eventfd_write(self.wake, 1)
+            self.port.wakeup()
 
         self.pool.submit(handle, payload).add_done_callback(finished)
 
     def reply(self) -> None:
         """Send what is done, and go on with the clients that waited for it."""
-        os.eventfd_read(self.wake)
         while self.done:
             client, number, future = self.done.popleft()
             client.in_flight -= 1
