@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 from pyroute2 import IPRoute, netns
 
 from stackmap.inspect import Grants, Inspector, PortInfo
+from stackmap_cli.main import main
 from stackmap_cli.qdisc import read_nic, set_qdisc
 from tests.guest.children import Child
 from tests.guest.commands import ip, sh
@@ -231,10 +231,9 @@ def test_a_notification_speaks_as_the_namespace_of_the_nic_does() -> None:
 
 def test_the_command_line_lists_what_there_is(own_port: RawPort) -> None:
     unbind()
-    command = [sys.executable, "-m", "stackmap_cli.main", "ports"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    assert f"tcp:{NAME} (no longer bound)" in done.stdout
+    done = CliRunner().invoke(main, ["ports"], catch_exceptions=False)
+    assert f"tcp:{NAME} (no longer bound)" in done.output
     bind()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    assert "no longer bound" not in done.stdout
+    done = CliRunner().invoke(main, ["ports"], catch_exceptions=False)
+    assert "no longer bound" not in done.output
     assert listed(own_port).name == f"tcp:{NAME}"

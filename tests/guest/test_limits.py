@@ -29,14 +29,14 @@ from tests.guest.raw import (
     register,
     register_body,
 )
-from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace
+from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, peer_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 #: How many connections are attached to see what they cost, and what each costs at least: its
 #: addresses, links and callbacks alone.
-ATTACHED, CONNECTION_SIZE = 2000, 200
+ATTACHED, CONNECTION_SIZE = 1000, 200
 
 NONE, RINGS, SLOTS, BUFFERS, CONNECTIONS, MEMORY = range(6)
 MILLION = 1 << 20
@@ -309,8 +309,9 @@ def test_records_rings_and_connections_are_charged(cgroup: Path) -> None:
     with ExitStack() as stack:
         socks = []
         listener = stack.enter_context(socket.create_server((ADDRESS, 0), backlog=128))
-        for _ in range(ATTACHED):
-            peer = stack.enter_context(in_peer_namespace())
+        with peer_namespace():
+            peers = [stack.enter_context(socket.socket()) for _ in range(ATTACHED)]
+        for peer in peers:
             peer.connect(listener.getsockname())
             socks.append(stack.enter_context(listener.accept()[0]))
 
@@ -339,8 +340,15 @@ def test_records_rings_and_connections_are_charged(cgroup: Path) -> None:
 
 def test_memory_comes_back_when_the_port_closes(cgroup: Path) -> None:
     """A port's pages are freed with it, so that the same room can be had again and again."""
-    for _ in range(5):
-        in_cgroup(cgroup, f"from stackmap import RingPort; RingPort({NIC!r}, spare_buffers=10_000)")
+    in_cgroup(
+        cgroup,
+        f"""
+from stackmap import RingPort
+for _ in range(5):
+    RingPort({NIC!r}, spare_buffers=10_000).close()
+RingPort({NIC!r}, spare_buffers=10_000)  # closed by the end of the process
+""",
+    )
     deadline = time.monotonic() + 20
     while int((cgroup / "memory.current").read_text()) > 20 << 20:
         assert time.monotonic() < deadline

@@ -26,9 +26,9 @@ CONCURRENT = {
 FIRST_KERNEL = {
     f"test_{name}.py"
     for name in (
-        "congestion", "examples", "kill", "limits", "memcached_ends", "netlink", "register",
-        "reuseport", "rights", "security", "signals", "soft_errors", "spin", "tcp_state",
-        "tracepoints",
+        "congestion", "examples", "kill", "lifetimes", "limits", "memcached_ends", "netlink",
+        "register", "reuseport", "rights", "security", "signals", "soft_errors", "spin",
+        "tcp_state", "tracepoints",
     )
 }  # fmt: skip
 
