@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 AGENT_PORT = "stackmap.agent"
 
+# An emulated processor without ERMS ("enhanced rep movsb"): with it, the kernel copies and clears
+# memory by instructions that QEMU carries out byte by byte.
+#
 # "icount" is a machine in which time passes by instructions executed (2 ns each) and not by the
 # host's clock, and nothing is left to chance: what it counts repeats.
 _ACCEL_ARGUMENTS = {
-    "kvm": ["-accel", "kvm"],
-    "tcg": ["-accel", "tcg,thread=multi"],
+    "kvm": ["-accel", "kvm", "-cpu", "max"],
+    "tcg": ["-accel", "tcg,thread=multi", "-cpu", "max,-erms"],
     "icount": [
+        *("-cpu", "max"),
         *("-accel", "tcg", "-icount", "shift=1,sleep=off", "-seed", "1"),
         *("-rtc", "base=2024-01-01,clock=vm"),
     ],
@@ -58,7 +62,6 @@ def machine_arguments(
     return [
         find_qemu(),
         *_ACCEL_ARGUMENTS[accel],
-        *("-cpu", "max"),
         *("-machine", "pc,memory-backend=memory"),
         *("-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on"),
         *("-m", f"{memory}M"),
