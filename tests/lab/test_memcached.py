@@ -30,6 +30,7 @@ THEIRS = f"{SERVER_ADDRESS}:{PORT + 1}"
 PATIENCE = 300.0
 
 pytestmark = [
+    pytest.mark.first_kernel,
     pytest.mark.usefixtures("rings"),
     pytest.mark.timeout(900),
     pytest.mark.skipif(
@@ -84,7 +85,6 @@ def theirs(lab: Lab) -> Iterator[None]:
     process.wait(PATIENCE)
 
 
-@pytest.mark.first_kernel
 def test_pymemcache(lab: Lab) -> None:
     with oracle() as here:
         expected = pymemcache_outcomes(here)
@@ -93,7 +93,6 @@ def test_pymemcache(lab: Lab) -> None:
     print(f"{list(expected.values()).count('passed')} of {len(expected)} passed on both")
 
 
-@pytest.mark.first_kernel
 def test_memccapable(lab: Lab) -> None:
     with oracle() as here:
         expected = memccapable_outcomes(here)

@@ -109,6 +109,7 @@ def test_they_show_a_stream_while_it_flows(lab: Lab) -> None:
         hosts.check(peer)
 
 
+@pytest.mark.first_kernel
 def test_they_show_what_the_rings_carry(lab: Lab, tmp_path: Path) -> None:
     before = kicks(lab)
     filter_ = f"tcp port {PORT}"

@@ -26,9 +26,9 @@ CONCURRENT = {
 FIRST_KERNEL = {
     f"test_{name}.py"
     for name in (
-        "congestion", "examples", "kill", "lifetimes", "limits", "memcached_ends", "netlink",
-        "register", "reuseport", "rights", "security", "signals", "soft_errors", "spin",
-        "tcp_state", "tracepoints",
+        "congestion", "examples", "fast_path", "forward", "kill", "lifetimes", "limits",
+        "memcached_ends", "netlink", "register", "reuseport", "rights", "ring_port", "security",
+        "signals", "soft_errors", "spin", "tcp_state", "tracepoints", "transport_contract",
     )
 }  # fmt: skip
 
