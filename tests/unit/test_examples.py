@@ -99,7 +99,11 @@ class Program:
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(PATIENCE)
-        sock.connect((self.place.address, self.number))
+        try:
+            sock.connect((self.place.address, self.number))
+        except OSError:
+            sock.close()
+            raise
         return sock
 
     def resident(self) -> int:
