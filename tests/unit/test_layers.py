@@ -21,6 +21,9 @@ FOLDERS = {"stackmap": ".", "stackmap_cli": "cli", "stackmap_testbed": "testbed"
 #: name that may be imported stands for all that is in it, but for what is private there.
 LAYERS: dict[str, tuple[str, ...]] = {
     "stackmap": (),
+    # On any loop of asyncio.
+    "stackmap.actor": ("stackmap.errors",),
+    "stackmap.testing": (),
     "stackmap_testbed": (),
     "stackmap_testbed.load": ("stackmap_testbed.waiting",),
     # Runs as a plain script, as process 1 of a guest.
