@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import heapq
+import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
@@ -82,7 +84,9 @@ class Stream(Generic[In, Out]):
         self._corked_bytes = 0
         self._congested = False
         self._nacking = self._resuming = False
-        self._acks: deque[tuple[int, asyncio.Future[None]]] = deque()
+        # Writes that are waited for: a heap of their ends.
+        self._acks: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._ack_numbers = itertools.count()
         self._closing = self._eof_written = self._aborted = False
         self._known_accepted = 0
         self._error: BaseException | None = None
@@ -456,7 +460,7 @@ class Stream(Generic[In, Out]):
             if self.lost:
                 raise self._ended()
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._acks.append((ack.end, future))
+            heapq.heappush(self._acks, (ack.end, next(self._ack_numbers), future))
             self.watch_buffer()
             await future
 
@@ -478,8 +482,8 @@ class Stream(Generic[In, Out]):
         size = self.transport.get_write_buffer_size()
         accepted = self._written - size - self._corked_bytes
         acks = self._acks
-        while acks and (acks[0][0] <= accepted or acks[0][1].done()):
-            _end, future = acks.popleft()
+        while acks and (acks[0][0] <= accepted or acks[0][2].done()):
+            _end, _number, future = heapq.heappop(acks)
             if not future.done():
                 future.set_result(None)
         if size > self._high:
@@ -500,7 +504,9 @@ class Stream(Generic[In, Out]):
         self.buffer_changed()
         low, high = self._low, self._high
         if self._acks or self._resuming:
-            marks = [self._written - self._corked_bytes - end for end, _future in [*self._acks][:1]]
+            marks = []
+            if self._acks:
+                marks.append(self._written - self._corked_bytes - self._acks[0][0])
             if self._resuming or self._congested:
                 marks.append(self._low)
             low = high = max(marks)
@@ -509,8 +515,8 @@ class Stream(Generic[In, Out]):
             transport.set_write_buffer_limits(high, low)
 
     def _fail_acks(self) -> None:
-        while self._acks:
-            _end, future = self._acks.popleft()
+        acks, self._acks = self._acks, []
+        for _end, _number, future in acks:
             if not future.done():
                 future.set_exception(self._ended())
 
