@@ -54,6 +54,10 @@ class State(enum.Enum):
     ENDED = "ended"
 
 
+# A member of an enumeration is looked up slowly.
+_STARTING, _RUNNING, _ENDED = State.STARTING, State.RUNNING, State.ENDED
+
+
 class Parent(Protocol):
     """Decides what becomes of an actor whose life is over."""
 
@@ -96,6 +100,7 @@ class Cell(ActorRef[Msg]):
 
     __slots__ = (
         "_asks",
+        "_call_soon",
         "_capacity",
         "_context",
         "_ended",
@@ -111,6 +116,7 @@ class Cell(ActorRef[Msg]):
         "_stopping",
         "_suspended",
         "_task",
+        "_time",
         "_timer",
         "_waker",
         "_watchers",
@@ -159,6 +165,7 @@ class Cell(ActorRef[Msg]):
         self.handled = self.dropped = self.restarts = 0
         self.busy = 0.0
         self._loop = asyncio.get_running_loop()
+        self._call_soon, self._time = self._loop.call_soon, self._loop.time
         self._context = contextvars.copy_context()
         # Of the mailbox; a limit of 0 turns everything away.
         self._messages = self.mailbox.messages
@@ -333,7 +340,7 @@ class Cell(ActorRef[Msg]):
         if not self.awake:
             self.awake = True
             if self._task is None:
-                self._loop.call_soon(self._turn, context=self._context)
+                self._call_soon(self._turn, context=self._context)
             elif self._waker is not None and not self._waker.done():
                 self._waker.set_result(None)
 
@@ -434,23 +441,25 @@ class Cell(ActorRef[Msg]):
     # -- turns -----------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        time = self._loop.time
+        time = self._time
         self._left = TURN
         began = time()
         pending = self._drain()
         self.busy += time() - began
-        if pending is not None:
+        if pending is None and self._left > 0 and self.state is _RUNNING:
+            self.awake = False  # it handled all that there was
+        elif pending is not None:
             self._task = self._loop.create_task(
                 self._run(pending), name=self.name, context=self._context
             )
         elif self._has_work():
-            self._loop.call_soon(self._turn, context=self._context)
+            self._call_soon(self._turn, context=self._context)
         else:
             self.awake = False
 
     async def _run(self, pending: Awaitable[object] | None) -> None:
         """Be the task of an actor with a handler that must be awaited."""
-        time = self._loop.time
+        time = self._time
         while True:
             began = time()
             while pending is not None:
@@ -466,7 +475,7 @@ class Cell(ActorRef[Msg]):
                     break
                 pending = self._drain()
             self.busy += time() - began
-            if self.state is State.ENDED:
+            if self.state is _ENDED:
                 return
             if self._left <= 0 or self._has_work():
                 await asyncio.sleep(0)
@@ -501,11 +510,11 @@ class Cell(ActorRef[Msg]):
         Returns:
             What a handler wants awaited before anything else is handled.
         """
-        if self.state is State.STARTING:
+        if self.state is _STARTING:
             pending = self._start()
             if pending is not None:
                 return pending
-        if self.state is not State.RUNNING:
+        if self.state is not _RUNNING:
             return None
         if self._quitting:
             return self._finish(None)
@@ -539,7 +548,7 @@ class Cell(ActorRef[Msg]):
                     self._peer_next = False
                     doing = "what the peer sent"
                     result = stream.deliver(actor)
-                elif self._may_finish():
+                elif self._stopping and self._may_finish():
                     return self._finish(self._killed)
                 else:
                     break

@@ -1,7 +1,7 @@
 """A key/value server of lines, complete, as actors: what ``test_actor_server.py`` runs.
 
-Commands are ``get KEY``, ``set KEY VALUE``, ``del KEY``, ``watch KEY`` (every later value is pushed),
-``count``, ``quit``, and ``crash``, which breaks the store.
+Commands are ``get KEY``, ``set KEY VALUE``, ``del KEY``, ``watch KEY`` (every later value is
+pushed), ``count``, ``quit``, and ``crash``, which breaks the store.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -375,12 +376,10 @@ def test_the_deadline_cancels_the_handler_and_drops_the_rest() -> None:
 
 def test_a_handler_that_ignores_its_cancellation_is_cancelled_again() -> None:
     class Stubborn(Actor[object]):
-        async def receive(self, message: object) -> None:
+        async def receive(self, _message: object) -> None:
             for _ in range(3):
-                try:
+                with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.sleep(1000)
-                except asyncio.CancelledError:
-                    pass
             await asyncio.sleep(1000)
 
     async def main() -> float:
@@ -499,7 +498,7 @@ def test_a_handler_may_be_async_in_any_method() -> None:
 
         async def on_stop(self, reason: BaseException | None) -> None:
             await asyncio.sleep(1)
-            log.append("stop")
+            log.append(f"stop {reason}")
 
     async def main() -> float:
         async with ActorSystem() as system:
@@ -510,4 +509,4 @@ def test_a_handler_may_be_async_in_any_method() -> None:
         return asyncio.get_running_loop().time()
 
     assert run(main) == 4.5
-    assert log == ["start", "plain", "sleep", "plain", "Stop", "stop"]
+    assert log == ["start", "plain", "sleep", "plain", "Stop", "stop None"]

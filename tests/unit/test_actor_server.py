@@ -10,6 +10,8 @@ import random
 import resource
 import socket
 import struct
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -31,6 +33,7 @@ from tests.unit.kv_actors import key_value_server
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
+ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -69,6 +72,15 @@ async def serving(**options: Any) -> AsyncIterator[tuple[ActorSystem, tuple[str,
         async with ActorSystem() as system:
             await system.spawn(key_value_server(sock, **options)).ready()
             yield system, sock.getsockname()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 (nothing tells)
+        await asyncio.sleep(0)
+
+
+def open_files() -> list[int]:
+    return [int(file.name) for file in Path("/proc/self/fd").iterdir()]
 
 
 async def talk(client: Client, *lines: bytes) -> list[bytes]:
@@ -207,8 +219,7 @@ def test_a_client_that_goes_in_the_middle_harms_nobody() -> None:
             listener = system.whereis("listener")
             assert listener is not None
             assert listener.statistics.restarts == 0
-            while system.tree().count("make_session") > 1:
-                await asyncio.sleep(0)
+            await until(lambda: system.tree().count("make_session") == 1)
             assert await talk(client, b"get a") == [b"value 1"]
 
     run(main)
@@ -224,14 +235,13 @@ def test_accept_backs_off_without_descriptors(caplog: pytest.LogCaptureFixture) 
                 sock.setblocking(False)
                 used = os.open("/dev/null", os.O_RDONLY)
                 os.close(used)  # the lowest that is free
-                highest = max(map(int, os.listdir("/proc/self/fd")))
+                highest = max(open_files())
                 fill = [os.open("/dev/null", os.O_RDONLY) for _ in range(used, highest + 1)]
                 resource.setrlimit(resource.RLIMIT_NOFILE, (max(fill) + 1, hard))
                 try:
                     with contextlib.suppress(BlockingIOError):
                         sock.connect(address)
-                    while "cannot accept" not in caplog.text:
-                        await asyncio.sleep(0)
+                    await until(lambda: "cannot accept" in caplog.text)
                     assert await talk(first, b"count") == [b"0"]
                 finally:
                     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -255,10 +265,10 @@ def test_servers_leave_nothing_open() -> None:
                     writer.close()
 
     gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_files())
     run(main)
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(open_files()) == before
 
 
 class Echo(ConnectionActor[Any, Payload, Buffer]):
@@ -314,8 +324,8 @@ def test_a_sender_is_held_back_by_the_window_while_the_actor_is_passive() -> Non
         def received(self, message: Payload) -> None:
             self.send(message.view)
 
-        def receive(self, message: object) -> None:
-            self.stream.active(True)
+        def receive(self, message: bool) -> None:
+            self.stream.active(message)
 
     async def main() -> None:
         made: list[Deaf] = []
@@ -336,7 +346,7 @@ def test_a_sender_is_held_back_by_the_window_while_the_actor_is_passive() -> Non
                             sent += client.send(b"x" * 65536)
                     with pytest.raises(BlockingIOError):
                         client.send(b"x" * 65536)
-                    made[0].ref.tell_nowait("go")
+                    made[0].ref.tell_nowait(True)
                     loop = asyncio.get_running_loop()
                     client.shutdown(socket.SHUT_WR)
                     received = 0
@@ -376,5 +386,36 @@ def test_a_client_of_actors() -> None:
             assert asker.answers == [b"ok", b"value 9"]
             with pytest.raises(OSError):
                 await system.connect(child, host, 1)
+
+    run(main)
+
+
+def test_the_chat_of_the_documentation() -> None:
+    text = (ROOT / "docs/actors.md").read_text()
+    program = text.split("```python\n", 1)[1].split("```", 1)[0]
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        address = sock.getsockname()
+    program = program.replace("stackmap.codec import Lines", "tests.line_codec import LineCodec")
+    program = program.replace("codec=Lines", "codec=LineCodec").replace("7000", str(address[1]))
+
+    async def main() -> None:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, cwd=ROOT)
+        try:
+            clients: list[Client] = []
+            while len(clients) < 3:
+                with contextlib.suppress(ConnectionRefusedError):
+                    clients.append(await connect(address))
+            # They are accepted, and join, in this order: the last one is heard by all.
+            for speaker in (2, 0, 1):
+                clients[speaker][1].write(b"from %d\n" % speaker)
+                for index, (reader, _writer) in enumerate(clients):
+                    if index != speaker:
+                        assert await reader.readline() == b"from %d\n" % speaker
+            clients[1][1].close()
+            clients[2][1].write(b"bye\n")
+            assert await clients[0][0].readline() == b"bye\n"
+        finally:
+            process.kill()
+            await process.wait()
 
     run(main)

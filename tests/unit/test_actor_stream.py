@@ -561,13 +561,14 @@ def test_an_ack_is_awaited_until_the_write_is_accepted() -> None:
             stream = place.actor.stream
             first, second = stream.write(b"x" * 15), stream.write(b"y" * 15)
             third = stream.write(b"z" * 5)
+            waiters = []
             for ack in (third, first, second):
 
                 async def wait(ack: Ack = ack) -> None:
                     await ack
                     log.append((ack.end, stream.pending))
 
-                asyncio.ensure_future(wait())
+                waiters.append(asyncio.ensure_future(wait()))
             await settle()
             assert (first.accepted, log) == (False, [])
             sizes = []
