@@ -368,6 +368,7 @@ class Cell(ActorRef[Msg]):
             self.dispose(None)
         elif not self._stopping and self.state is not State.ENDED:
             self._stopping = True
+            self._quitting = False  # no next life will drain the mailbox
             self._turn_away()
             if self.stream is not None:
                 self.stream.finish_reading()
@@ -376,8 +377,12 @@ class Cell(ActorRef[Msg]):
             self.wake()
 
     def begin_quit(self) -> None:
-        """End this life after the handler that runs; leave the mailbox to the next one."""
-        if self.state in (State.STARTING, State.RUNNING) and not self._quitting:
+        """End this life after the handler that runs; leave the mailbox to the next one.
+
+        One that is stopping has no next one, and ends by itself.
+        """
+        going = self.state in (State.STARTING, State.RUNNING)
+        if going and not (self._quitting or self._stopping):
             self._quitting = True
             self._set_deadline(self.child.shutdown)
             self.wake()
