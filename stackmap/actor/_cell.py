@@ -643,6 +643,7 @@ class Cell(ActorRef[Msg]):
         stream = self.stream
         if stream is not None and not stream.lost:
             if self.reason is None:
+                self.doing = "the end of what it wrote"
                 stream.close()
                 if self._timer is None:
                     self._set_deadline(self.child.shutdown)
@@ -682,6 +683,8 @@ class Cell(ActorRef[Msg]):
         self._killed = TimeoutError(f"{self.name} did not stop within {deadline:g} s")
         self._timer = self._loop.call_later(_INSIST, self._kill, deadline + _INSIST)
         if self._stopping:
+            if not self._suspended and self.state is _RUNNING:
+                self.doing = "the rest of its mailbox"
             lost = self.mailbox.clear()
             self.dropped += len(lost)
             self._lose(lost)

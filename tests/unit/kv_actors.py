@@ -117,16 +117,17 @@ class Session(ConnectionActor[Changed, bytes, Buffer]):
     async def received(self, message: bytes) -> None:
         match message.split(b" ", 2):
             case [b"get", key]:
-                value = await self.store.ask(lambda reply: Get(key, reply))
+                value: bytes | None = await self.store.ask(lambda reply: Get(key, reply))
                 self.send(b"none" if value is None else b"value " + value)
             case [b"set", key, value]:
                 await self.store.ask(lambda reply: Set(key, value, reply))
                 self.send(b"ok")
             case [b"del", key]:
-                found = await self.store.ask(lambda reply: Delete(key, reply))
+                found: bool = await self.store.ask(lambda reply: Delete(key, reply))
                 self.send(b"ok" if found else b"none")
             case [b"count"]:
-                self.send(b"%d" % await self.store.ask(Count))
+                count: int = await self.store.ask(Count)
+                self.send(b"%d" % count)
             case [b"watch", key]:
                 await self.store.tell(Subscribe(key, self.ref))
                 self.send(b"ok")

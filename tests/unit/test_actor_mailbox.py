@@ -280,7 +280,9 @@ def test_asking() -> None:
             assert asyncio.get_running_loop().time() == 3.0
 
             recorder = system.spawn(Child(Recorder, capacity=2, name="recorder"))
-            question = asyncio.create_task(recorder.ask(lambda reply: (reply, RuntimeError())))
+            question: asyncio.Task[object] = asyncio.create_task(
+                recorder.ask(lambda reply: (reply, RuntimeError()))
+            )
             await asyncio.sleep(1)
             assert not question.done()
             recorder.tell_nowait(KeyError("broken"))

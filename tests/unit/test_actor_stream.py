@@ -362,8 +362,9 @@ class Ring(Place):
     def __init__(self, system: ActorSystem, *arguments: Any) -> None:
         super().__init__(system, *arguments)
         self.port, self.connection = FakePort(), FakeConnection()
-        self.transport._extra["stackmap.port"] = self.port
-        self.transport._extra["stackmap.connection"] = self.connection
+        extra: dict[str, Any] = vars(self.transport)["_extra"]
+        extra["stackmap.port"] = self.port
+        extra["stackmap.connection"] = self.connection
         self.segments: list[FakeSegment] = []
 
     def deliver(self, *payloads: bytes) -> None:
@@ -512,7 +513,7 @@ def test_a_payload_lives_as_long_as_its_async_handler() -> None:
 # -- writing -------------------------------------------------------------------------------------
 
 
-def test_writes_of_a_turn_go_out_together_and_in_order() -> None:
+def test_writes_of_a_turn_go_out_together_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[bytes]] = []
 
     class Many(Session):
@@ -524,9 +525,12 @@ def test_writes_of_a_turn_go_out_together_and_in_order() -> None:
         async with ActorSystem() as system:
             place = Place(system, Many)
             await settle()
-            place.transport.writelines = (  # type: ignore[method-assign]
-                lambda parts: (calls.append(list(parts)), place.transport.write(b"".join(parts)))[1]
-            )
+
+            def writelines(parts: list[bytes]) -> None:
+                calls.append(parts)
+                place.transport.write(b"".join(parts))
+
+            monkeypatch.setattr(place.transport, "writelines", writelines)
             place.far.write(b"a\nb\nc\n")
             await settle()
             assert place.peer.data == b"a-+\nb-+\nc-+\n"

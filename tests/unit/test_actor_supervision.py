@@ -243,7 +243,7 @@ def test_a_first_start_that_fails_is_not_repeated() -> None:
                 await ref.ready()
             assert isinstance(raised.value.__cause__, KeyError)
             children: list[Child[Any]] = [worker("a", log), Child(Bad, capacity=1), worker("b", [])]
-            supervisor = system.spawn(
+            supervisor: ActorRef[Any] = system.spawn(
                 Child(lambda: Supervisor(children), capacity=1, restart=Restart.TEMPORARY)
             )
             with pytest.raises(ClosedError):
