@@ -362,9 +362,9 @@ class Ring(Place):
     def __init__(self, system: ActorSystem, *arguments: Any) -> None:
         super().__init__(system, *arguments)
         self.port, self.connection = FakePort(), FakeConnection()
-        extra: dict[str, Any] = vars(self.transport)["_extra"]
-        extra["stackmap.port"] = self.port
-        extra["stackmap.connection"] = self.connection
+        transport: Any = self.transport
+        transport._extra["stackmap.port"] = self.port
+        transport._extra["stackmap.connection"] = self.connection
         self.segments: list[FakeSegment] = []
 
     def deliver(self, *payloads: bytes) -> None:
