@@ -20,7 +20,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stackmap._connection import Buffer
+    from stackmap.codec import Buffer
 
 MAX_KEY = 250
 #: An incomplete line longer than this is not memcached's protocol: hang up.

@@ -16,7 +16,7 @@ import time
 from collections import OrderedDict
 from typing import IO, TYPE_CHECKING
 
-from stackmap._event import Event
+from stackmap import Event
 
 from .session import Session
 from .statistics import ServerStatistics
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from stackmap._connection import Connection
-    from stackmap._port import Port
+    from stackmap import Connection, Port
 
     from .store import Store
 

@@ -13,7 +13,7 @@ from .store import NO_MEMORY, NOT_FOUND, item_fits
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from stackmap._connection import Buffer
+    from stackmap.codec import Buffer
 
     from .store import Item, Store
 

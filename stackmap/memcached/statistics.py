@@ -13,7 +13,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from stackmap._version import __version__
+from stackmap import __version__
 
 from .codec import TURN, parse_unsigned
 from .prefixes import DELIMITER
@@ -23,8 +23,7 @@ from .store import MAX_ITEM, Counters
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stackmap._connection import Connection
-    from stackmap._port import Port
+    from stackmap import Connection, Port
 
     from .server import Server
     from .session import Session

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stackmap._connection import Connection
+    from stackmap import Connection
 
     from .session import Session
     from .store import Store

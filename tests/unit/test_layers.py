@@ -24,6 +24,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # On any loop of asyncio.
     "stackmap.actor": ("stackmap.errors",),
     "stackmap.testing": (),
+    # Protocols without I/O know nothing of where the bytes come from.
+    "stackmap.codec": (),
+    "stackmap.memcached": ("stackmap", "stackmap.codec"),
     "stackmap_testbed": (),
     "stackmap_testbed.load": ("stackmap_testbed.waiting",),
     # Runs as a plain script, as process 1 of a guest.

@@ -1,0 +1,65 @@
+"""What codecs whose messages are complete pieces of the stream have in common."""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING
+
+from ._codec import Codec, In, Out
+from ._errors import RemoteProtocolError
+
+if TYPE_CHECKING:
+    from ._codec import Buffer
+
+
+class Buffered(Codec[In, Out]):
+    """Keeps the stream in a ``bytearray``, from whose front a subclass cuts messages.
+
+    Deleting from the front of a ``bytearray`` moves a pointer, so a segment of many messages is not
+    copied once for each of them.
+    """
+
+    __slots__ = ("_data", "_eof", "_error")
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._eof = False
+        self._error: RemoteProtocolError | None = None
+
+    @abc.abstractmethod
+    def _cut(self) -> In | None:
+        """Cut the next message from the front of ``_data``; None if it is not complete.
+
+        Raises:
+            RemoteProtocolError: it never will be.
+        """
+
+    @property
+    def held(self) -> int:
+        """How many bytes of the peer wait in the codec."""
+        return len(self._data)
+
+    def receive(self, data: Buffer) -> None:
+        """Take what the peer sent."""
+        if self._error is None:
+            self._data += data
+
+    def receive_eof(self) -> None:
+        """The peer will send nothing more."""
+        self._eof = True
+
+    def next_message(self) -> In | None:
+        """The next message of the peer; None if that needs more input."""
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        try:
+            message = self._cut()
+            if message is None and self._eof and self._data:
+                raise RemoteProtocolError(
+                    f"the peer hung up within a message, {len(self._data)} bytes into it"
+                )
+        except RemoteProtocolError as error:
+            self._error = error
+            self._data = bytearray()
+            raise
+        return message
