@@ -54,12 +54,18 @@ class Buffered(Codec[In, Out]):
             raise self._error.with_traceback(None)
         try:
             message = self._cut()
-            if message is None and self._eof and self._data:
-                raise RemoteProtocolError(
-                    f"the peer hung up within a message, {len(self._data)} bytes into it"
-                )
         except RemoteProtocolError as error:
-            self._error = error
-            self._data = bytearray()
+            self._fail(error)
             raise
+        if message is None and self._eof and self._data:
+            size = len(self._data)
+            raise self._fail(
+                RemoteProtocolError(f"the peer hung up within a message, {size} bytes into it")
+            )
         return message
+
+    def _fail(self, error: RemoteProtocolError) -> RemoteProtocolError:
+        """Give up; every further call of next_message() raises this error."""
+        self._error = error
+        self._data = bytearray()
+        return error

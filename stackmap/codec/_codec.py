@@ -23,6 +23,9 @@ class Codec(abc.ABC, Generic[In, Out]):
         codec.receive(data)
         while (message := codec.next_message()) is not None:
             connection.writelines(codec.send(answer(message)))
+        connection.writelines(codec.take_output())
+        if codec.must_close:
+            connection.close()
 
     Memory is bounded if it is used so: once :meth:`next_message` has returned None, :attr:`held` is
     at most the bound that the codec was made with.  Time is linear in the input, however it is cut.
@@ -68,7 +71,24 @@ class Codec(abc.ABC, Generic[In, Out]):
             LocalProtocolError: the protocol does not allow this message, or not now.
         """
 
+    def take_output(self) -> list[Buffer]:
+        """What the protocol itself has to say now, as ``100 Continue`` in HTTP; most have nothing.
+
+        Call it when :meth:`next_message` has returned None, and write what it returns.
+        """
+        return []
+
+    @property
+    def must_close(self) -> bool:
+        """Whether the connection ends once everything that :meth:`send` returned was written."""
+        return False
+
     @property
     @abc.abstractmethod
     def held(self) -> int:
         """How many bytes of the peer wait in the codec."""
+
+
+def size_of(buffer: Buffer) -> int:
+    """How many bytes it has; ``len()`` of a view counts its elements."""
+    return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)

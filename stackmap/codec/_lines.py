@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._buffered import Buffered
+from ._codec import size_of
 from ._errors import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ class Lines(Buffered[bytes, "Buffer"]):
         """
         if self._delimiter in (bytes(message) if isinstance(message, memoryview) else message):
             raise LocalProtocolError(f"a line may not contain its delimiter {self._delimiter!r}")
-        if len(message) > self._max_length:
-            raise LocalProtocolError(
-                f"a line of {len(message)} bytes is longer than {self._max_length}"
-            )
+        size = size_of(message)
+        if size > self._max_length:
+            raise LocalProtocolError(f"a line of {size} bytes is longer than {self._max_length}")
         return [message, self._delimiter]
