@@ -57,12 +57,13 @@ class Buffered(Codec[In, Out]):
         except RemoteProtocolError as error:
             self._fail(error)
             raise
-        if message is None and self._eof and self._data:
-            size = len(self._data)
-            raise self._fail(
-                RemoteProtocolError(f"the peer hung up within a message, {size} bytes into it")
-            )
+        if message is None and self._eof and self._unfinished():
+            raise self._fail(RemoteProtocolError("the peer hung up within a message"))
         return message
+
+    def _unfinished(self) -> bool:
+        """Whether a message has begun."""
+        return bool(self._data)
 
     def _fail(self, error: RemoteProtocolError) -> RemoteProtocolError:
         """Give up; every further call of next_message() raises this error."""

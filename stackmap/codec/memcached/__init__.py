@@ -1,0 +1,76 @@
+"""memcached's text protocol, the classic commands and the meta commands, on either side.
+
+Every command and every reply has a class.  ``doc/protocol.txt`` of memcached describes them; where
+it is silent, memcached 1.6.18 is the model.
+"""
+
+from ._client import ClientCodec
+from ._messages import (
+    Command,
+    Count,
+    Debug,
+    Delete,
+    Error,
+    FlushAll,
+    Get,
+    Invalid,
+    Meta,
+    MetaCode,
+    MetaCount,
+    MetaDebug,
+    MetaDelete,
+    MetaGet,
+    MetaNoop,
+    MetaSet,
+    NoReply,
+    Number,
+    Quit,
+    Reply,
+    Request,
+    Stats,
+    Status,
+    Store,
+    StoreVerb,
+    Touch,
+    Value,
+    Values,
+    Version,
+)
+from ._server import ServerCodec
+from .flags import Flags, Token
+
+__all__ = [
+    "ClientCodec",
+    "Command",
+    "Count",
+    "Debug",
+    "Delete",
+    "Error",
+    "Flags",
+    "FlushAll",
+    "Get",
+    "Invalid",
+    "Meta",
+    "MetaCode",
+    "MetaCount",
+    "MetaDebug",
+    "MetaDelete",
+    "MetaGet",
+    "MetaNoop",
+    "MetaSet",
+    "NoReply",
+    "Number",
+    "Quit",
+    "Reply",
+    "Request",
+    "ServerCodec",
+    "Stats",
+    "Status",
+    "Store",
+    "StoreVerb",
+    "Token",
+    "Touch",
+    "Value",
+    "Values",
+    "Version",
+]

@@ -1,0 +1,62 @@
+"""Constants of memcached's text protocol, and its numbers."""
+
+from __future__ import annotations
+
+import re
+
+MAX_KEY = 250
+
+BAD_FORMAT = b"CLIENT_ERROR bad command line format\r\n"
+BAD_CHUNK = b"CLIENT_ERROR bad data chunk\r\n"
+BAD_EXPTIME = b"CLIENT_ERROR invalid exptime argument\r\n"
+BAD_DELTA = b"CLIENT_ERROR invalid numeric delta argument\r\n"
+BAD_DELETE = b"CLIENT_ERROR bad command line format.  Usage: delete <key> [noreply]\r\n"
+TOO_LARGE = b"SERVER_ERROR object too large for cache\r\n"
+ERROR = b"ERROR\r\n"
+
+#: The first byte of the binary protocol's requests.
+BINARY = b"\x80"
+
+#: Storage commands, and how many words their lines have without ``noreply``.
+STORAGE = {
+    b"set": 5,
+    b"add": 5,
+    b"replace": 5,
+    b"append": 5,
+    b"prepend": 5,
+    b"cas": 6,
+}
+#: The longest value that a line can announce.
+MAX_LENGTH = (1 << 31) - 3
+
+_NUMBER = re.compile(rb"[\t-\r ]*([+-]?)0*(\d{1,20})(?=[\t-\r ]|\Z)")
+
+
+def parse_unsigned(word: bytes) -> int | None:
+    """A 64-bit unsigned number as memcached reads it; None if it is none."""
+    if word.isdigit() and len(word) < 20:
+        return int(word)
+    match = _NUMBER.match(word)
+    if match is None:
+        return None
+    number = int(match[2])
+    if number >= 1 << 64:
+        return None
+    if match[1] == b"-":
+        number = -number % (1 << 64)
+        if number >= 1 << 63:
+            return None
+    return number
+
+
+def parse_signed(word: bytes) -> int | None:
+    """A signed number as memcached reads it: 64 bits are looked at, 32 are kept."""
+    if word.isdigit() and len(word) < 10:
+        return int(word)
+    match = _NUMBER.match(word)
+    if match is None:
+        return None
+    number = int(match[1] + match[2])
+    if not -(1 << 63) <= number < 1 << 63:
+        return None
+    return (number + (1 << 31)) % (1 << 32) - (1 << 31)
