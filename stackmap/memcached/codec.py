@@ -19,10 +19,22 @@ import abc
 import re
 from typing import TYPE_CHECKING
 
+from stackmap.codec.memcached.flags import MAX_WORDS, FlagError, parse_flags
+from stackmap.codec.memcached.text import (
+    BAD_FORMAT,
+    BINARY,
+    ERROR,
+    MAX_KEY,
+    MAX_LENGTH,
+    STORAGE,
+    parse_signed,
+    parse_unsigned,
+)
+
 if TYPE_CHECKING:
     from stackmap.codec import Buffer
+    from stackmap.codec.memcached import Flags
 
-MAX_KEY = 250
 #: An incomplete line longer than this is not memcached's protocol: hang up.
 MAX_LINE = 2048
 #: Unless it retrieves many keys; this is the bound for those (memcached has none).
@@ -32,56 +44,12 @@ ALWAYS_ACCEPTED = 64 << 10
 #: Commands executed, and keys looked up, until it is the turn of others: about 0.1 ms of work.
 TURN = 64
 
-BAD_FORMAT = b"CLIENT_ERROR bad command line format\r\n"
-BAD_CHUNK = b"CLIENT_ERROR bad data chunk\r\n"
-ERROR = b"ERROR\r\n"
+_TOO_MANY_FLAGS = b"CLIENT_ERROR options flags too long\r\n"
 
-#: The first byte of the binary protocol's requests, and the size of their headers.
-_BINARY = b"\x80"
 _BINARY_HEADER = 24
-
-#: Storage commands, and how many words their lines have without ``noreply``.
-_STORAGE = {
-    b"set": 5,
-    b"add": 5,
-    b"replace": 5,
-    b"append": 5,
-    b"prepend": 5,
-    b"cas": 6,
-}
+#: Commands with a value.  The lines of ``ms`` have no certain number of words.
+_STORAGE = {**STORAGE, b"ms": -5}
 _RETRIEVAL = re.compile(rb" *(get|gets|gat|gats) ")
-_NUMBER = re.compile(rb"[\t-\r ]*([+-]?)0*(\d{1,20})(?=[\t-\r ]|\Z)")
-_MAX_LENGTH = (1 << 31) - 3
-
-
-def parse_unsigned(word: bytes) -> int | None:
-    """A 64-bit unsigned number as memcached reads it; None if it is none."""
-    if word.isdigit() and len(word) < 20:
-        return int(word)
-    match = _NUMBER.match(word)
-    if match is None:
-        return None
-    number = int(match[2])
-    if number >= 1 << 64:
-        return None
-    if match[1] == b"-":
-        number = -number % (1 << 64)
-        if number >= 1 << 63:
-            return None
-    return number
-
-
-def parse_signed(word: bytes) -> int | None:
-    """A signed number as memcached reads it: 64 bits are looked at, 32 are kept."""
-    if word.isdigit() and len(word) < 10:
-        return int(word)
-    match = _NUMBER.match(word)
-    if match is None:
-        return None
-    number = int(match[1] + match[2])
-    if not -(1 << 63) <= number < 1 << 63:
-        return None
-    return (number + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 class Decoder(abc.ABC):
@@ -102,6 +70,7 @@ class Decoder(abc.ABC):
         "_fresh",
         "_header",
         "_left",
+        "_meta",
         "_rest",
         "_searched",
         "_skip",
@@ -130,6 +99,8 @@ class Decoder(abc.ABC):
         self._body: bytearray | None = None
         self._body_size = 0
         self._header = (b"", b"", 0, 0, 0, False)
+        #: The flags of that command, if it is ``ms``.
+        self._meta: Flags = {}
         #: Bytes of a refused value still to be ignored.
         self._skip = 0
 
@@ -154,7 +125,19 @@ class Decoder(abc.ABC):
         noreply: bool,
         value: bytes,
     ) -> None:
-        """A storage command; ``value`` is the callee's to keep."""
+        """A storage command; ``value`` is the callee's to keep.
+
+        With ``ms`` only ``key`` and ``value`` are meant; the rest is in the flags that
+        :meth:`check_meta_set` has seen.
+        """
+
+    @abc.abstractmethod
+    def check_meta_set(self, flags: Flags) -> None:
+        """Look at the flags of ``ms`` before its value is received.
+
+        Raises:
+            FlagError: they are refused.
+        """
 
     @abc.abstractmethod
     def accepts(self, verb: bytes, key: bytes, flags: int, length: int, *, noreply: bool) -> bool:
@@ -166,6 +149,10 @@ class Decoder(abc.ABC):
     @abc.abstractmethod
     def error(self, reply: bytes) -> None:
         """A malformed command is to be answered with ``reply``."""
+
+    @abc.abstractmethod
+    def bad_chunk(self, *, noreply: bool) -> None:
+        """A value does not end where its line says."""
 
     @abc.abstractmethod
     def binary(self, header: bytes) -> None:
@@ -262,7 +249,7 @@ class Decoder(abc.ABC):
 
     def _begins_with_text(self, view: memoryview) -> bool:
         """Tell the binary protocol, which is not spoken here, by its first byte."""
-        if self._left or view[:1] == _BINARY:
+        if self._left or view[:1] == BINARY:
             self._left += view[: _BINARY_HEADER - len(self._left)]
             if len(self._left) == _BINARY_HEADER:
                 header = bytes(self._left)
@@ -289,8 +276,8 @@ class Decoder(abc.ABC):
         if body.endswith(b"\r\n"):
             with memoryview(body) as view:
                 self.storage(*self._header, bytes(view[:-2]))
-        elif not self._header[5]:
-            self.error(BAD_CHUNK)
+        else:
+            self.bad_chunk(noreply=self._header[5])
 
     def _parse(self, data: bytes, start: int) -> None:
         """Execute the commands that ``data`` completes from ``start`` on, and keep the rest."""
@@ -363,6 +350,8 @@ class Decoder(abc.ABC):
         count = len(words)
         needed = _STORAGE[verb]
         if count != needed and count != needed + 1:
+            if verb == b"ms":
+                return self._meta_set_line(words, data, start)
             self.error(ERROR)
             return start
         noreply = count > needed and words[-1] == b"noreply"
@@ -377,7 +366,7 @@ class Decoder(abc.ABC):
             or exptime is None
             or length is None
             or cas is None
-            or not 0 <= length <= _MAX_LENGTH
+            or not 0 <= length <= MAX_LENGTH
         ):
             if not noreply:
                 self.error(BAD_FORMAT)
@@ -393,8 +382,49 @@ class Decoder(abc.ABC):
             self._header = (verb, key, flags, exptime, cas, noreply)
         elif data[end : end + 2] == b"\r\n":
             self.storage(verb, key, flags, exptime, cas, noreply, data[start:end])
-        elif not noreply:
-            self.error(BAD_CHUNK)
+        else:
+            self.bad_chunk(noreply=noreply)
+        return end + 2
+
+    def _meta_set_line(self, words: list[bytes], data: bytes, start: int) -> int:
+        """As :meth:`_storage_line`, for ``ms``."""
+        count = len(words)
+        length = parse_signed(words[2]) if count > 2 else None
+        if count < 2:
+            self.error(ERROR)
+            return start
+        if len(words[1]) > MAX_KEY or count < 3:
+            self.error(BAD_FORMAT)
+            return start
+        if count > MAX_WORDS:
+            self.error(_TOO_MANY_FLAGS)
+            return start
+        if length is None or not 0 <= length <= MAX_LENGTH:
+            self.error(BAD_FORMAT)
+            return start
+        end = start + length
+        try:
+            key, flags = parse_flags(words, 3)
+            self.check_meta_set(flags)
+        except FlagError as error:
+            self.error(error.reply)
+            self._skip = max(end + 2 - len(data), 0)
+            return end + 2
+        number = flags.get("F", 0)
+        client_flags = number & 0xFFFFFFFF if isinstance(number, int) else 0
+        self._meta = flags
+        if length > ALWAYS_ACCEPTED and not self.accepts(
+            b"ms", key, client_flags, length, noreply=False
+        ):
+            self._skip = max(end + 2 - len(data), 0)
+        elif end + 2 > len(data):
+            self._body = bytearray(data[start:])
+            self._body_size = length + 2
+            self._header = (b"ms", key, client_flags, 0, 0, False)
+        elif data[end : end + 2] == b"\r\n":
+            self.storage(b"ms", key, client_flags, 0, 0, False, data[start:end])
+        else:
+            self.bad_chunk(noreply=False)
         return end + 2
 
     def _check_length(self) -> None:

@@ -7,13 +7,29 @@ import re
 import struct
 from typing import TYPE_CHECKING, Protocol
 
-from .codec import BAD_FORMAT, ERROR, MAX_KEY, TURN, Decoder, parse_signed, parse_unsigned
+from stackmap.codec.memcached.flags import MAX_WORDS, FlagError, parse_flags
+from stackmap.codec.memcached.text import (
+    BAD_CHUNK,
+    BAD_DELETE,
+    BAD_DELTA,
+    BAD_EXPTIME,
+    BAD_FORMAT,
+    ERROR,
+    MAX_KEY,
+    TOO_LARGE,
+    parse_signed,
+    parse_unsigned,
+)
+
+from . import meta
+from .codec import TURN, Decoder
 from .store import NO_MEMORY, NOT_FOUND, item_fits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from stackmap.codec import Buffer
+    from stackmap.codec.memcached import Flags
 
     from .store import Item, Store
 
@@ -36,18 +52,15 @@ _MOST_MEMORY = 1_000_000_000
 _END = b"END\r\n"
 _VALUE_END = b"\r\nEND\r\n"
 _OK = b"OK\r\n"
-_BAD_EXPTIME = b"CLIENT_ERROR invalid exptime argument\r\n"
-_BAD_DELTA = b"CLIENT_ERROR invalid numeric delta argument\r\n"
 _NOT_A_NUMBER = b"CLIENT_ERROR cannot increment or decrement non-numeric value\r\n"
-_BAD_DELETE = b"CLIENT_ERROR bad command line format.  Usage: delete <key> [noreply]\r\n"
-_TOO_LARGE = b"SERVER_ERROR object too large for cache\r\n"
-_NO_META = b"SERVER_ERROR meta commands are not supported, use the classic text commands\r\n"
+_TOO_MANY_GET_FLAGS = b"CLIENT_ERROR options flags are too long\r\n"
+_TOO_MANY_FLAGS = b"CLIENT_ERROR options flags too long\r\n"
+_BAD_FLAGS = b"CLIENT_ERROR invalid or duplicate flag\r\n"
 _NO_ROOM_FOR_LINE = b"SERVER_ERROR out of memory reading request\r\n"
 _NO_BINARY = b"the binary protocol is not supported, use the text protocol"
 #: A response of the binary protocol: magic, opcode, status "unknown command", lengths, opaque, CAS.
 _BINARY_RESPONSE = struct.Struct(">BBHBBHI4sQ")
 _UNKNOWN_COMMAND = 0x81
-_META = frozenset((b"mg", b"ms", b"md", b"ma", b"mn", b"me"))
 
 #: How many bytes of a long line are cut into keys at a time.
 _STRETCH = 4096
@@ -181,7 +194,7 @@ class Session(Decoder):
             counters = self._store.counters
             counters.store_no_memory += 1
             counters.malloc_fails += 1
-            if verb == b"set":
+            if verb in {b"set", b"ms"}:
                 # The old value would be stale.
                 self._store.discard(key)
             if not noreply:
@@ -211,18 +224,24 @@ class Session(Decoder):
         """Answer a malformed command."""
         self._out.append(reply)
 
+    def bad_chunk(self, *, noreply: bool) -> None:
+        """Count a storage command all the same, as memcached does."""
+        self._store.counters.cmd_set += 1
+        if not noreply:
+            self._out.append(BAD_CHUNK)
+
     def accepts(self, verb: bytes, key: bytes, flags: int, length: int, *, noreply: bool) -> bool:
         """Refuse what memcached would not store in an item of 1 MiB."""
         if item_fits(key, flags, length):
             return True
         self._store.counters.store_too_large += 1
-        if self._store.prefixes.on:
+        if self._store.prefixes.on and verb != b"ms":
             self._store.prefixes.set(key)
-        if verb == b"set":
+        if verb in {b"set", b"ms"}:
             # The old value would be stale.
             self._store.discard(key)
         if not noreply:
-            self._out.append(_TOO_LARGE)
+            self._out.append(TOO_LARGE)
         return False
 
     def storage(  # noqa: PLR0917 (called by position, once per request)
@@ -241,7 +260,7 @@ class Session(Decoder):
             # The value is the store's from here on.
             store.reserve(-self.charged)
             self.charged = 0
-        if store.prefixes.on:
+        if store.prefixes.on and verb != b"ms":
             store.prefixes.set(key)
         if verb == b"set":
             reply = store.set(key, flags, exptime, value)
@@ -253,10 +272,16 @@ class Session(Decoder):
             reply = store.replace(key, flags, exptime, value)
         elif verb == b"append":
             reply = store.append(key, value)
-        else:
+        elif verb == b"prepend":
             reply = store.prepend(key, value)
+        else:
+            reply = meta.set(store, key, self._meta, value)
         if not noreply:
             self._out.append(reply)
+
+    def check_meta_set(self, flags: Flags) -> None:
+        """Look at the flags of ``ms``."""
+        meta.check_set(flags)
 
     def command(self, words: list[bytes]) -> None:
         """Execute a command without a value."""
@@ -271,10 +296,7 @@ class Session(Decoder):
             return
         known = _COMMANDS.get(verb)
         if known is None:
-            if verb in _META:
-                self._out.append(_NO_META)
-                self.hang_up = self.refused = True
-            elif words[-1].startswith(b"HTTP/") and verb[:1] not in _OWN_BRANCH:
+            if words[-1].startswith(b"HTTP/") and verb[:1] not in _OWN_BRANCH:
                 self.hang_up = True
             else:
                 self._out.append(ERROR)
@@ -308,7 +330,7 @@ class Session(Decoder):
             word_end = space if space >= 0 else end
             exptime = parse_signed(data[start:word_end])
             if exptime is None:
-                self._out.append(_BAD_EXPTIME if start < end else ERROR)
+                self._out.append(BAD_EXPTIME if start < end else ERROR)
                 return
             start = word_end
         elif _skip_spaces(data, start, end) == end:
@@ -330,7 +352,7 @@ class Session(Decoder):
     def _get_and_touch(self, words: list[bytes]) -> None:
         exptime = parse_signed(words[1])
         if exptime is None:
-            self._out.append(_BAD_EXPTIME)
+            self._out.append(BAD_EXPTIME)
             return
         if len(max(words[2:], key=len, default=b"")) > MAX_KEY:
             self._out.append(BAD_FORMAT)
@@ -390,16 +412,20 @@ class Session(Decoder):
         value = item.value
         if len(value) > OUTPUT_LIMIT:
             self._out += (b"VALUE ", key, header)
-            self._store.lend(item)
-            self._item = item
-            self._sent = 0
-            self._after = after
-            self._send_piece(item)
+            self._send_in_pieces(item, after)
         else:
             self._out += (b"VALUE ", key, header, value, after)
             self._value_bytes += len(value)
             if self._value_bytes > OUTPUT_LIMIT:
                 self.paused = True
+
+    def _send_in_pieces(self, item: Item, after: bytes) -> None:
+        """Send a large value, as much as a turn allows."""
+        self._store.lend(item)
+        self._item = item
+        self._sent = 0
+        self._after = after
+        self._send_piece(item)
 
     def _send_piece(self, item: Item) -> None:
         """Send some more of a large value."""
@@ -420,7 +446,7 @@ class Session(Decoder):
         if len(words) > 2:
             extra = words[2:]
             if extra not in ([b"0"], [b"noreply"], [b"0", b"noreply"]):
-                return _BAD_DELETE
+                return BAD_DELETE
         if len(key) > MAX_KEY:
             return BAD_FORMAT
         return b"DELETED\r\n" if self._store.delete(key) else NOT_FOUND
@@ -431,7 +457,7 @@ class Session(Decoder):
             return BAD_FORMAT
         delta = parse_unsigned(words[2])
         if delta is None:
-            return _BAD_DELTA
+            return BAD_DELTA
         try:
             number = self._store.count(key, delta, down=words[0] == b"decr")
         except ValueError:
@@ -444,15 +470,70 @@ class Session(Decoder):
             return BAD_FORMAT
         exptime = parse_signed(words[2])
         if exptime is None:
-            return _BAD_EXPTIME
+            return BAD_EXPTIME
         return NOT_FOUND if self._store.touch(key, exptime) is None else b"TOUCHED\r\n"
+
+    # -- meta commands; each appends its reply itself, as none knows "noreply" --
+
+    def _meta_get(self, words: list[bytes]) -> bytes:
+        if len(words[1]) > MAX_KEY:
+            self._out.append(BAD_FORMAT)
+            return b""
+        if len(words) > MAX_WORDS:
+            self._out.append(_TOO_MANY_GET_FLAGS)
+            return b""
+        try:
+            line, item = meta.get(self._store, *parse_flags(words, 2))
+        except FlagError as error:
+            self._out.append(error.reply)
+            return b""
+        self._out.append(line)
+        if item is None:
+            return b""
+        if len(item.value) > OUTPUT_LIMIT:
+            self._send_in_pieces(item, b"\r\n")
+        else:
+            self._out += (item.value, b"\r\n")
+            self._value_bytes += len(item.value)
+            if self._value_bytes > OUTPUT_LIMIT:
+                self.paused = True
+        return b""
+
+    def _meta_change(self, words: list[bytes]) -> bytes:
+        if len(words[1]) > MAX_KEY:
+            self._out.append(BAD_FORMAT)
+            return b""
+        if len(words) > MAX_WORDS:
+            self._out.append(_TOO_MANY_FLAGS)
+            return b""
+        try:
+            key, flags = parse_flags(words, 2)
+        except FlagError:
+            self._out.append(_BAD_FLAGS)
+            return b""
+        execute = meta.delete if words[0] == b"md" else meta.count
+        try:
+            self._out.append(execute(self._store, key, flags))
+        except FlagError as error:
+            self._out.append(error.reply)
+        return b""
+
+    def _meta_noop(self, _words: list[bytes]) -> bytes:
+        self._out.append(b"MN\r\n")
+        return b""
+
+    def _meta_debug(self, words: list[bytes]) -> bytes:
+        self._out.append(meta.debug(self._store, words))
+        return b""
+
+    # -- administration --
 
     def _flush_all(self, words: list[bytes]) -> bytes:
         delay: int | None = 0
         if len(words) > 1 and words[1:] != [b"noreply"]:
             delay = parse_signed(words[1])
         if delay is None:
-            return _BAD_EXPTIME
+            return BAD_EXPTIME
         self._store.flush(delay)
         return _OK
 
@@ -537,6 +618,11 @@ _COMMANDS: dict[bytes, tuple[Callable[[Session, list[bytes]], bytes | None], int
     b"incr": (Session._count_up_or_down, 3, 4),
     b"decr": (Session._count_up_or_down, 3, 4),
     b"touch": (Session._touch, 3, 4),
+    b"mg": (Session._meta_get, 2, _ANY),
+    b"md": (Session._meta_change, 2, _ANY),
+    b"ma": (Session._meta_change, 2, _ANY),
+    b"mn": (Session._meta_noop, 1, _ANY),
+    b"me": (Session._meta_debug, 1, _ANY),
     b"flush_all": (Session._flush_all, 1, 3),
     b"cache_memlimit": (Session._cache_memlimit, 2, 3),
     b"version": (Session._version, 1, _ANY),

@@ -14,11 +14,12 @@ import time
 from typing import TYPE_CHECKING
 
 from stackmap import __version__
+from stackmap.codec.memcached.text import parse_unsigned
 
-from .codec import TURN, parse_unsigned
+from .codec import TURN
 from .prefixes import DELIMITER
 from .session import VERSION
-from .store import MAX_ITEM, Counters
+from .store import MAX_ITEM, NO_WORD, Counters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,7 +157,7 @@ class ServerStatistics:
             "cmd_set": counters.cmd_set,
             "cmd_flush": counters.cmd_flush,
             "cmd_touch": counters.touch_hits + counters.touch_misses,
-            "cmd_meta": 0,
+            "cmd_meta": counters.cmd_meta,
             "get_hits": counters.get_hits,
             "get_misses": counters.get_misses,
             "get_expired": counters.get_expired,
@@ -389,7 +390,7 @@ class ServerStatistics:
             return prefixes.dump()
         if what not in {b"on", b"off"}:
             return _ON_USAGE
-        prefixes.on = what == b"on"
+        self._store.count_prefixes(on=what == b"on")
         return b"OK\r\n"
 
     def _cachedump(self, words: list[bytes]) -> bytes | Iterator[bytes]:
@@ -407,7 +408,7 @@ class ServerStatistics:
     def _dump(self, keys: list[bytes]) -> Iterator[bytes]:
         for key in keys:
             item = self._store.peek(key)
-            if item is not None:
+            if item is not None and not item.marks & NO_WORD:
                 yield b"ITEM %b [%d b; %d s]\r\n" % (key, len(item.value), item.expires)
         yield b"END\r\n"
 

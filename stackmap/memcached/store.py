@@ -9,7 +9,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .codec import parse_unsigned
+from stackmap.codec.memcached.text import parse_unsigned
+
 from .prefixes import Prefixes
 
 if TYPE_CHECKING:
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 
 #: What an item costs besides the bytes of its key and value: the two bytes objects' headers, the
 #: Item, its numbers and header text, and its places in the dictionary and in the order.
-ITEM_OVERHEAD = 340
+ITEM_OVERHEAD = 356
 #: The largest item, by memcached's own accounting of it (its 1 MiB includes its item header).
 MAX_ITEM = 1 << 20
-_MEMCACHED_HEADER = 59
+#: What memcached itself counts for an item besides its key, flags and value.
+ITEM_HEADER = 59
 _MEMCACHED_FLAGS = 4
 #: Larger exptimes are absolute times.
 MAX_RELATIVE = 60 * 60 * 24 * 30
@@ -35,11 +37,18 @@ EXISTS = b"EXISTS\r\n"
 NOT_FOUND = b"NOT_FOUND\r\n"
 NO_MEMORY = b"SERVER_ERROR out of memory storing object\r\n"
 
+#: Marks of an item: clients read its key in base64; its value is out of date; a client was told to
+#: make a new value; its key has a space or a line end, so it cannot be named in a classic command.
+BINARY_KEY = 1
+STALE = 2
+WON = 4
+NO_WORD = 8
+
 
 def item_fits(key: bytes, flags: int, length: int) -> bool:
     """Whether memcached would take a value of ``length`` bytes under this key and these flags."""
     flags_size = _MEMCACHED_FLAGS if flags else 0
-    return _MEMCACHED_HEADER + len(key) + flags_size + length <= MAX_ITEM
+    return ITEM_HEADER + len(key) + flags_size + length <= MAX_ITEM
 
 
 class Item:
@@ -53,9 +62,10 @@ class Item:
         used: when it was last retrieved, in seconds of the store's clock; if it never was, when it
             was stored, as a negative number.
         header: what goes between the key and the value in a reply, ``b" FLAGS LENGTH\\r\\n"``.
+        marks: BINARY_KEY, STALE, WON and NO_WORD, which meta commands set.
     """
 
-    __slots__ = ("cas", "expires", "flags", "header", "used", "value")
+    __slots__ = ("cas", "expires", "flags", "header", "marks", "used", "value")
 
     def __init__(self, value: bytes, flags: int, expires: int, cas: int, used: int) -> None:
         self.value = value
@@ -64,6 +74,7 @@ class Item:
         self.cas = cas
         self.used = used
         self.header = b" %d %d\r\n" % (flags, len(value))
+        self.marks = 0
 
 
 @dataclass(slots=True)
@@ -72,6 +83,7 @@ class Counters:
 
     cmd_set: int = 0
     cmd_flush: int = 0
+    cmd_meta: int = 0
     get_hits: int = 0
     get_misses: int = 0
     get_expired: int = 0
@@ -132,6 +144,8 @@ class Store:
         #: Items that were flushed: nobody gets them, and they are the first to make room.  Freeing
         #: all of them at once would take seconds of a large store's clients.
         self._flushed: OrderedDict[bytes, Item] = OrderedDict()
+        #: Not every hit is as :meth:`hit` would have it.
+        self._careful = False
         self._cas = 0
         #: Bytes that the items may take at present.
         self._room = limit
@@ -199,12 +213,55 @@ class Store:
         oldest = next(iter((self._flushed or self._items).values()), None)
         return self.now - abs(oldest.used) if oldest is not None else 0
 
+    @property
+    def last_cas(self) -> int:
+        """The ``cas`` of the item that was stored last."""
+        return self._cas
+
     # -- retrieval --
 
-    def hit(self, key: bytes) -> Item | None:
-        """As :meth:`get`, but if there is no such item, nothing is counted."""
+    def count_prefixes(self, *, on: bool) -> None:
+        """Turn the counters of keys by their prefix on or off."""
+        self.prefixes.on = on
+        self._careful = True
+
+    def mark(self, key: bytes, marks: int) -> None:
+        """Add marks to the item of a key that came in base64."""
         item = self._items.get(key)
-        if item is None or self.prefixes.on or (item.expires and item.expires <= self.now):
+        if item is None:
+            return
+        if b" " in key or b"\n" in key:
+            marks |= NO_WORD
+            self._careful = True
+        item.marks |= marks
+
+    def find(self, key: bytes) -> Item | None:
+        """The item, if it is live, without using it.  If it is not live, it is removed."""
+        item = self._items.get(key)
+        if item is None:
+            if self._flushed and self._drop_flushed(key):
+                self.counters.get_flushed += 1
+            return None
+        if item.expires and item.expires <= self.now:
+            self._remove(key)
+            self.counters.get_expired += 1
+            return None
+        return item
+
+    def use(self, key: bytes, item: Item) -> None:
+        """The item of this key becomes the most recently used one."""
+        self._items.move_to_end(key)
+        item.used = self.now
+
+    def hit(self, key: bytes) -> Item | None:
+        """As :meth:`get`, but if there is no such item, nothing is counted.
+
+        ``key`` may be anything that came between ``get`` and the line end.
+        """
+        item = self._items.get(key)
+        if item is None or (item.expires and item.expires <= self.now):
+            return None
+        if self._careful and (self.prefixes.on or item.marks & NO_WORD):
             return None
         self._items.move_to_end(key)
         item.used = self.now
@@ -215,7 +272,7 @@ class Store:
         """The item, which becomes the most recently used one."""
         item = self._items.get(key)
         if item is None or (item.expires and item.expires <= self.now):
-            item = self._find(key)
+            item = self.find(key)
         if self.prefixes.on:
             self.prefixes.got(key, hit=item is not None)
         if item is None:
@@ -228,12 +285,12 @@ class Store:
 
     def touch(self, key: bytes, exptime: int) -> Item | None:
         """Give the item a new exptime, and return it."""
-        item = self._find(key)
+        item = self.find(key)
         if item is None:
             self.counters.touch_misses += 1
             return None
         self.counters.touch_hits += 1
-        item.expires = self._deadline(exptime)
+        item.expires = self.deadline(exptime)
         item.used = self.now
         self._items.move_to_end(key)
         return item
@@ -245,50 +302,87 @@ class Store:
             self.prefixes.got(key, hit=item is not None)
         return item
 
+    def deadline(self, exptime: int) -> int:
+        """When an item with this exptime expires, in seconds of the clock; 0 for never."""
+        if exptime == 0:
+            return 0
+        if exptime < 0:
+            return self._started
+        if exptime <= MAX_RELATIVE:
+            return self.now + exptime
+        return max(exptime, self._started)
+
     # -- storage --
 
     def set(self, key: bytes, flags: int, exptime: int, value: bytes) -> Outcome:
         """Store unconditionally."""
         self.counters.cmd_set += 1
-        return self._put(key, value, flags, self._deadline(exptime) if exptime else 0)
+        return self._put(key, value, flags, self.deadline(exptime) if exptime else 0)
 
     def add(self, key: bytes, flags: int, exptime: int, value: bytes) -> Outcome:
         """Store only if the key has no item; if it has, that becomes the most recently used."""
         self.counters.cmd_set += 1
-        if self._find(key) is not None:
+        if self.find(key) is not None:
             self._items.move_to_end(key)
             return NOT_STORED
-        return self._put(key, value, flags, self._deadline(exptime))
+        return self._put(key, value, flags, self.deadline(exptime))
 
     def replace(self, key: bytes, flags: int, exptime: int, value: bytes) -> Outcome:
         """Store only if the key has an item."""
         self.counters.cmd_set += 1
-        if self._find(key) is None:
+        if self.find(key) is None:
             return NOT_STORED
-        return self._put(key, value, flags, self._deadline(exptime))
+        return self._put(key, value, flags, self.deadline(exptime))
 
-    def append(self, key: bytes, value: bytes) -> Outcome:
-        """Add to the end of an item; its flags and exptime stay."""
-        return self._extend(key, b"", value)
+    def append(self, key: bytes, value: bytes, cas: int = 0) -> Outcome:
+        """Add to the end of an item, if it has this ``cas`` or that is 0.
 
-    def prepend(self, key: bytes, value: bytes) -> Outcome:
-        """Add to the beginning of an item; its flags and exptime stay."""
-        return self._extend(key, value, b"")
+        Its flags and exptime stay.
+        """
+        return self._extend(key, b"", value, cas)
+
+    def prepend(self, key: bytes, value: bytes, cas: int = 0) -> Outcome:
+        """As :meth:`append`, to the beginning."""
+        return self._extend(key, value, b"", cas)
+
+    def create(self, key: bytes, value: bytes) -> Item | None:
+        """Store an item that does not expire under a key that has none; None: for want of room.
+
+        No command is counted.
+        """
+        return self._items[key] if self._put(key, value, 0, 0) is STORED else None
 
     def compare_and_set(
-        self, key: bytes, flags: int, exptime: int, cas: int, value: bytes
+        self,
+        key: bytes,
+        flags: int,
+        exptime: int,
+        cas: int,
+        value: bytes,
+        *,
+        stale: bool = False,
     ) -> Outcome:
-        """Store only if the item is still the one with this ``cas``."""
+        """Store only if the item is still the one with this ``cas``.
+
+        If it is a later one and ``stale`` is set, the value is stored all the same, with the
+        exptime of that one, and marked as stale.
+        """
         self.counters.cmd_set += 1
-        item = self._find(key)
+        item = self.find(key)
         if item is None:
             self.counters.cas_misses += 1
             return NOT_FOUND
-        if item.cas != cas:
-            self.counters.cas_badval += 1
-            return EXISTS
-        self.counters.cas_hits += 1
-        return self._put(key, value, flags, self._deadline(exptime))
+        if item.cas == cas:
+            self.counters.cas_hits += 1
+            return self._put(key, value, flags, self.deadline(exptime))
+        if stale and 0 < cas < item.cas:
+            self.counters.cas_hits += 1
+            outcome = self._put(key, value, flags, item.expires)
+            if outcome is STORED:
+                self._items[key].marks = item.marks & WON | STALE
+            return outcome
+        self.counters.cas_badval += 1
+        return EXISTS
 
     def count(self, key: bytes, delta: int, *, down: bool) -> int | None:
         """Add ``delta`` to an item that holds a decimal number, or subtract it.
@@ -303,16 +397,21 @@ class Store:
             ValueError: the item does not hold a number.
         """
         counters = self.counters
-        item = self._find(key)
+        item = self.find(key)
         if item is None:
             if down:
                 counters.decr_misses += 1
             else:
                 counters.incr_misses += 1
             return None
+        return self.count_item(key, item, delta, down=down)
+
+    def count_item(self, key: bytes, item: Item, delta: int, *, down: bool) -> int:
+        """As :meth:`count`, for the item that the key has."""
         number = parse_unsigned(item.value)
         if number is None:
             raise ValueError("not a number")
+        counters = self.counters
         if down:
             counters.decr_hits += 1
             number = max(number - delta, 0)
@@ -326,7 +425,8 @@ class Store:
             # As memcached, which changes it in place: the item is neither new nor used.
             self._cas += 1
             value = value.ljust(len(item.value))
-            self._items[key] = Item(value, item.flags, item.expires, self._cas, item.used)
+            self._items[key] = new = Item(value, item.flags, item.expires, self._cas, item.used)
+            new.marks = item.marks
         return number
 
     # -- removal --
@@ -335,12 +435,22 @@ class Store:
         """Remove the item; False if there is none."""
         if self.prefixes.on:
             self.prefixes.deleted(key)
-        if self._find(key) is None:
+        if self.find(key) is None:
             self.counters.delete_misses += 1
             return False
+        self.remove(key)
+        return True
+
+    def remove(self, key: bytes) -> None:
+        """Remove the live item of this key."""
         self.counters.delete_hits += 1
         self._remove(key)
-        return True
+
+    def invalidate(self, item: Item) -> None:
+        """Mark a stored item as stale, with a new ``cas``; the next client may win."""
+        self._cas += 1
+        item.cas = self._cas
+        item.marks = item.marks & ~WON | STALE
 
     def discard(self, key: bytes) -> None:
         """Remove the item, if there is one, because its new value could not be stored."""
@@ -350,7 +460,7 @@ class Store:
     def flush(self, exptime: int) -> None:
         """Remove all items, now or ``exptime`` later (as in storage commands)."""
         self.counters.cmd_flush += 1
-        when = self._deadline(exptime)
+        when = self.deadline(exptime)
         if when <= self.now:
             self._flush_at = _NEVER_FLUSH
             self._clear()
@@ -359,19 +469,6 @@ class Store:
 
     # -- inside --
 
-    def _find(self, key: bytes) -> Item | None:
-        """The item, if it is live.  If it is not, it is removed."""
-        item = self._items.get(key)
-        if item is None:
-            if self._flushed and self._drop_flushed(key):
-                self.counters.get_flushed += 1
-            return None
-        if item.expires and item.expires <= self.now:
-            self._remove(key)
-            self.counters.get_expired += 1
-            return None
-        return item
-
     def _drop_flushed(self, key: bytes) -> bool:
         item = self._flushed.pop(key, None)
         if item is None:
@@ -379,16 +476,6 @@ class Store:
         self.bytes -= len(key) + len(item.value) + ITEM_OVERHEAD
         self._let_go(item)
         return True
-
-    def _deadline(self, exptime: int) -> int:
-        """When an item with this exptime expires; 0 for never."""
-        if exptime == 0:
-            return 0
-        if exptime < 0:
-            return self._started
-        if exptime <= MAX_RELATIVE:
-            return self.now + exptime
-        return max(exptime, self._started)
 
     def _put(self, key: bytes, value: bytes, flags: int, expires: int) -> Outcome:
         items = self._items
@@ -450,11 +537,13 @@ class Store:
             self._gone.add(item)
             self.reserve(len(item.value))
 
-    def _extend(self, key: bytes, before: bytes, after: bytes) -> Outcome:
+    def _extend(self, key: bytes, before: bytes, after: bytes, cas: int) -> Outcome:
         self.counters.cmd_set += 1
-        item = self._find(key)
+        item = self.find(key)
         if item is None:
             return NOT_STORED
+        if cas and item.cas != cas:
+            return EXISTS
         value = b"".join((before, item.value, after))
         if not item_fits(key, item.flags, len(value)):
             return NOT_STORED

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from stackmap_testbed.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 Address = tuple[str, int]
 
@@ -31,8 +31,13 @@ Address = tuple[str, int]
 _NO_THREADS = "no_lru_maintainer,no_lru_crawler"
 _BARRIER = b"version\r\n"
 _BARRIER_REPLY = re.compile(rb"VERSION [^\r\n]*\r\n\Z")
-_CAS_REPLY = re.compile(rb"\AVALUE \S+ \d+ \d+ (\d+)\r\n")
+_CAS_REPLY = re.compile(rb"\AME .* cas=(\d+) ")
 _CAS = re.compile(rb"^(VALUE \S+ \d+ \d+) \d+\r$", re.MULTILINE)
+_META_LINE = re.compile(rb"^(?:HD|VA|EN|NF|NS|EX|ME)\b[^\r\n]*", re.MULTILINE)
+#: In such a line: CAS numbers, and numbers of seconds.
+_META_CAS = re.compile(rb" (c|cas=)[1-9]\d*")
+_META_SECONDS = re.compile(rb" (t|l|la=|exp=)(-?\d+)")
+_META_CLASS = re.compile(rb" cls=\d+")
 _MEMCCAPABLE_LINE = re.compile(r"^(ascii .*?)\s+\[(\w+)\]$", re.MULTILINE)
 
 
@@ -194,29 +199,55 @@ class Difference:
 def first_difference(ours: Address, theirs: Address, *, seed: int, count: int) -> Difference | None:
     """Hold the same random conversation with two servers; both are flushed first.
 
-    ``cas`` numbers are each server's own: they are taken from its answers, and not compared.
+    See :func:`difference_in`.
     """
     generator = random.Random(seed)
+    return difference_in(ours, theirs, (random_command(generator) for _ in range(count)))
+
+
+def difference_in(ours: Address, theirs: Address, templates: Iterable[bytes]) -> Difference | None:
+    """Hold the same conversation with two servers; both are flushed first.
+
+    ``cas`` numbers are each server's own: they are taken from its answers, and not compared.  Times
+    are compared to the nearest thousand seconds, and slab classes not at all.
+    """
     pair = Conversation(ours), Conversation(theirs)
     try:
         for conversation in pair:
             conversation.ask(b"flush_all\r\n")
-        for number in range(count):
-            template = random_command(generator)
+        for number, template in enumerate(templates):
             answers = []
             for conversation in pair:
                 command = template
                 if b"{cas}" in template:
                     key = template.split()[1]
-                    found = _CAS_REPLY.match(conversation.ask(b"gets %b\r\n" % key))
+                    # This changes nothing.
+                    found = _CAS_REPLY.match(conversation.ask(b"me %b\r\n" % key))
                     command = template.replace(b"{cas}", found[1] if found else b"1")
-                answers.append(_CAS.sub(rb"\1 CAS\r", conversation.ask(command)))
+                answers.append(comparable(conversation.ask(command)))
             if answers[0] != answers[1]:
                 return Difference(number, template, (answers[0], answers[1]))
     finally:
         for conversation in pair:
             conversation.close()
     return None
+
+
+def comparable(answer: bytes) -> bytes:
+    """The answer without what is each server's own."""
+    return _META_LINE.sub(_comparable_line, _CAS.sub(rb"\1 CAS\r", answer))
+
+
+def _comparable_line(line: re.Match[bytes]) -> bytes:
+    text = _META_CLASS.sub(b"", _META_CAS.sub(rb" \1N", line[0]))
+    return _META_SECONDS.sub(_comparable_seconds, text)
+
+
+def _comparable_seconds(found: re.Match[bytes]) -> bytes:
+    seconds = int(found[2])
+    # memcached says the remaining time of an item that has expired in 32 bits without a sign.
+    rounded = 0 if seconds >= 1 << 31 else round(seconds, -3) if seconds != -1 else -1
+    return b" %b%d" % (found[1], rounded)
 
 
 _KEYS = [b"a", b"b", b"key-3", b"4" * 100, b"5" * 250]
@@ -244,6 +275,8 @@ _LINES = [
 
 def random_command(generator: random.Random) -> bytes:
     """One complete command, mostly valid; ``{cas}`` stands for the key's current number."""
+    if generator.randrange(3) == 0:
+        return random_meta_command(generator)
     choose = generator.choice
     key = choose(_KEYS)
     noreply = choose([b"", b"", b"", b" noreply"])
@@ -281,6 +314,67 @@ def random_command(generator: random.Random) -> bytes:
     if kind < 19 and generator.random() < 0.1:
         return b"flush_all%b%b\r\n" % (choose([b"", b" 0", b" -1"]), noreply)
     return choose(_LINES) + choose([b"\r\n", b"\r\n", b"\n"])
+
+
+#: Some of these are words that the classic commands use as well.
+_META_KEYS = [b"a", b"b", b"a", b"b", b"YWI=", b"YSBi", b"a" * 250]
+_META_TTLS = [b"0", b"1000", b"5000", b"-1", b"2592000", b"x", b""]
+_META_TOKENS = {
+    b"N": _META_TTLS, b"T": _META_TTLS, b"R": _META_TTLS,
+    b"C": [b"{cas}", b"{cas}", b"{cas}", b"0", b"1", b"999999999999", b"x"],
+    b"F": [b"0", b"7", b"4294967296", b"-1", b"x"],
+    b"D": [b"1", b"10", b"18446744073709551615", b"-1", b"x"],
+    b"J": [b"0", b"99", b"x"],
+    b"O": [b"", b"op", b"k", b"c" * 31, b"o" * 32],
+    b"P": [b"", b"path"], b"L": [b"", b"hint"],
+}  # fmt: skip
+_META_MODES = {
+    b"ms": [b"E", b"A", b"P", b"R", b"S", b"S", b"X", b"", b"EE"],
+    b"ma": [b"I", b"+", b"D", b"-", b"X", b""],
+}
+_META_FLAGS = {
+    b"mg": b"bcfhklOqstuvNRTvvkWPLMCIxE",
+    b"ms": b"bcCFIkOqTMvSPLMMCCII",
+    b"md": b"bCIkOqTIITPxv",
+    # Not T: memcached loses it if the number becomes longer.
+    b"ma": b"bCNJDMqtcvkOvvNNP",
+}
+_META_LINES = [
+    b"mg", b"ms", b"md", b"ma", b"me", b"mn", b"mn x", b"mg a", b"ms a", b"ms a x", b"ms a -1",
+    b"ms a 3000000000", b"mg " + b"k" * 251, b"ms " + b"k" * 251 + b" 1",
+    b"md " + b"k" * 251 + b" q", b"me " + b"k" * 251, b"ma " + b"k" * 251, b"me a", b"me b",
+    b"me YWI= b", b"me YW b", b"mgx a", b"mg a " + b"v " * 30,
+    b"mg a b c f h k l O1 q s t u v N0 R0 T0 P L", b"mg a b c f h k l O1 q s t u v N0 R0 T0 P",
+    b"mg a v noreply", b"mg \tYWI= b k v", b"mg Y.W-I= b k v", b"mg YW=I b k", b"mg Y=== b k",
+    b"mg ==== b k", b"mg YWI=YWI= b k v", b"mg  a   v ", b"mg a \x7f", b"md a noreply",
+    b"me a noreply", b"mn noreply",
+]  # fmt: skip
+
+
+def random_meta_command(generator: random.Random) -> bytes:
+    """One complete meta command, mostly valid."""
+    choose = generator.choice
+    if generator.randrange(8) == 0:
+        return choose(_META_LINES) + choose([b"\r\n", b"\n"])
+    verb = choose([b"mg", b"mg", b"ms", b"ms", b"md", b"ma"])
+    words = [verb, choose(_META_KEYS)]
+    value = b""
+    if verb == b"ms":
+        value = _random_value(generator)
+        words.append(b"%d" % len(value))
+        value += choose([b"\r\n"] * 15 + [b"xx\r\n"])
+    flags = _META_FLAGS[verb]
+    seen = set()
+    for _ in range(generator.randrange(7)):
+        number = choose(flags)
+        flag = bytes((number,))
+        if flag not in seen or generator.randrange(10) == 0:
+            seen.add(flag)
+            tokens = (
+                _META_MODES.get(verb, [b"S"]) if flag == b"M" else _META_TOKENS.get(flag, [b""])
+            )
+            words.append(flag + choose(tokens))
+    return b" ".join(words) + b"\r\n" + value
 
 
 def _random_value(generator: random.Random) -> bytes:
