@@ -129,8 +129,8 @@ def memcached(
 ) -> None:
     """A memcached-like server (text protocol).
 
-    It speaks the classic text commands. Meta commands (mg, ms, ...) and the binary protocol are
-    refused: the client is told so, and disconnected.
+    It speaks the classic commands, and the meta commands (mg, ms, ...) as memcached 1.6.18 has
+    them. The binary protocol is refused: the client is told so, and disconnected.
 
     It runs until it is told to stop by SIGTERM, SIGUSR1 or Ctrl-C; clients then get what they
     asked for, unless it is told so twice. SIGHUP is ignored.

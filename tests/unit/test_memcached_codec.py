@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import random
 import struct
@@ -168,15 +169,84 @@ def test_hanging_up(data: bytes) -> None:
     assert feed(session, b"version\r\n") == b""
 
 
-@pytest.mark.parametrize("verb", [b"mg", b"ms", b"md", b"ma", b"mn", b"me"])
-def test_meta_commands_are_refused_in_a_line(verb: bytes) -> None:
+def test_a_key_in_base64_is_not_taken_for_the_rest_of_a_line() -> None:
+    """Such keys may contain what ends words and lines."""
     session = new_session()
-    reply = feed(session, verb + b" k 3\r\nget\r\nversion\r\n")
-    assert reply == (
-        b"SERVER_ERROR meta commands are not supported, use the classic text commands\r\n"
-    )
-    assert session.hang_up
-    assert session.refused
+    for key, value in ((b"a b", b"1"), (b"a\r\nget b", b"2")):
+        line = b"ms %b 1 b\r\n%b\r\n" % (base64.b64encode(key), value)
+        assert feed(session, line) == b"HD\r\n"
+    feed(session, b"set a 0 0 1\r\nA\r\nset b 0 0 1\r\nB\r\n")
+    a, b = b"VALUE a 0 1\r\nA\r\n", b"VALUE b 0 1\r\nB\r\n"
+    assert feed(session, b"get a b\r\n") == a + b + b"END\r\n"
+    assert feed(session, b"get a\r\nget b\r\n") == a + b"END\r\n" + b + b"END\r\n"
+    assert feed(session, b"get a\r\n") == a + b"END\r\n"
+    for key, value in ((b"a b", b"1"), (b"a\r\nget b", b"2")):
+        line = b"mg %b b v\r\n" % base64.b64encode(key)
+        assert feed(session, line) == b"VA 1\r\n%b\r\n" % value
+
+
+@pytest.mark.parametrize("way", ["A", "P", "count"])
+def test_it_stays_so_when_its_value_grows(way: str) -> None:
+    session = new_session()
+    key = base64.b64encode(b"a b")
+    feed(session, b"ms %b 1 b\r\n9\r\n" % key)
+    if way == "count":
+        assert feed(session, b"ma %b b v\r\n" % key) == b"VA 2\r\n10\r\n"
+    else:
+        feed(session, b"ms %b 1 b M%b\r\n9\r\n" % (key, way.encode()))
+    assert feed(session, b"get a b\r\n") == b"END\r\n"
+
+
+def test_a_large_value_goes_out_in_pieces_of_a_turn() -> None:
+    session = new_session()
+    value = bytes(range(256)) * (3 * OUTPUT_LIMIT // 256)
+    assert feed(session, b"ms k %d F5\r\n%b\r\n" % (len(value), value)) == b"HD\r\n"
+    first = session.respond(b"mg k v f Ox\r\nmn\r\n")
+    assert session.paused
+    assert len(first) < OUTPUT_LIMIT + 100
+    rest = bytearray()
+    while session.paused:
+        session.resume()
+        rest += session.take_output()
+    assert first + rest == b"VA %d f5 Ox\r\n%b\r\nMN\r\n" % (len(value), value)
+
+
+def test_times_of_meta_commands() -> None:
+    now = 1_000_000.0
+    session = new_session(store := Store(64 << 20, clock=lambda: now))
+    feed(session, b"ms k 1 T100\r\nx\r\n")
+    now += 30
+    store.tick()
+    assert feed(session, b"mg k h l t u\r\n") == b"HD h0 l30 t70\r\n"
+    # The second stands after what it changes.
+    assert feed(session, b"mg k h l t T50 t\r\n").startswith(b"CLIENT_ERROR duplicate")
+    assert feed(session, b"mg k l T50 h t\r\n") == b"HD l30 h0 t50\r\n"
+    now += 10
+    store.tick()
+    assert feed(session, b"mg k t h l R30\r\n") == b"HD t40 h1 l10\r\n"
+    assert feed(session, b"mg k R41 t\r\n") == b"HD t40 W\r\n"
+    assert feed(session, b"mg k R41 t\r\n") == b"HD t40 Z\r\n"
+    assert feed(session, b"me k\r\n") == b"ME k exp=-40 la=0 cas=1 fetch=yes cls=1 size=61\r\n"
+    assert feed(session, b"ms n 1\r\n9\r\nma n T20 t\r\n") == b"HD\r\nHD t20\r\n"
+    now += 20
+    store.tick()
+    assert feed(session, b"mg n q\r\nmg k t\r\n") == b"HD t20 Z\r\n"
+    now += 20
+    store.tick()
+    assert feed(session, b"mg k N9 t\r\n") == b"HD t9 W\r\n"
+
+
+def test_a_stale_item_has_one_winner() -> None:
+    session = new_session()
+    feed(session, b"ms k 3\r\nold\r\nmd k I T30\r\n")
+    assert feed(session, b"mg k v c\r\n") == b"VA 3 c2 X W\r\nold\r\n"
+    assert feed(session, b"mg k v t\r\n") == b"VA 3 t30 Z X\r\nold\r\n"
+    # With the number of the value before, it may replace the value, which stays stale.
+    assert feed(session, b"ms k 3 C1 c\r\nnew\r\n") == b"EX c0\r\n"
+    assert feed(session, b"ms k 3 C1 I c\r\nnew\r\n") == b"HD c3\r\n"
+    assert feed(session, b"mg k v\r\n") == b"VA 3 Z X\r\nnew\r\n"
+    assert feed(session, b"ms k 3 C3\r\nnow\r\n") == b"HD\r\n"
+    assert feed(session, b"mg k v\r\n") == b"VA 3\r\nnow\r\n"
 
 
 @pytest.mark.parametrize("size", [1, 23, 24, 100])

@@ -10,16 +10,20 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from stackmap.memcached.prefixes import Prefixes
 from stackmap_testbed.memcached.conformance import (
     Address,
     Conversation,
+    difference_in,
     first_difference,
     memccapable_outcomes,
     missing_programs,
     oracle,
     pymemcache_outcomes,
+    random_meta_command,
     until_hang_up,
 )
 from stackmap_testbed.memcached.pressure import server
@@ -60,6 +64,36 @@ def theirs() -> Iterator[Address]:
 @pytest.mark.parametrize("seed", range(12))
 def test_the_same_conversation(ours: Address, theirs: Address, seed: int) -> None:
     assert first_difference(ours, theirs, seed=seed, count=400) is None
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.randoms(use_true_random=False).map(random_meta_command), max_size=30))
+def test_the_same_meta_commands(ours: Address, theirs: Address, commands: list[bytes]) -> None:
+    assert difference_in(ours, theirs, commands) is None
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        # Growing a number: memcached takes its marks, and its key is no longer said in base64.
+        [b"ms YQ== 1 b\r\n9\r\n", b"mg YQ== b k v\r\n", b"ma YQ== b k v\r\n", b"mg YQ== b k v\r\n"],
+        [b"ms a 1\r\n5\r\n", b"md a I\r\n", b"ma a v\r\n", b"mg a v\r\n", b"mg a v\r\n"],
+        [b"ms a 1\r\n9\r\n", b"md a I\r\n", b"ma a v\r\n", b"mg a v\r\n"],
+        [b"ms a 2 T1000\r\n10\r\n", b"ma a T5000 t\r\n", b"ma a t T1000\r\n", b"ma a T0 t\r\n"],
+        [b"mg a N0 T1000 t v\r\n", b"mg a R2000 t\r\n", b"md a I\r\n", b"mg a v\r\n", b"get a\r\n"],
+        [b"mg a N1000\r\n", b"mg a\r\n", b"ms a 1\r\nx\r\n", b"mg a R2000 v\r\n"],
+        [b"ms a 1 T1000\r\nx\r\n", b"mg a R2000\r\n" * 2, b"md a I\r\n", b"mg a\r\n"],
+        [b"set a 0 0 4\r\n9\0xy\r\n", b"ma a v\r\n", b"incr a 1\r\n", b"get a\r\n"],
+        [b"ms a 1\r\nx\r\n", b"mg a h u\r\n", b"mg a h\r\n", b"mg a h\r\n", b"me a\r\n"],
+        [b"set a 5 0 1\r\nx\r\n", b"ms a 1 MA F9\r\ny\r\n", b"mg a f v\r\n", b"gets a\r\n"],
+        [b"ms a 2000000 F1\r\n" + bytes(2_000_000) + b"\r\n", b"mg a v\r\n"],
+        [b"ms a 1\r\nx\r\n", b"ms a 2000000 q ME\r\n" + bytes(2_000_000) + b"\r\n", b"mg a\r\n"],
+        [b"ms a 1000000\r\n" + bytes(1_000_000) + b"\r\n", b"mg a s v k\r\n", b"ma a C7\r\n"],
+        [b"mg a q\r\nmg b q v\r\nms a 1 q\r\nx\r\nmd b q\r\nmd a q\r\nma a q\r\nmn\r\n"],
+    ],
+)  # fmt: skip
+def test_meta_commands(ours: Address, theirs: Address, commands: list[bytes]) -> None:
+    assert difference_in(ours, theirs, commands) is None
 
 
 def test_pymemcache(ours: Address, theirs: Address) -> None:
@@ -105,16 +139,14 @@ def test_the_binary_protocol_is_refused_as_memcached_refuses_a_command(
 def test_a_client_that_is_refused_can_read_why(ours: Address) -> None:
     """A connection closed with input unread is reset, which takes the reply away."""
     with socket.create_connection(ours, 30) as sock:
-        sock.sendall(b"ms k S1000000\r\n")
+        sock.sendall(b"\x80\xee" + bytes(22))
         for _ in range(100):
             sock.sendall(bytes(10_000))
         sock.shutdown(socket.SHUT_WR)
         reply = b""
         while data := sock.recv(1000):
             reply += data
-    assert reply == (
-        b"SERVER_ERROR meta commands are not supported, use the classic text commands\r\n"
-    )
+    assert reply.endswith(b"the binary protocol is not supported, use the text protocol")
 
 
 def test_the_version_is_one_that_all_clients_can_parse(ours: Address, theirs: Address) -> None:
@@ -256,12 +288,21 @@ _COUNTED = [
     b"add n 0 0 1\r\nx\r\n", b"get" + b" n" * 40 + b"\r\n", b"set e 0 -1 1\r\nx\r\n", b"get e\r\n",
     b"set e 0 -1 1\r\nx\r\n", b"gat 0 e\r\n", b"set e 0 -1 1\r\nx\r\n", b"delete e\r\n",
     b"set e 0 -1 1\r\nx\r\n", b"touch e 0\r\n", b"flush_all -1\r\n", b"get n\r\n",
+    b"mg a\r\n", b"mg a v T0\r\n", b"mg a N0 T0\r\n", b"mg a N0 v\r\n", b"mg a q T0\r\n",
+    b"ms a 1\r\nx\r\n", b"ms a 1 ME\r\nx\r\n", b"ms a 1 C1\r\nx\r\n", b"ms a 1 C1 I\r\nx\r\n",
+    b"ms b 1 C1\r\nx\r\n", b"ms a 1\r\nxyz\r\n", b"ms a 1 MX\r\nx\r\n", b"ms a 1 MA C1\r\nx\r\n",
+    b"ms a 2000000\r\n" + bytes(2_000_000) + b"\r\n", b"ma a\r\n", b"ma a MD\r\n", b"ma n N0\r\n",
+    b"ma n\r\n", b"ma n MD\r\n", b"ma n C1\r\n", b"md n C1\r\n", b"md n I\r\n", b"md n\r\n",
+    b"md n\r\n", b"me a\r\n", b"me n\r\n", b"me\r\n", b"mn\r\n", b"mg n E\r\n",
+    b"ms e 1 T-1\r\nx\r\n", b"mg e\r\n", b"ms e 1 T-1\r\nx\r\n", b"ma e N0\r\n",
+    b"set n 0 0 1\r\nxyz\r\n",
 ]  # fmt: skip
 _SAME = (
-    "cmd_get", "cmd_set", "cmd_flush", "cmd_touch", "get_hits", "get_misses", "get_expired",
-    "get_flushed", "delete_misses", "delete_hits", "incr_misses", "incr_hits", "decr_misses",
-    "decr_hits", "cas_misses", "cas_hits", "cas_badval", "touch_hits", "touch_misses",
-    "store_too_large", "store_no_memory", "total_items", "evictions", "accepting_conns",
+    "cmd_get", "cmd_set", "cmd_flush", "cmd_touch", "cmd_meta", "get_hits", "get_misses",
+    "get_expired", "get_flushed", "delete_misses", "delete_hits", "incr_misses", "incr_hits",
+    "decr_misses", "decr_hits", "cas_misses", "cas_hits", "cas_badval", "touch_hits",
+    "touch_misses", "store_too_large", "store_no_memory", "total_items", "evictions",
+    "accepting_conns",
 )  # fmt: skip
 
 

@@ -56,10 +56,11 @@ class ClientCodec(End[Response, Request]):
 
     def _next_cycle(self, old: h11.Connection) -> None:
         """Go on to the next request that waits for its response."""
-        self._ended = old.their_state is not h11.DONE
+        rest, closed = old.trailing_data
+        self._ended = closed or old.their_state is not h11.DONE
         if not self._cycles:
             self._connection = None
-            self._data[:0] = old.trailing_data[0]
+            self._data[:0] = rest
             return
         self._connection = new = self._cycles[0][0]
         if self._ended:

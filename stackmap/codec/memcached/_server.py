@@ -265,7 +265,7 @@ class ServerCodec(Buffered[Request | Invalid, Reply]):
             return MetaNoop()
         if len(words) < 2 and verb != b"me":
             raise _Refusal(ERROR)
-        if len(words) < (3 if verb in {b"mg", b"ms"} else 2) or len(words[1]) > MAX_KEY:
+        if len(words) < (3 if verb == b"ms" else 2) or len(words[1]) > MAX_KEY:
             raise _Refusal(BAD_FORMAT)
         if verb == b"me":
             binary = len(words) > 2 and words[2] == b"b"

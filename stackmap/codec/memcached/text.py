@@ -29,7 +29,8 @@ STORAGE = {
 #: The longest value that a line can announce.
 MAX_LENGTH = (1 << 31) - 3
 
-_NUMBER = re.compile(rb"[\t-\r ]*([+-]?)0*(\d{1,20})(?=[\t-\r ]|\Z)")
+#: What follows a number may be anything behind a zero byte: C's strings end there.
+_NUMBER = re.compile(rb"[\t-\r ]*([+-]?)0*(\d{1,20})(?=[\t-\r \0]|\Z)")
 
 
 def parse_unsigned(word: bytes) -> int | None:
