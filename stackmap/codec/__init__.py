@@ -5,6 +5,7 @@ package, and runs on any source of bytes.  ``stackmap.codec.http1`` and ``stackm
 are modules of their own.
 """
 
+from ._buffered import Buffered
 from ._codec import Buffer, Codec
 from ._errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from ._fixed import Fixed
@@ -14,6 +15,7 @@ from ._msgspec_frames import MsgspecFrames
 
 __all__ = [
     "Buffer",
+    "Buffered",
     "Codec",
     "Fixed",
     "LengthPrefixed",

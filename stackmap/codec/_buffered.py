@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 class Buffered(Codec[In, Out]):
     """Keeps the stream in a ``bytearray``, from whose front a subclass cuts messages.
 
+    A subclass implements ``_cut()``, which takes the next message out of ``_data``, and
+    :meth:`send`.
+
     Deleting from the front of a ``bytearray`` moves a pointer, so a segment of many messages is not
     copied once for each of them.
     """

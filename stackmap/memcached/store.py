@@ -495,7 +495,8 @@ class Store:
         self.counters.total_items += 1
         if old is not None:
             items.move_to_end(key)
-            self._let_go(old)
+            if self._lent:
+                self._let_go(old)
         return STORED
 
     def _make_room(self, key: bytes, size: int) -> bool:

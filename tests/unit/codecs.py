@@ -73,8 +73,8 @@ def outcome(
 class Searched(bytearray):
     """Counts the bytes in which something was searched."""
 
-    count = 0
+    searched = 0
 
     def find(self, sub: Any, start: Any = 0, *rest: Any) -> int:
-        self.count += len(self) - start
+        self.searched += len(self) - start
         return super().find(sub, start, *rest)

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stackmap import SocketPort
+from stackmap.codec.memcached.text import parse_signed, parse_unsigned
 from stackmap.memcached import Server, Session, Store
-from stackmap.memcached.codec import MAX_GET_LINE, TURN, parse_signed, parse_unsigned
+from stackmap.memcached.codec import MAX_GET_LINE, TURN
 from stackmap.memcached.session import OUTPUT_LIMIT
 from stackmap_testbed.memcached.conformance import random_command
 
