@@ -27,6 +27,7 @@ from stackmap.codec.memcached.text import (
     MAX_KEY,
     MAX_LENGTH,
     STORAGE,
+    parse_client_flags,
     parse_signed,
     parse_unsigned,
 )
@@ -356,7 +357,7 @@ class Decoder(abc.ABC):
             return start
         noreply = count > needed and words[-1] == b"noreply"
         key = words[1]
-        flags = 0 if words[2] == b"0" else parse_unsigned(words[2])
+        flags = 0 if words[2] == b"0" else parse_client_flags(words[2])
         exptime = 0 if words[3] == b"0" else parse_signed(words[3])
         length = parse_signed(words[4])
         cas = parse_unsigned(words[5]) if needed > 5 else 0
@@ -371,7 +372,6 @@ class Decoder(abc.ABC):
             if not noreply:
                 self.error(BAD_FORMAT)
             return start
-        flags &= 0xFFFFFFFF
         end = start + length
         here = end + 2 <= len(data)
         if length > ALWAYS_ACCEPTED and not self.accepts(verb, key, flags, length, noreply=noreply):
@@ -410,8 +410,7 @@ class Decoder(abc.ABC):
             self.error(error.reply)
             self._skip = max(end + 2 - len(data), 0)
             return end + 2
-        number = flags.get("F", 0)
-        client_flags = number & 0xFFFFFFFF if isinstance(number, int) else 0
+        client_flags = number if isinstance(number := flags.get("F"), int) else 0
         self._meta = flags
         if length > ALWAYS_ACCEPTED and not self.accepts(
             b"ms", key, client_flags, length, noreply=False

@@ -152,7 +152,7 @@ def set(store: Store, key: bytes, flags: Flags, value: bytes) -> bytes:
 
 
 def _store(store: Store, key: bytes, flags: Flags, mode: object, value: bytes) -> Outcome:
-    client_flags = _number(flags.get("F", 0)) & 0xFFFFFFFF
+    client_flags = _number(flags.get("F", 0))
     exptime = _number(flags.get("T", 0))
     if mode in {b"A", b"P"}:
         cas = _number(flags.get("C", 0))

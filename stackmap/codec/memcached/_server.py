@@ -60,6 +60,7 @@ from .text import (
     MAX_LENGTH,
     STORAGE,
     TOO_LARGE,
+    parse_client_flags,
     parse_signed,
     parse_unsigned,
 )
@@ -238,7 +239,7 @@ class ServerCodec(Buffered[Request | Invalid, Reply]):
         if not needed <= len(words) <= needed + 1:
             raise _Refusal(ERROR)
         noreply = len(words) > needed and words[-1] == b"noreply"
-        flags = parse_unsigned(words[2])
+        flags = parse_client_flags(words[2])
         exptime = parse_signed(words[3])
         length = parse_signed(words[4])
         cas = parse_unsigned(words[5]) if needed > 5 else 0
@@ -255,9 +256,7 @@ class ServerCodec(Buffered[Request | Invalid, Reply]):
             self._skip = length + 2
             raise _Refusal(b"" if noreply else TOO_LARGE)
         name = cast("StoreVerb", verb.decode())
-        return _Header(
-            Store(name, words[1], b"", flags & 0xFFFFFFFF, exptime, cas, noreply), length
-        )
+        return _Header(Store(name, words[1], b"", flags, exptime, cas, noreply), length)
 
     def _parse_meta(self, words: list[bytes]) -> Request | _Header:
         verb = words[0]

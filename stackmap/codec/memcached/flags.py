@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from stackmap.codec._errors import LocalProtocolError
 
-from .text import BAD_FORMAT, MAX_KEY, parse_signed, parse_unsigned
+from .text import BAD_FORMAT, MAX_KEY, parse_client_flags, parse_signed, parse_unsigned
 
 #: A flag's token: a number where the protocol has one, else bytes; None if there is none.
 Token = int | bytes | None
@@ -34,7 +34,7 @@ _NUMBERS = {
     "N": (parse_signed, _BAD_TOKEN),
     "T": (parse_signed, _BAD_TOKEN),
     "R": (parse_signed, _BAD_TOKEN),
-    "F": (parse_unsigned, None),
+    "F": (parse_client_flags, None),
     "C": (parse_unsigned, _BAD_TOKEN),
     "J": (parse_unsigned, _BAD_INITIAL),
     "D": (parse_unsigned, _BAD_DELTA),

@@ -50,6 +50,12 @@ def parse_unsigned(word: bytes) -> int | None:
     return number
 
 
+def parse_client_flags(word: bytes) -> int | None:
+    """The client's own flags as memcached reads them: 64 bits are looked at, 32 are kept."""
+    number = parse_unsigned(word)
+    return None if number is None else number & 0xFFFFFFFF
+
+
 def parse_signed(word: bytes) -> int | None:
     """A signed number as memcached reads it: 64 bits are looked at, 32 are kept."""
     if word.isdigit() and len(word) < 10:
