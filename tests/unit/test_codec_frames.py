@@ -104,6 +104,13 @@ def test_the_largest_message_and_the_next(kind: str) -> None:
     assert list(received(codec, [sent(codec, [message])])) == [message]
 
 
+@pytest.mark.parametrize("size", range(1, 9))
+def test_a_delimiter_that_arrives_in_pieces(size: int) -> None:
+    stream = b"one\0--\0two\0-\0\0--\0\0--\0"
+    pieces = [stream[start : start + size] for start in range(0, len(stream), size)]
+    assert list(received(Lines(b"\0--\0"), pieces)) == [b"one", b"two\0-\0", b""]
+
+
 def test_a_payload_is_not_copied() -> None:
     payload = memoryview(bytearray(100))
     for codec in (Lines(max_length=100), Fixed(100), LengthPrefixed()):

@@ -314,7 +314,8 @@ def serve(sock: socket.socket) -> None:
         while not codec.must_close and (data := sock.recv(1000)):
             for request in received(codec, [data]):
                 sock.sendall(b"".join(map(bytes, codec.send(echo(request)))))
-            sock.sendall(b"".join(map(bytes, codec.take_output())))
+            if output := codec.take_output():
+                sock.sendall(b"".join(map(bytes, output)))
 
 
 @pytest.fixture
