@@ -260,6 +260,22 @@ def test_what_a_server_does_not_send(message: mc.Reply) -> None:
         mc.ServerCodec().send(message)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"VALUE k 0 1\r\nx\r\n",
+        b"VALUE k 0 20000\r\n",
+        b"STAT a b\r\n",
+        b"VA 20000\r\n",
+        b"x",
+    ],
+)
+def test_a_reply_without_end_is_bounded(line: bytes) -> None:
+    client = mc.ClientCodec(max_reply=10_000)
+    found = outcome(client, [line] * 11_000, 10_002)
+    assert found == ["the server's reply has more than 10000 bytes"]
+
+
 def test_an_error_in_a_reply_ends_that_reply() -> None:
     client = mc.ClientCodec()
     stream = b"VALUE a 0 1\r\nx\r\nSERVER_ERROR out of memory\r\nEND\r\n"
