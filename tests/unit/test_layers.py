@@ -26,6 +26,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "stackmap.testing": (),
     # Protocols without I/O know nothing of where the bytes come from.
     "stackmap.codec": (),
+    # Runs on any event loop of asyncio; of a connection it uses what its transport shows.
+    "stackmap.service": ("stackmap", "stackmap.codec"),
     "stackmap.memcached": ("stackmap", "stackmap.codec"),
     "stackmap_testbed": (),
     "stackmap_testbed.load": ("stackmap_testbed.waiting",),

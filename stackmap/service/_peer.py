@@ -1,0 +1,57 @@
+"""The other end of a connection, as a service sees it."""
+
+from __future__ import annotations
+
+import contextvars
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from stackmap import Connection
+
+_peer: contextvars.ContextVar[Peer | None] = contextvars.ContextVar("stackmap_peer", default=None)
+
+
+class Peer:
+    """A client's connection: who it is, and how to hang up.
+
+    Attributes:
+        peername: the client's address, as of ``getpeername()``.
+        sockname: the server's address, as of ``getsockname()``.
+        connection: the connection on a StackMap port; None on an ordinary socket.
+    """
+
+    __slots__ = ("_hang_up", "_transport", "connection", "peername", "sockname")
+
+    def __init__(self, transport: asyncio.Transport, hang_up: Callable[[], None]) -> None:
+        self._transport = transport
+        self._hang_up = hang_up
+        self.peername: Any = transport.get_extra_info("peername")
+        self.sockname: Any = transport.get_extra_info("sockname")
+        self.connection: Connection | None = transport.get_extra_info("stackmap.connection")
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.peername}>"
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """What the transport knows, as of :meth:`asyncio.BaseTransport.get_extra_info`."""
+        return self._transport.get_extra_info(name, default)
+
+    def close(self) -> None:
+        """Hang up after the reply to the current request, if there is one.
+
+        Requests that came behind it are not served.
+        """
+        self._hang_up()
+
+
+def current_peer() -> Peer | None:
+    """The client whose request is being served; None outside of a server."""
+    return _peer.get()
+
+
+def enter_peer(peer: Peer) -> None:
+    """Make a peer the current one of the running context."""
+    _peer.set(peer)

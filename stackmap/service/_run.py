@@ -1,0 +1,69 @@
+"""A server as a whole program."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from types import FrameType
+
+    from ._server import Server
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def drain_on_signals(server: Server[Any, Any]) -> Generator[None, None, None]:
+    """Have the first SIGINT or SIGTERM drain a server, and the second one end the process.
+
+    The second signal is left to the kernel, which ends the process at once, whatever it is doing.
+    The handlers that there were before are put back at the end.  For the main thread only.
+    """
+    loop = asyncio.get_running_loop()
+
+    def drain(_number: int, _frame: FrameType | None) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        loop.call_soon_threadsafe(server.start_draining)
+
+    before = {number: signal.signal(number, drain) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(
+    server: Server[Any, Any],
+    *,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> int:
+    """Run a server until SIGINT or SIGTERM, then drain it: ``sys.exit(run(serve(...)))``.
+
+    A second signal ends the process at once.
+
+    Args:
+        server: as of :func:`serve`.
+        loop_factory: makes the event loop, for instance ``stackmap.aio.EventLoop``.
+
+    Returns:
+        The exit code: 0 if all that was asked for has been answered, 1 if connections were cut off
+        because the time for it was up.
+
+    Raises:
+        OSError: it cannot listen on the address.
+    """
+
+    async def main() -> int:
+        with drain_on_signals(server):
+            async with server:
+                await server.wait_closed()
+        return 1 if server.cut_off else 0
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(main())
