@@ -6,6 +6,10 @@ import asyncio
 import collections
 
 
+#: What a retry costs.  Whole numbers do not drift.
+RETRY = 1000
+
+
 class RetryBudget:
     """A share of the requests may be sent again, so that retries cannot multiply an overload.
 
@@ -25,40 +29,41 @@ class RetryBudget:
         if ttl <= 0 or min_per_second < 0 or percent < 0:
             raise ValueError("a budget needs ttl > 0, min_per_second >= 0 and percent >= 0")
         self._ttl = ttl
-        self._percent = percent
-        self._floor = min_per_second * ttl
+        self._deposit = round(percent / 100 * RETRY)
+        self._floor = round(min_per_second * ttl * RETRY)
         self._step = ttl / 10
         #: The time, and the tokens put in less those taken, of each tenth of the ttl.
-        self._steps: collections.deque[tuple[int, float]] = collections.deque()
-        self._balance = 0.0
+        self._steps: collections.deque[tuple[int, int]] = collections.deque()
+        self._balance = 0
         self._step_now = 0
-        self._in_step = 0.0
+        self._in_step = 0
 
     def __repr__(self) -> str:
         return (
-            f"RetryBudget(ttl={self._ttl}, min_per_second={self._floor / self._ttl:g}, "
-            f"percent={self._percent:g})"
+            f"RetryBudget(ttl={self._ttl}, "
+            f"min_per_second={self._floor / RETRY / self._ttl:g}, "
+            f"percent={self._deposit / RETRY * 100:g})"
         )
 
     @property
     def balance(self) -> float:
         """How many retries are allowed now."""
         self._expire()
-        return self._floor + self._balance
+        return (self._floor + self._balance) / RETRY
 
     def deposit(self) -> None:
         """Count a request, not a retry."""
         self._expire()
-        self._add(self._percent / 100)
+        self._add(self._deposit)
 
     def withdraw(self) -> bool:
         """Take a retry out; False if there is none."""
         if self.balance < 1:
             return False
-        self._add(-1)
+        self._add(-RETRY)
         return True
 
-    def _add(self, tokens: float) -> None:
+    def _add(self, tokens: int) -> None:
         self._in_step += tokens
         self._balance += tokens
 
@@ -69,6 +74,6 @@ class RetryBudget:
         steps = self._steps
         steps.append((self._step_now, self._in_step))
         self._step_now = step
-        self._in_step = 0.0
+        self._in_step = 0
         while steps and steps[0][0] <= step - 10:
             self._balance -= steps.popleft()[1]
