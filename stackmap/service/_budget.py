@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import collections
 
-
 #: What a retry costs.  Whole numbers do not drift.
 RETRY = 1000
 

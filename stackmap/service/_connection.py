@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import collections
+import contextlib
 import contextvars
+import fcntl
 import logging
+import socket
+import struct
+import termios
 from asyncio import CancelledError, _enter_task, _leave_task, current_task
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -31,13 +37,33 @@ log = logging.getLogger(__name__)
 REQUESTS_PER_TURN = 64
 #: Bytes of replies that are collected before they are written.
 WRITE_SIZE = 64 << 10
-#: Turns of the event loop in which a connection that is drained is read from for the last time:
-#: enough for a transport that has just been made to begin to read, and for one select().
+#: Turns of the event loop for which a connection that is drained is read from, from when it has
+#: nothing to do: enough for a new transport to begin to read, and for one select().
 LAST_TURNS = 3
 #: Seconds that a client has to read the last replies and to hang up, before the socket is closed.
 #: A socket that is closed while more requests come in would be reset, and replies lost with it
 #: (RFC 9112, section 9.6).
 LINGER = 1.0
+
+
+#: For SO_LINGER.
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+def unread_bytes(transport: asyncio.Transport) -> int:
+    """How many bytes the transport's socket has received that the transport has not read.
+
+    It is not known of TLS, whose bytes are not the application's.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or transport.get_extra_info("ssl_object") is not None:
+        return 0
+    count = array.array("i", [0])
+    try:
+        fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
+    except OSError:
+        return 0
+    return count[0]
 
 
 class Host(Protocol):
@@ -88,6 +114,11 @@ class ServedConnection(asyncio.Protocol):
         self._turn_due = False
         self._reading = True
         self._at_end = False  # the peer sends nothing more
+        self._draining = False
+        #: Bytes that the socket had received when the drain began, and that are still to be read.
+        self._unread = 0
+        self._looking = False  # it reads for the last time
+        self._looked = False  # it has
         self._last = False  # nothing more is read
         self._hanging_up = False  # no more requests are begun
         self._closing = False
@@ -119,6 +150,9 @@ class ServedConnection(asyncio.Protocol):
         if self._closing:
             return
         self._codec.receive(data)
+        if self._draining:
+            self._unread -= len(data)
+            self._may_stop_reading()
         if self._hungry:
             self._context.run(self._go_on)
         else:
@@ -164,11 +198,19 @@ class ServedConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Serve what has arrived at this host, and end."""
-        self._read_for_the_last_time(LAST_TURNS)
+        if self._closing:
+            return
+        self._draining = True
+        self._unread = unread_bytes(self._transport)
+        self._settle()
 
     def abort(self) -> None:
-        """End at once."""
+        """End at once, with RST: the client must not take half a reply for a whole one."""
         self._closing = True
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self._transport.abort()
         self.task.cancel()
 
@@ -379,6 +421,9 @@ class ServedConnection(asyncio.Protocol):
                 self._part()
         elif self._hungry:
             self._resume_reading()
+            if self._draining and not self._looking:
+                self._looking = True
+                self._look(LAST_TURNS)
         elif self._write_paused or self._waiter is not None:
             self._pause_reading()
 
@@ -392,17 +437,23 @@ class ServedConnection(asyncio.Protocol):
             self._reading = True
             self._transport.resume_reading()
 
-    def _read_for_the_last_time(self, turns: int) -> None:
+    def _look(self, turns: int) -> None:
+        """Read for some more turns of the loop."""
         if self._closing:
             return
         if turns:
-            self._loop.call_soon(self._read_for_the_last_time, turns - 1)
+            self._loop.call_soon(self._look, turns - 1)
             return
-        self._last = True
-        if self._hungry and not self._in_progress:
+        self._looked = True
+        self._may_stop_reading()
+        if self._last and self.idle:
             self._closing = True
             self._transport.close()
-        else:
+
+    def _may_stop_reading(self) -> None:
+        """Read no more once everything has been read that was there when the drain began."""
+        if self._looked and self._unread <= 0:
+            self._last = True
             self._pause_reading()
 
     def _hang_up(self) -> None:
@@ -414,7 +465,8 @@ class ServedConnection(asyncio.Protocol):
         """Send everything, then FIN; close when the client has done so too, or after a while."""
         self._closing = True
         transport = self._transport
-        transport.writelines(self._farewell)
+        if self._farewell:
+            transport.writelines(self._farewell)
         if self._at_end or not transport.can_write_eof():
             transport.close()
             return

@@ -96,7 +96,7 @@ class Scripted:
         self.calls: list[float] = []
         self.cancelled = 0
 
-    async def __call__(self, req: Any, /) -> Any:
+    async def __call__(self, _req: Any, /) -> Any:
         self.calls.append(asyncio.get_running_loop().time() - 1000)
         step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
         if isinstance(step, float):

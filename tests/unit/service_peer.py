@@ -1,0 +1,69 @@
+"""A client of a server under test, on a plain socket in the same event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from stackmap.service import Server
+
+
+class RawClient:
+    """A socket that does what it is told."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    @classmethod
+    async def connect(cls, server: Server[Any, Any], **options: int) -> Self:
+        listener = server.sockets[0]
+        sock = socket.socket(listener.family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        for name, value in options.items():
+            sock.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
+        await asyncio.get_running_loop().sock_connect(sock, listener.getsockname())
+        return cls(sock)
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
+    def end(self) -> None:
+        """Send FIN."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    async def receive(self, size: int) -> bytes:
+        """Exactly so many bytes, or what comes before the end."""
+        loop = asyncio.get_running_loop()
+        data = b""
+        while len(data) < size:
+            more = await loop.sock_recv(self.sock, min(size - len(data), 1 << 20))
+            if not more:
+                break
+            data += more
+        return data
+
+    async def rest(self) -> bytes:
+        """Everything until the end."""
+        return await self.receive(1 << 40)
+
+    def fill(self, data: bytes) -> int:
+        """Send until no more is taken, and say how many bytes were."""
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += self.sock.send(data)
+        return sent
+
+    def reset(self) -> None:
+        """Close with RST."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.sock.close()
