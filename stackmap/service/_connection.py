@@ -35,10 +35,12 @@ log = logging.getLogger(__name__)
 
 #: Requests that a connection may begin before others get their turn.
 REQUESTS_PER_TURN = 64
+#: Bytes of requests behind those in progress above which no more is read.
+READ_AHEAD = 64 << 10
 #: Bytes of replies that are collected before they are written.
 WRITE_SIZE = 64 << 10
-#: Turns of the event loop for which a connection that is drained is read from, from when it has
-#: nothing to do: enough for a new transport to begin to read, and for one select().
+#: Turns of the event loop for which a connection that is drained is read from, whatever its socket
+#: says: enough for a new transport to begin to read, and for one select().
 LAST_TURNS = 3
 #: Seconds that a client has to read the last replies and to hang up, before the socket is closed.
 #: A socket that is closed while more requests come in would be reset, and replies lost with it
@@ -117,8 +119,7 @@ class ServedConnection(asyncio.Protocol):
         self._draining = False
         #: Bytes that the socket had received when the drain began, and that are still to be read.
         self._unread = 0
-        self._looking = False  # it reads for the last time
-        self._looked = False  # it has
+        self._looked = False  # the turns are over for which it reads in any case
         self._last = False  # nothing more is read
         self._hanging_up = False  # no more requests are begun
         self._closing = False
@@ -155,7 +156,7 @@ class ServedConnection(asyncio.Protocol):
             self._may_stop_reading()
         if self._hungry:
             self._context.run(self._go_on)
-        else:
+        elif self._codec.held > READ_AHEAD:
             self._pause_reading()
 
     def eof_received(self) -> bool:
@@ -202,7 +203,7 @@ class ServedConnection(asyncio.Protocol):
             return
         self._draining = True
         self._unread = unread_bytes(self._transport)
-        self._settle()
+        self._look(LAST_TURNS)
 
     def abort(self) -> None:
         """End at once, with RST: the client must not take half a reply for a whole one."""
@@ -421,11 +422,10 @@ class ServedConnection(asyncio.Protocol):
                 self._part()
         elif self._hungry:
             self._resume_reading()
-            if self._draining and not self._looking:
-                self._looking = True
-                self._look(LAST_TURNS)
-        elif self._write_paused or self._waiter is not None:
+        elif self._write_paused or self._waiter is not None or self._codec.held > READ_AHEAD:
             self._pause_reading()
+        else:
+            self._resume_reading()  # that is also how the loss of the connection is noticed
 
     def _pause_reading(self) -> None:
         if self._reading:

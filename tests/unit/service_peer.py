@@ -25,6 +25,8 @@ class RawClient:
         for name, value in options.items():
             sock.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
         await asyncio.get_running_loop().sock_connect(sock, listener.getsockname())
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return cls(sock)
 
     async def send(self, data: bytes) -> None:
@@ -37,25 +39,25 @@ class RawClient:
     async def receive(self, size: int) -> bytes:
         """Exactly so many bytes, or what comes before the end."""
         loop = asyncio.get_running_loop()
-        data = b""
+        data = bytearray()
         while len(data) < size:
             more = await loop.sock_recv(self.sock, min(size - len(data), 1 << 20))
             if not more:
                 break
             data += more
-        return data
+        return bytes(data)
 
     async def rest(self) -> bytes:
         """Everything until the end."""
         return await self.receive(1 << 40)
 
-    def fill(self, data: bytes) -> int:
-        """Send until no more is taken, and say how many bytes were."""
-        sent = 0
+    def fill(self, data: bytes, already: int = 0) -> int:
+        """Send this again and again until no more is taken, and say how many bytes were."""
+        sent = already
         with contextlib.suppress(BlockingIOError):
             while True:
-                sent += self.sock.send(data)
-        return sent
+                sent += self.sock.send(data[sent % len(data) :])
+        return sent - already
 
     def reset(self) -> None:
         """Close with RST."""
