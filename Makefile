@@ -145,7 +145,8 @@ check: $(CHECK_SUITES)
 
 check-python: setup
 	$(SUITE) sh -ec '$(VENV)/bin/ruff check $(CHECKED_PYTHON); \
-		$(VENV)/bin/mypy -p stackmap -p stackmap_cli -p stackmap_testbed; $(VENV)/bin/mypy tests examples'
+		$(VENV)/bin/mypy -p stackmap -p stackmap_cli -p stackmap_testbed; $(VENV)/bin/mypy tests examples; \
+		$(VENV)/bin/basedpyright'
 
 check-shell: check-packages
 	$(SUITE) shellcheck testbed/*.sh tests/suite.sh tests/debug/kernel/build.sh .ci/run

@@ -204,10 +204,10 @@ class Server(Generic[In, Out]):
             self.deadline = deadline
             self._changed.set()
         if self._draining is None:
-            notify("STOPPING=1")
             for acceptor in self._acceptors:
                 acceptor.close()
             self._sockets = ()
+            notify("STOPPING=1")
             closing = None
             if self.factory is not None:
                 closing = loop.create_task(self.factory.aclose(deadline))
