@@ -351,14 +351,12 @@ class ServedConnection(asyncio.Protocol):
         factory = self._host.factory
         try:
             if factory is not None:
-                self._service = await factory.make(self.peer)
+                self._service = await self._make_service(factory)
                 self._ask = readiness(self._service)
                 self._serve()
             await self._run_requests()
         except CancelledError:
             pass  # the connection is gone, or cut off
-        except Exception:
-            log.exception("%s: hanging up, because no service could be made", self.peer)
         finally:
             self._ending = True
             if not self._lost:
@@ -366,6 +364,13 @@ class ServedConnection(asyncio.Protocol):
                 self._transport.abort()
             if factory is not None and self._service is not None:
                 await close(self._service, self._host.deadline)
+
+    async def _make_service(self, factory: ServiceFactory[Any, Any]) -> Service[Any, Any]:
+        try:
+            return await factory.make(self.peer)
+        except Exception as error:
+            log.exception("%s: hanging up, because no service could be made", self.peer)
+            raise CancelledError from error
 
     async def _run_requests(self) -> None:
         """Go on with requests that wait for something, until the connection is lost."""
@@ -470,7 +475,11 @@ class ServedConnection(asyncio.Protocol):
         if self._at_end or not transport.can_write_eof():
             transport.close()
             return
-        transport.write_eof()
+        try:
+            transport.write_eof()
+        except OSError:  # the client has reset the connection, which has not been noticed yet
+            transport.abort()
+            return
         if not self._reading:
             transport.resume_reading()
         self._linger = self._loop.call_later(LINGER, transport.close)

@@ -400,6 +400,26 @@ def test_a_request_of_a_lost_connection_is_cancelled(concurrency: int) -> None:
     run(main())
 
 
+def test_a_client_that_has_reset_is_hung_up_on(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        peers: list[Peer] = []
+
+        def make(peer: Peer) -> Service[bytes, bytes]:
+            peers.append(peer)
+            return upper
+
+        async with serve(ANYWHERE, per_connection(make), Lines) as server:
+            client = await RawClient.connect(server)
+            await client.send(b"a\n")
+            assert await client.receive(2) == b"A\n"
+            client.reset()
+            peers[0].close()  # before the loop has seen the reset
+            await until(lambda: server.connections == 0)
+
+    run(main())
+    assert caplog.text == ""
+
+
 def test_a_lost_connection_that_waits_for_readiness_holds_up_nobody() -> None:
     async def main() -> None:
         held = Held()
