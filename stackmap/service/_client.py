@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar, cast
 from stackmap.codec import RemoteProtocolError
 
 from ._errors import ConnectionLostError, NotConnectedError, ServiceClosedError
+from ._flow import watch_transmit_slots
 from ._service import Status
 from ._waiters import Waiters
 
@@ -62,6 +63,7 @@ class ClientConnection(asyncio.Protocol, Generic[Req, Rep]):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self._transport = cast("asyncio.Transport", transport)
+        watch_transmit_slots(self._transport)
         self._made(self)
 
     def data_received(self, data: bytes) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from stackmap.codec import RemoteProtocolError
 
+from ._flow import watch_transmit_slots
 from ._peer import Peer, enter_peer
 from ._service import await_it, call, close, describe, readiness
 from ._task import Suspended
@@ -133,6 +134,7 @@ class ServedConnection(asyncio.Protocol):
         """Begin."""
         self._transport = cast("asyncio.Transport", transport)
         self.peer = Peer(self._transport, self._hang_up)
+        watch_transmit_slots(self._transport)
         self._context = contextvars.copy_context()
         self._context.run(enter_peer, self.peer)
         self._context.run(self._host.background.enter)
