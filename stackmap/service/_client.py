@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from ssl import SSLContext
     from types import TracebackType
 
-    from stackmap.codec import Codec
-
+    from ._protocol import Codec
     from ._service import Waiter
 
 Req = TypeVar("Req")

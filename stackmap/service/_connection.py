@@ -26,10 +26,11 @@ from ._task import Suspended
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from stackmap.codec import Buffer, Codec
+    from stackmap.codec import Buffer
 
     from ._background import Background
     from ._factory import ServiceFactory
+    from ._protocol import Codec
     from ._service import Service, Waiter
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,9 @@ from stackmap.codec import RemoteProtocolError
 from ._filter import Filter
 
 if TYPE_CHECKING:
-    from stackmap.codec import Buffer, Codec
+    from stackmap.codec import Buffer
 
+    from ._protocol import Codec
     from ._service import Service
 
 In = TypeVar("In")

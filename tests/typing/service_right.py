@@ -137,7 +137,7 @@ def new_lines() -> Lines:
 
 
 codec: Callable[[], Lines] = new_lines
-server: Server[bytes, bytes | bytearray | memoryview] = serve(("", 0), echo, codec)
+server: Server[bytes, bytes] = serve(("", 0), echo, codec)
 framed = Framed(Lines()).and_then(echo)
 remote = Client(("", 0), new_lines)
 client: Service[bytes, bytes] = Timeout(1).and_then(remote)

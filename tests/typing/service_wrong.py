@@ -1,7 +1,7 @@
 """Chains of filters whose types do not line up.
 
-Each line that is ignored must be an error: `make check` has mypy and pyright complain of comments
-that ignore nothing.
+Each line that is ignored must be an error: `make check` has pyright complain of comments that
+ignore nothing, and tests/unit/test_service_types.py asks mypy.
 """
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 # pyright: reportUnusedExpression=false, reportUnusedCallResult=false

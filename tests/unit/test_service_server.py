@@ -62,7 +62,8 @@ class Held:
         future = self.waiting[req] = asyncio.get_running_loop().create_future()
         self.changed.set()
         try:
-            return await future
+            reply: bytes = await future
+            return reply
         except asyncio.CancelledError:
             self.cancelled.append(req)
             raise
