@@ -264,7 +264,7 @@ def test_filters_work_on_clients() -> None:
                 await Timeout(0.001).and_then(client)(b"1")
             await server.lines.get()
             hedge = Hedge(0.001, lambda _req: True).and_then(client)
-            call = asyncio.create_task(hedge(b"2"))
+            call = asyncio.ensure_future(hedge(b"2"))
             assert [await server.lines.get(), await server.lines.get()] == [b"2\n", b"2\n"]
             for writer in server.writers:
                 writer.write(b"x\n" if writer is server.writers[0] else b"")
@@ -286,6 +286,7 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 
 
 def test_arguments_that_mean_nothing_are_refused() -> None:
-    for options in ({"connections": 0}, {"max_in_progress": 0}):
-        with pytest.raises(ValueError):
-            Client(("127.0.0.1", 1), Lines, **options)
+    with pytest.raises(ValueError):
+        Client(("127.0.0.1", 1), Lines, connections=0)
+    with pytest.raises(ValueError):
+        Client(("127.0.0.1", 1), Lines, max_in_progress=0)

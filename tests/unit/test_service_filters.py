@@ -294,7 +294,7 @@ def test_what_a_plain_function_raises_is_raised_when_it_is_awaited() -> None:
         with pytest.raises(ValueError, match="at once"):
             await awaitable
         for chain in (A, MaskCancel(), Hedge(1, lambda _req: True), Filter.mk(_pass_on)):
-            awaitable = chain.and_then(broken)("x")  # type: ignore[attr-defined]
+            awaitable = chain.and_then(broken)("x")
             with pytest.raises(ValueError, match="at once"):
                 await awaitable
 

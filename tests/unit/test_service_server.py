@@ -63,12 +63,12 @@ class Held:
         self.changed.set()
         try:
             reply: bytes = await future
-            return reply
         except asyncio.CancelledError:
             self.cancelled.append(req)
             raise
         finally:
             self.changed.set()
+        return reply
 
     async def has_begun(self, *requests: bytes) -> None:
         await self.until(lambda: set(requests) <= set(self.begun))
