@@ -6,20 +6,25 @@ import abc
 import collections
 import contextlib
 import errno
+import fcntl
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from .errors import ClosedError, make_error
+from .errors import BrokenError, ClosedError, broken, make_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 Buffer = bytes | bytearray | memoryview
 #: An address as the ``socket`` module has it: host, port, and more with IPv6.
 Address = tuple[Any, ...]
 
 _WRITE_AFTER_END = "write after the program's own shutdown_write() or close()"
+
+#: ioctl for the number of bytes that are not acknowledged.
+SIOCOUTQ = 0x5411
 
 #: For SO_LINGER: close() resets.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -51,6 +56,9 @@ class Connection(abc.ABC):
         "_bytes_written",
         "_closing",
         "_credits",
+        "_discarding",
+        "_exceeded",
+        "_failure",
         "_high",
         "_low",
         "_paused",
@@ -79,6 +87,11 @@ class Connection(abc.ABC):
         self._waiting_bytes = 0
         self._high = self._low = 0
         self._above_high = False
+        # Called when the queue rises above the high limit by what the kernel gave back.
+        self._exceeded: Callable[[], object] | None = None
+        self._discarding = False
+        # The errno with which sending failed.
+        self._failure = 0
         self._paused = False
         # Segments of data that it may still deliver; None: any number.
         self._credits: int | None = None
@@ -138,8 +151,16 @@ class Connection(abc.ABC):
         """Have ``Event.ACKED`` told for the last byte that was handed over, which was just now."""
 
     @abc.abstractmethod
+    def _report_written(self) -> bool:
+        """Have ``Event.ACKED`` told for what was handed over already; False if it is too late."""
+
+    @abc.abstractmethod
     def _unsent_by_backend(self) -> int:
         """Bytes that were handed over, and that TCP has not sent yet."""
+
+    @abc.abstractmethod
+    def _unsynced(self) -> int:
+        """Bytes that were handed over, and that TCP has not been given yet."""
 
     # -- called by an application --------------------------------------------------------------
 
@@ -160,6 +181,21 @@ class Connection(abc.ABC):
         What is sent and not acknowledged is not among them.  0 once the connection is closed.
         """
         return 0 if self._released else self._waiting_bytes + self._unsent_by_backend()
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes written that the peer's TCP has not acknowledged; an unacknowledged FIN counts 1.
+
+        0 once the connection is closed.  On both backends this is a system call.
+        """
+        if self._released:
+            return 0
+        return self._waiting_bytes + self._unsynced() + self._queue_size(SIOCOUTQ)
+
+    @property
+    def send_error(self) -> BrokenError | None:
+        """Why what is written now is lost, as soon as that is known: ``ERROR`` may come later."""
+        return broken(self._failure) if self._failure else None
 
     @property
     def reading(self) -> bool:
@@ -186,7 +222,12 @@ class Connection(abc.ABC):
                 self._sockname = self.sock.getsockname()
         return self._sockname
 
-    def set_write_limits(self, high: int, low: int | None = None) -> None:
+    def set_write_limits(
+        self,
+        high: int,
+        low: int | None = None,
+        exceeded: Callable[[], object] | None = None,
+    ) -> None:
         """Say when ``Event.WRITABLE`` is wanted.
 
         It comes when :attr:`pending` sinks to ``low`` or below after it was above ``high``.  Both
@@ -195,6 +236,9 @@ class Connection(abc.ABC):
         Args:
             high: bytes.
             low: bytes; by default a quarter of ``high``.
+            exceeded: called when :attr:`pending` rises above ``high`` without a write: rings take
+                what is written, and TCP may give it back later.  It runs in the middle of
+                an exchange, a flush or another connection's write, where it may only make a note.
 
         Raises:
             ValueError: not 0 <= low <= high.
@@ -203,6 +247,7 @@ class Connection(abc.ABC):
         if not 0 <= low <= high:
             raise ValueError(f"write limits must be 0 <= low <= high, not {low} and {high}")
         self._high, self._low = high, low
+        self._exceeded = exceeded
         self._above_high = self._waiting_bytes > high
 
     def write(self, data: Buffer, report: bool = False) -> None:
@@ -287,6 +332,20 @@ class Connection(abc.ABC):
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._reset()
 
+    def discard(self) -> None:
+        """Drop what is queued, and whatever TCP does not take of what was handed over before.
+
+        Nothing can be written any more.  What TCP has is still sent, in contrast to :meth:`abort`;
+        :meth:`close` then waits for nothing.  Idempotent.
+        """
+        if not self._released:
+            self._discarding = self._shutdown = True
+            # The mark of a connection that is not attached yet stays: its end waits for that.
+            unnamed = bool(self._waiting) and not len(self._waiting[0])
+            self._drop_queue()
+            if unnamed:
+                self._waiting.append(memoryview(b""))
+
     def pause_reading(self) -> None:
         """Take no more data from TCP, so that its window closes.  Idempotent.
 
@@ -327,6 +386,24 @@ class Connection(abc.ABC):
 
     # -- reports of acknowledgements -----------------------------------------------------------
 
+    def report_written(self) -> bool:
+        """Ask for ``Event.ACKED`` for what has been written so far, as ``write(report=True)`` does.
+
+        Returns:
+            False if it is too late: TCP has all of it already (on sockets always, but for what is
+            queued), or there is nothing to report.  :attr:`unacknowledged` tells then.
+        """
+        if self._released or self.bytes_acked >= self.bytes_written:
+            return False
+        if self._waiting_bytes:
+            self._prepare_report()
+            self._ask_for_report()
+            return True
+        if self._report_written():
+            self._report_end = self.bytes_written
+            return True
+        return False
+
     def _ask_for_report(self) -> None:
         self._report_end = self.bytes_written
         if self._waiting:
@@ -349,10 +426,15 @@ class Connection(abc.ABC):
 
     def _requeue(self, data: bytes) -> None:
         """Put bytes that the backend took, but gave back, at the front again."""
+        if self._discarding:
+            return
         if self._report_end > self.bytes_acked:
             self._report_due = True  # what was given back may have been to be reported
+        was_above = self._above_high
         self._waiting.appendleft(memoryview(data))
         self._add_pending(len(data))
+        if self._exceeded and self._above_high and not was_above:
+            self._exceeded()
 
     def _add_pending(self, size: int) -> None:
         self._waiting_bytes += size
@@ -365,6 +447,14 @@ class Connection(abc.ABC):
             self._above_high = False
             return True
         return False
+
+    def _queue_size(self, which: int) -> int:
+        """Bytes in one of the socket's queues, by its ioctl; 0 if it has none any more."""
+        try:
+            found = fcntl.ioctl(self.sock, which, bytes(4))
+        except (OSError, ValueError):
+            return 0
+        return int.from_bytes(found, sys.byteorder)
 
     def _drop_queue(self) -> None:
         self._waiting = collections.deque()  # another, so that _flush() notices

@@ -438,9 +438,27 @@ static PyObject *fast_path_exchange(PyObject *object, PyObject *const *args, Py_
 	return PyLong_FromLong(count);
 }
 
+PyDoc_STRVAR(send_doc,
+"send()\n"
+"\n"
+"Send what was written, unless the pair's thread is in a call that sends.  Any thread may call this:\n"
+"the interpreter's lock is held throughout, so nothing is written meanwhile, and nothing more is\n"
+"taken before the pair's thread has queued what the kernel refused.");
+
+static PyObject *fast_path_send(PyObject *object, PyObject *ignored)
+{
+	struct fast_path *self = (struct fast_path *)object;
+
+	(void)ignored;
+	if (self->pair && smr_has_unsent(self->pair))
+		smr_send(self->pair);	/* the next exchange reports an error as well */
+	Py_RETURN_NONE;
+}
+
 static PyMethodDef fast_path_methods[] = {
 	{ "exchange", (PyCFunction)(void (*)(void))fast_path_exchange, METH_FASTCALL, exchange_doc },
 	{ "release", fast_path_release, METH_NOARGS, release_doc },
+	{ "send", fast_path_send, METH_NOARGS, send_doc },
 	{ 0 }
 };
 
@@ -526,8 +544,24 @@ static PyObject *outlet_write(PyObject *object, PyObject *argument)
 	return all ? Py_NewRef(Py_None) : PyLong_FromSize_t(taken);
 }
 
+PyDoc_STRVAR(outlet_report_doc,
+"report()\n"
+"\n"
+"Ask for a report of the last slot written.  False if all slots were handed to TCP already.");
+
+static PyObject *outlet_report(PyObject *object, PyObject *ignored)
+{
+	struct outlet *self = (struct outlet *)object;
+
+	(void)ignored;
+	if (!self->path || !is_open(self->path))
+		return NULL;
+	return PyBool_FromLong(smr_report(self->path->pair, self->id));
+}
+
 static PyMethodDef outlet_methods[] = {
 	{ "write", outlet_write, METH_O, outlet_write_doc },
+	{ "report", outlet_report, METH_NOARGS, outlet_report_doc },
 	{ 0 }
 };
 

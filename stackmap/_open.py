@@ -16,23 +16,28 @@ if TYPE_CHECKING:
 Backend = Literal["auto", "stackmap", "sockets"]
 
 
-def open_port(backend: Backend = "auto", nic: str | None = None) -> Port:
+def open_port(
+    backend: Backend = "auto", nic: str | None = None, *, spin: float = 0.0
+) -> Port:
     """Open a port; the caller closes it.
 
     Args:
         backend: ``"stackmap"`` for rings shared with the kernel module, ``"sockets"`` for ordinary
             sockets, ``"auto"`` for rings where they can be had and sockets otherwise.
         nic: the bound NIC whose rings to use; without it, the one NIC that is bound.
+        spin: on rings, as of :class:`RingPort`; sockets do not spin.
 
     Raises:
         BackendUnavailableError: ``backend`` is ``"stackmap"``, and rings cannot be had.
         ValueError: ``backend`` is none of these, or ``nic`` cannot be the name of a NIC, or is
             given with ``"sockets"``, which use all NICs.
     """
-    return choose_port(backend, nic)[0]
+    return choose_port(backend, nic, spin=spin)[0]
 
 
-def choose_port(backend: Backend, nic: str | None) -> tuple[Port, str]:
+def choose_port(
+    backend: Backend, nic: str | None, *, spin: float = 0.0
+) -> tuple[Port, str]:
     """Like :func:`open_port`; also says, for people to read, why it is this backend.
 
     Raises:
@@ -48,14 +53,14 @@ def choose_port(backend: Backend, nic: str | None) -> tuple[Port, str]:
     if backend == "sockets":
         return SocketPort(), "as asked"
     try:
-        return _open_rings(nic)
+        return _open_rings(nic, spin)
     except BackendUnavailableError as reason:
         if backend == "stackmap":
             raise
         return SocketPort(), f"because {reason}"
 
 
-def _open_rings(nic: str | None) -> tuple[Port, str]:
+def _open_rings(nic: str | None, spin: float) -> tuple[Port, str]:
     if not os.access(DEVICE, os.F_OK):
         raise BackendUnavailableError(
             f"{DEVICE} does not exist: load the kernel module (`stackmap bind NIC` does)"
@@ -65,7 +70,7 @@ def _open_rings(nic: str | None) -> tuple[Port, str]:
             f"you may not open {DEVICE}: run this as root, or give yourself access to it"
         )
     nic = _only_bound_nic() if nic is None else nic
-    return RingPort(nic), f"on {nic}"
+    return RingPort(nic, spin=spin), f"on {nic}"
 
 
 def _only_bound_nic() -> str:

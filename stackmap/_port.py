@@ -224,6 +224,16 @@ class Port(abc.ABC):
         """
 
     @abc.abstractmethod
+    def flush_from_outside(self) -> None:
+        """Send everything written, from a thread that does not use the port.
+
+        It is for one that watches over the port's thread, which may have written something and now
+        wait for the answer without an exchange.  It does nothing while the port's thread is in a
+        call that sends, and on a closed port.  What TCP does not take stays in order: the port's
+        thread queues it with its next call that sends.
+        """
+
+    @abc.abstractmethod
     def wakeup(self) -> None:
         """End the wait of :meth:`exchange`: of the one that waits now, or else of the next.
 

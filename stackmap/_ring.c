@@ -234,7 +234,8 @@ char *smr_buffer(const struct smr_pair *pair, uint32_t buf)
 
 /*
  * Copy data into transmit slots of a connection.  Returns the bytes taken: fewer than len when
- * the ring is full.  Small writes to the same connection share the last slot.
+ * the ring is full, or as long as refused slots wait for the caller, which later bytes must not
+ * pass.  Small writes to the same connection share the last slot.
  */
 size_t smr_write(struct smr_pair *pair, uint32_t id, const char *data, size_t len)
 {
@@ -243,6 +244,8 @@ size_t smr_write(struct smr_pair *pair, uint32_t id, const char *data, size_t le
 	uint32_t size = ring->nr_buf_size;
 	size_t left = len, n;
 
+	if (pair->found[1])
+		return 0;
 	if (left && pair->tx_head != pair->tx_synced) {
 		struct sm_slot *slot = &ring->slot[prev(ring, pair->tx_head)];
 
@@ -270,8 +273,8 @@ size_t smr_write(struct smr_pair *pair, uint32_t id, const char *data, size_t le
 }
 
 /*
- * Send a buffer that is ours.  Returns the one that the slot had, which is ours instead; 0 if the
- * transmit ring is full.
+ * Send a buffer that is ours.  Returns the one that the slot had, which is ours instead; 0 if
+ * smr_write() would take nothing.
  */
 uint32_t smr_send_buffer(struct smr_pair *pair, uint32_t id, uint32_t buf, uint32_t offset,
 			 uint32_t len)
@@ -279,7 +282,8 @@ uint32_t smr_send_buffer(struct smr_pair *pair, uint32_t id, uint32_t buf, uint3
 	struct sm_slot *slot = &pair->tx->slot[pair->tx_head];
 	uint32_t spare = slot->buf_idx;
 
-	if (pair->tx_head == __atomic_load_n(&pair->tx->tail, __ATOMIC_ACQUIRE))	/* (D) */
+	if (pair->found[1] ||
+	    pair->tx_head == __atomic_load_n(&pair->tx->tail, __ATOMIC_ACQUIRE))	/* (D) */
 		return 0;
 	*slot = (struct sm_slot){
 		.buf_idx = buf,
@@ -287,7 +291,8 @@ uint32_t smr_send_buffer(struct smr_pair *pair, uint32_t id, uint32_t buf, uint3
 		.flags = NS_BUF_CHANGED,
 		.ptr = SM_PTR(id, offset),
 	};
-	pair->tx_head = next(pair->tx, pair->tx_head);
+	/* Pairs with submit(), which another thread may call meanwhile. */
+	__atomic_store_n(&pair->tx_head, next(pair->tx, pair->tx_head), __ATOMIC_RELEASE);
 	return spare;
 }
 
@@ -389,8 +394,8 @@ size_t smr_unsynced(const struct smr_pair *pair, uint32_t id)
 	return bytes;
 }
 
-/* Ask for a report of the connection's last slot, which is not synced yet. */
-void smr_report(const struct smr_pair *pair, uint32_t id)
+/* Ask for a report of the connection's last slot.  Returns 0 if all of them are synced. */
+int smr_report(const struct smr_pair *pair, uint32_t id)
 {
 	const struct sm_ring *ring = pair->tx;
 
@@ -398,16 +403,19 @@ void smr_report(const struct smr_pair *pair, uint32_t id)
 		i = prev(ring, i);
 		if (SM_PTR_ID(ring->slot[i].ptr) == id) {
 			pair->tx->slot[i].flags |= NS_REPORT;
-			return;
+			return 1;
 		}
 	}
+	return 0;
 }
 
 /* Show the kernel what was written; the next sync, or poll(), sends it. */
 static void submit(struct smr_pair *pair)
 {
-	pair->tx->cur = pair->tx_head;
-	__atomic_store_n(&pair->tx->head, pair->tx_head, __ATOMIC_RELEASE);	/* (A) */
+	uint32_t head = __atomic_load_n(&pair->tx_head, __ATOMIC_ACQUIRE);
+
+	pair->tx->cur = head;
+	__atomic_store_n(&pair->tx->head, head, __ATOMIC_RELEASE);		/* (A) */
 }
 
 /* Give back every received slot that was handed out. */
@@ -428,8 +436,8 @@ static int sync_rings(struct smr_pair *pair, uint32_t flags, int64_t deadline_ns
 	return ioctl(pair->fd, SMIOC_SYNC, &req) ? -errno : 0;
 }
 
-/* Send what was written, in the middle of a batch.  Returns how many slots were refused. */
-int smr_send(struct smr_pair *pair)
+/* As smr_send(), for a thread that is between smr_enter() and smr_leave(). */
+int smr_send_entered(struct smr_pair *pair)
 {
 	int err;
 
@@ -438,6 +446,24 @@ int smr_send(struct smr_pair *pair)
 	submit(pair);
 	err = sync_rings(pair, SM_SYNC_TX, 0);
 	return err ? err : collect_refused(pair);
+}
+
+/* Send what was written, in the middle of a batch.  Returns how many slots were refused. */
+int smr_send(struct smr_pair *pair)
+{
+	int n;
+
+	if (smr_enter(pair))
+		return -EBUSY;
+	n = smr_send_entered(pair);
+	smr_leave(pair);
+	return n;
+}
+
+/* Whether something was written that smr_send() would send. */
+int smr_has_unsent(const struct smr_pair *pair)
+{
+	return pair->fd >= 0 && pair->tx_head != pair->tx_synced;
 }
 
 static int64_t now_ns(void)

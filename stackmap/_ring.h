@@ -50,7 +50,7 @@ struct smr_pair {
 	const struct smr_port *port;
 	int fd;
 	int epoll;			/* waits for fd and for the watched files */
-	int busy;			/* a thread is in smr_exchange(), or closes it */
+	int busy;			/* a thread sends, exchanges, or closes it */
 	struct sm_ring *tx;
 	struct sm_ring *rx;
 	uint32_t tx_head;		/* next transmit slot to fill */
@@ -96,6 +96,6 @@ int smr_forward(const struct smr_pair *from, uint32_t slot, struct smr_pair *to,
 uint32_t smr_keep(const struct smr_pair *pair, uint32_t slot, uint32_t spare);
 uint32_t smr_send_buffer(struct smr_pair *pair, uint32_t id, uint32_t buf, uint32_t offset,
 			 uint32_t len);
-void smr_report(const struct smr_pair *pair, uint32_t id);
 size_t smr_unsynced(const struct smr_pair *pair, uint32_t id);
 int smr_send(struct smr_pair *pair);
+int smr_send_entered(struct smr_pair *pair);

@@ -228,6 +228,10 @@ class Ring(Carrier):
         self._transmission.send_batch()
         self._transmission.finish_sent()
 
+    def flush_from_outside(self) -> None:
+        """Send everything written, from another thread; see :meth:`Port.flush_from_outside`."""
+        self._fast.send()
+
     def wakeup(self) -> None:
         """End the wait of :meth:`exchange`; see :meth:`Port.wakeup`."""
         self._watches.wake()
@@ -289,6 +293,7 @@ class Ring(Carrier):
         if self._pair.aside:
             lib.smr_leave(self._pair.struct)
             raise BufferError("a view of received data is still in use; release its slices first")
+        self._transmission.begin_closing()
         with contextlib.suppress(OSError):
             self._add_arrivals([])
             self._transmission.send_batch()

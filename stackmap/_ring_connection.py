@@ -195,7 +195,10 @@ class RingConnection(Connection):
         pass  # the slot is asked for it
 
     def _request_report(self) -> None:
-        lib.smr_report(self._pair.struct, self.id)
+        self._outlet.report()
+
+    def _report_written(self) -> bool:
+        return self._outlet.report()
 
     def _begin_closing(self) -> None:
         super()._begin_closing()
@@ -203,8 +206,12 @@ class RingConnection(Connection):
         if self._held_back:
             self.ring._deliver_later(self)  # CLOSED may be among it
 
-    def _unsent_by_backend(self) -> int:
+    def _unsynced(self) -> int:
         slots: int = lib.smr_unsynced(self._pair.struct, self.id)
+        return slots
+
+    def _unsent_by_backend(self) -> int:
+        slots = self._unsynced()
         try:
             return slots + self.tcp_state().bytes_notsent
         except OSError:  # the kernel has no state of it yet, or no more

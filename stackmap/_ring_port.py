@@ -157,6 +157,10 @@ class RingPort(Port):
         """Send everything written on the first ring; see :meth:`Port.flush`."""
         self._first.flush()
 
+    def flush_from_outside(self) -> None:
+        """Send everything written on the first ring; see :meth:`Port.flush_from_outside`."""
+        self._first.flush_from_outside()
+
     def wakeup(self) -> None:
         """End the wait of the first ring's exchange; see :meth:`Port.wakeup`."""
         self._first.wakeup()

@@ -12,7 +12,6 @@ preallocated buffers was measured and costs the same; this way a view can never 
 from __future__ import annotations
 
 import errno
-import fcntl
 import select
 import selectors
 import socket
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ._attach_errors import attach_error
 from ._connect import start_connecting
-from ._connection import Address, Buffer, Connection, Kept
+from ._connection import SIOCOUTQ, Address, Buffer, Connection, Kept
 from ._event import Event
 from ._fast import Segment
 from ._in_use import release_unless_in_use, warn_in_use
@@ -60,7 +59,7 @@ _RDHUP = select.EPOLLRDHUP
 _UNREGISTERED = -1
 _NO_EVENT = Event.NONE
 #: ioctls for numbers of bytes: received, not acknowledged, and not sent yet.
-_FIONREAD, _SIOCOUTQ, _SIOCOUTQNSD = 0x541B, 0x5411, 0x894B
+_FIONREAD, _SIOCOUTQNSD = 0x541B, 0x894B
 
 # A report of an acknowledgement is a timestamp of it (linux/net_tstamp.h, linux/errqueue.h).
 _SO_TIMESTAMPING = 37
@@ -96,7 +95,6 @@ class SocketConnection(Connection):
 
     __slots__ = (
         "_connecting",
-        "_failure",
         "_fd",
         "_interest",
         "_port",
@@ -138,7 +136,6 @@ class SocketConnection(Connection):
         self._reported_from: int | None = None
         self._interest = _UNREGISTERED
         self._read_done = False
-        self._failure = 0
         if type(sock) is socket.socket:
             sock.__class__ = _AttachedSocket
 
@@ -178,7 +175,7 @@ class SocketConnection(Connection):
             # In a flush, data is still counted as waiting.
             handed_over = self.bytes_written - max(self._waiting_bytes, len(data))
             unacknowledged = -1
-            while unacknowledged != (now := self._queue_size(_SIOCOUTQ)):
+            while unacknowledged != (now := self._queue_size(SIOCOUTQ)):
                 # The kernel counts from the first byte that is not acknowledged now.
                 unacknowledged = now
                 self.sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, bytes(4))
@@ -205,14 +202,6 @@ class SocketConnection(Connection):
                     end += (self.bytes_written - end) >> 32 << 32
                     self._acknowledged(end)
                     acknowledged = True
-
-    def _queue_size(self, which: int) -> int:
-        """Bytes in one of the socket's queues; 0 if it has none any more."""
-        try:
-            found = fcntl.ioctl(self._fd, which, bytes(4))
-        except OSError:
-            return 0
-        return int.from_bytes(found, sys.byteorder)
 
     def _queue(self, data: bytes) -> None:
         super()._queue(data)
@@ -248,8 +237,14 @@ class SocketConnection(Connection):
     def _request_report(self) -> None:
         self._stamping = False  # all that was sent in between is stamped
 
+    def _report_written(self) -> bool:
+        return False  # the kernel reports what was stamped when it was sent
+
     def _unsent_by_backend(self) -> int:
         return self._queue_size(_SIOCOUTQNSD)
+
+    def _unsynced(self) -> int:
+        return 0
 
     # -- readiness --
 
@@ -504,6 +499,9 @@ class SocketPort(Port):
     def flush(self) -> None:
         """Do nothing: all that TCP takes was sent at once; see :meth:`Port.flush`."""
         self._check_open()
+
+    def flush_from_outside(self) -> None:
+        """Do nothing: all that TCP takes was sent at once; see :meth:`Port.flush_from_outside`."""
 
     def wakeup(self) -> None:
         """End the wait of :meth:`exchange`; see :meth:`Port.wakeup`."""

@@ -30,6 +30,7 @@ class Transmission:
         self._connections = connections
         self.after_send: list[Callable[[], None]] = []
         self.starved: dict[Connection, None] = {}
+        self._send = lib.smr_send
         self._closed = False
 
     def send_batch(self) -> None:
@@ -40,7 +41,7 @@ class Transmission:
         """
         if self._closed:
             raise port_closed()
-        refused = lib.smr_send(self.pair.struct)
+        refused = self._send(self.pair.struct)
         if refused < 0:
             check(refused, "sync")
         if refused:
@@ -56,6 +57,7 @@ class Transmission:
             if code == errno.EAGAIN:
                 again.setdefault(connection, []).append(payload)
             else:
+                connection._failure = code
                 connection._drop_queue()
         for connection, parts in again.items():
             for part in reversed(parts):
@@ -76,6 +78,10 @@ class Transmission:
         return [
             connection for connection in starved if connection._waiting and not connection._released
         ]
+
+    def begin_closing(self) -> None:
+        """The caller has entered the pair, to close it: send without entering it."""
+        self._send = lib.smr_send_entered
 
     def close(self) -> None:
         """Drop what is not sent."""

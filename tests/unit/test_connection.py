@@ -53,6 +53,12 @@ class Stub(Connection):
     def _request_report(self) -> None:
         self.log.append("report")
 
+    def _report_written(self) -> bool:
+        return False
+
+    def _unsynced(self) -> int:
+        return 0
+
     def _unsent_by_backend(self) -> int:
         """Not of interest here."""
         return 0
