@@ -1,0 +1,271 @@
+"""An asyncio event loop whose connections are carried by a port."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import functools
+import os
+import socket
+from asyncio import events, sslproto
+from asyncio.log import logger
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from stackmap import Port, open_port
+
+from ._selector import PortSelector
+from ._transport import PortTransport
+from ._watchdog import Watchdog
+
+if TYPE_CHECKING:
+    import selectors
+    import ssl
+    from collections.abc import Callable, Coroutine
+
+    from stackmap import Segment
+
+T = TypeVar("T")
+
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+
+@dataclass
+class LoopStats:
+    """Counters of one loop since it was made."""
+
+    #: Transports of connections that were attached to the port.
+    attached: int = 0
+    #: Transports of asyncio's own, because the socket could not be attached, by the reason.
+    fallbacks: collections.Counter[str] = field(default_factory=collections.Counter)
+
+
+class EventLoop(asyncio.SelectorEventLoop):
+    """asyncio's selector loop, with a port in the place of its selector.
+
+    Each turn of the loop makes one exchange: that sends all that callbacks have written, takes what
+    has arrived for all connections, and waits for these and for the loop's other files.  TCP
+    connections of ``create_connection()``, ``create_server()``, ``connect_accepted_socket()`` and
+    of streams are attached to the port, with TLS or without.  Whatever cannot be attached (Unix
+    sockets, UDP, pipes, a socket that another layer of the kernel has) is carried by asyncio's own
+    transports; :attr:`stats` counts those, and the ``asyncio`` logger names each at debug level.
+
+    Args:
+        port: the port, whose connections are all the loop's.  It stays open when the loop is
+            closed, but then has none of the loop's connections watched.  Without it, the loop
+            opens one and closes it: ``open_port()`` with the environment's ``STACKMAP_BACKEND``,
+            ``STACKMAP_NIC`` and ``STACKMAP_SPIN`` (in seconds).
+
+    Raises:
+        BackendUnavailableError, ValueError: as :func:`stackmap.open_port`.
+
+    Attributes:
+        port: the port.
+        stats: counters.
+    """
+
+    def __init__(self, port: Port | None = None) -> None:
+        self._owns_port = port is None
+        self.port: Port = _open_port_of_environment() if port is None else port
+        self.stats = LoopStats()
+        self._watchdog: Watchdog | None = None
+        self._port_selector = PortSelector(self.port)
+        try:
+            super().__init__(self._port_selector)
+        except BaseException:
+            if self._owns_port:
+                self.port.close()
+            raise
+        # One handle for all turns: there is at most one delivery in a turn.
+        self._delivery = events.Handle(self._deliver, (), self)
+
+    def run_forever(self) -> None:
+        """Run until stop() is called.  What was written is sent before this returns."""
+        try:
+            super().run_forever()
+        finally:
+            self._port_selector.waiting = True  # there is no turn to watch over
+            if not self.port.closed:
+                self.port.flush()
+
+    def close(self) -> None:
+        """Close the loop, and the port if the loop has opened it.
+
+        Raises:
+            BufferError: a view of received data is still in use elsewhere.
+        """
+        if self.is_closed() or self.is_running():
+            super().close()
+            return
+        if self._watchdog is not None:
+            self._watchdog.stop()
+            self._watchdog = self._port_selector.turn_begins = None
+        super().close()
+        if self._owns_port:
+            self.port.close()
+
+    # -- transports --
+
+    def _make_socket_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+    ) -> asyncio.Transport:
+        try:
+            if sock.family not in _INTERNET:
+                raise OSError("only TCP sockets can be attached")  # noqa: TRY301
+            connection = self.port.attach(sock)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            self.stats.fallbacks[reason] += 1
+            logger.debug("%r has a transport of asyncio's own: %s", sock, reason)
+            transport: asyncio.Transport = super()._make_socket_transport(  # type: ignore[misc]
+                sock, protocol, waiter, extra=extra, server=server
+            )
+            return transport
+        self.stats.attached += 1
+        if self._watchdog is None and self.port.backend == "stackmap":
+            self._watchdog = Watchdog(self._port_selector)
+            self._port_selector.turn_begins = self._watchdog.turn_begins
+            self._watchdog.turn_begins()
+        return PortTransport(self, connection, protocol, waiter, extra=extra, server=server)
+
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        **timeouts: Any,
+    ) -> asyncio.Transport:
+        # As the base class, but for the transport below TLS.
+        make_protocol: Any = sslproto.SSLProtocol
+        ssl_protocol = make_protocol(
+            self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
+        )
+        self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server)
+        transport: asyncio.Transport = ssl_protocol._app_transport
+        return transport
+
+    # -- files --
+
+    async def _sendfile_native(
+        self, transp: Any, file: IO[bytes], offset: int, count: int | None
+    ) -> int:
+        if isinstance(transp, PortTransport):
+            raise asyncio.SendfileNotAvailableError("sendfile() is not supported by ports")
+        sent: int = await super()._sendfile_native(transp, file, offset, count)  # type: ignore[misc]
+        return sent
+
+    async def _sendfile_fallback(
+        self, transp: Any, file: IO[bytes], offset: int, count: int | None
+    ) -> int:
+        if isinstance(transp, PortTransport):
+            transp._file_sender = asyncio.current_task()
+        try:
+            sent: int = await super()._sendfile_fallback(transp, file, offset, count)  # type: ignore[misc]
+        finally:
+            if isinstance(transp, PortTransport):
+                transp._file_sender = None
+        return sent
+
+    # -- a turn --
+
+    def _process_events(self, event_list: list[tuple[selectors.SelectorKey, int]]) -> None:
+        if self._port_selector.segments:
+            self._ready.append(self._delivery)  # type: ignore[attr-defined]
+        if event_list:
+            super()._process_events(event_list)  # type: ignore[misc]
+
+    def _deliver(self) -> None:
+        """Give what the turn's exchange has received to the transports."""
+        selector = self._port_selector
+        segments = selector.segments
+        count = len(segments)
+        done = 0
+        try:
+            while done < count:
+                segment = segments[done]
+                done += 1
+                connection = segment.connection
+                transport = connection.app
+                if type(transport) is not PortTransport:
+                    self._complain_of_stranger(segment)
+                elif segment.event:
+                    transport.receive_event(segment)
+                else:
+                    first = done - 1
+                    while (
+                        done < count
+                        and segments[done].connection is connection
+                        and not segments[done].event
+                    ):
+                        done += 1
+                    transport.receive(segments[first:done])
+        finally:
+            # SystemExit and KeyboardInterrupt leave some for the next turn.
+            selector.segments = segments[done:]
+
+    def _complain_of_stranger(self, segment: Segment) -> None:
+        self.call_exception_handler(
+            {
+                "message": f"{segment!r}: its connection was attached to the loop's port by "
+                "somebody else, and what it receives is lost"
+            }
+        )
+
+
+def _open_port_of_environment() -> Port:
+    environment = os.environ
+    backend: Any = environment.get("STACKMAP_BACKEND", "auto")
+    return open_port(
+        backend,
+        environment.get("STACKMAP_NIC") or None,
+        spin=float(environment.get("STACKMAP_SPIN", "0")),
+    )
+
+
+def loop_factory(make_port: Callable[[], Port]) -> Callable[[], EventLoop]:
+    """Return a function that makes a loop with a port of its own, for ``asyncio.Runner``.
+
+    The loop closes its port.  For instance, for rings of one NIC that are polled before sleeping::
+
+        loop_factory(lambda: RingPort("eth1", spin=50e-6))
+
+    Args:
+        make_port: opens a port.
+    """
+
+    def make() -> EventLoop:
+        port = make_port()
+        try:
+            loop = EventLoop(port)
+        except BaseException:
+            port.close()
+            raise
+        loop._owns_port = True
+        return loop
+
+    return make
+
+
+def run(main: Coroutine[Any, Any, T], *, port: Port | None = None, debug: bool | None = None) -> T:
+    """Run a coroutine as :func:`asyncio.run` does, in an :class:`EventLoop`.
+
+    Args:
+        main: the program.
+        port: the loop's port; without it, as of :class:`EventLoop`.
+        debug: asyncio's debug mode.
+    """
+    factory = functools.partial(EventLoop, port)
+    with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
+        return runner.run(main)

@@ -1,0 +1,113 @@
+"""The selector of the event loop: what it waits with is an exchange of a port."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import select
+import selectors
+from typing import TYPE_CHECKING, Any
+
+from stackmap import Event, Segment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _typeshed import FileDescriptorLike
+
+    from stackmap import Port
+
+_BOTH = selectors.EVENT_READ | selectors.EVENT_WRITE
+
+
+class PortSelector(selectors._BaseSelectorImpl):
+    """Waits for files and for a port's connections in one exchange.
+
+    Attributes:
+        port: the port.  Its files are watched by :meth:`Port.watch`.
+        segments: what the last exchange returned, and the loop has not delivered yet.
+        waiting: the loop's thread is in an exchange, or the loop does not run.
+        turns: how many exchanges have been made.
+        turn_begins: what is called at the end of each, if anything.
+    """
+
+    if TYPE_CHECKING:  # of the base class, whose types do not have it
+        _fd_to_key: dict[int, selectors.SelectorKey]
+
+    def __init__(self, port: Port) -> None:
+        super().__init__()
+        self.port = port
+        self.segments: list[Segment] = []
+        self.waiting = True
+        self.turns = 0
+        self.turn_begins: Callable[[], None] | None = None
+        self._ready: list[tuple[selectors.SelectorKey, int]] = []
+
+    def register(
+        self, fileobj: FileDescriptorLike, events: int, data: Any = None
+    ) -> selectors.SelectorKey:
+        """Watch a file; see :meth:`selectors.BaseSelector.register`."""
+        key = super().register(fileobj, events, data)
+        try:
+            self.port.watch(key.fd, functools.partial(self._found_ready, key.fd), events)
+        except BaseException:
+            super().unregister(fileobj)
+            raise
+        return key
+
+    def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
+        """Stop watching a file; see :meth:`selectors.BaseSelector.unregister`."""
+        key = super().unregister(fileobj)
+        with contextlib.suppress(ValueError):  # the port is closed
+            self.port.unwatch(key.fd)
+        return key
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Exchange, and return the files that are ready.  What was received is in ``segments``."""
+        if self.segments:
+            # A callback raised SystemExit, and the loop runs again.
+            self.segments = [_detached(segment) for segment in self.segments]
+            timeout = 0.0
+        elif timeout is not None and timeout < 0:
+            timeout = 0.0
+        self.waiting = True
+        received = self.port.exchange(timeout)
+        self.waiting = False
+        self.turns += 1
+        if self.turn_begins is not None:
+            self.turn_begins()
+        if self.segments:
+            self.segments += received
+        else:
+            self.segments = received
+        ready = self._ready
+        if ready:
+            self._ready = []
+        return ready
+
+    def close(self) -> None:
+        """Stop watching all files.  The port stays open."""
+        for fd in list(self._fd_to_key):
+            self.unregister(fd)
+        super().close()
+
+    def _found_ready(self, fd: int) -> None:
+        key = self._fd_to_key[fd]
+        events = key.events
+        if events == _BOTH:  # the port does not say which of the two it is
+            poll = select.poll()
+            poll.register(fd, select.POLLIN | select.POLLOUT)
+            events = 0
+            for _fd, ready in poll.poll(0):
+                if ready & ~select.POLLOUT:
+                    events |= selectors.EVENT_READ
+                if ready & ~select.POLLIN:
+                    events |= selectors.EVENT_WRITE
+        self._ready.append((key, events))
+
+
+def _detached(segment: Segment) -> Segment:
+    """The segment, with a payload of its own that outlives the next exchange."""
+    if segment.event:
+        return segment
+    return Segment(segment.connection, memoryview(bytes(segment.view)), Event.NONE, 0)
