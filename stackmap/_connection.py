@@ -158,9 +158,13 @@ class Connection(abc.ABC):
     def _unsent_by_backend(self) -> int:
         """Bytes that were handed over, and that TCP has not sent yet."""
 
+    @property
     @abc.abstractmethod
-    def _unsynced(self) -> int:
-        """Bytes that were handed over, and that TCP has not been given yet."""
+    def unsynced(self) -> int:
+        """Bytes in transmit slots that TCP has not been given yet.
+
+        An exchange, or a flush, leaves none but for want of spare buffers.  0 on sockets.
+        """
 
     # -- called by an application --------------------------------------------------------------
 
@@ -190,7 +194,7 @@ class Connection(abc.ABC):
         """
         if self._released:
             return 0
-        return self._waiting_bytes + self._unsynced() + self._queue_size(SIOCOUTQ)
+        return self._waiting_bytes + self.unsynced + self._queue_size(SIOCOUTQ)
 
     @property
     def send_error(self) -> BrokenError | None:

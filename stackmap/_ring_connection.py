@@ -206,12 +206,14 @@ class RingConnection(Connection):
         if self._held_back:
             self.ring._deliver_later(self)  # CLOSED may be among it
 
-    def _unsynced(self) -> int:
+    @property
+    def unsynced(self) -> int:
+        """See :attr:`Connection.unsynced`."""
         slots: int = lib.smr_unsynced(self._pair.struct, self.id)
         return slots
 
     def _unsent_by_backend(self) -> int:
-        slots = self._unsynced()
+        slots = self.unsynced
         try:
             return slots + self.tcp_state().bytes_notsent
         except OSError:  # the kernel has no state of it yet, or no more

@@ -243,7 +243,9 @@ class SocketConnection(Connection):
     def _unsent_by_backend(self) -> int:
         return self._queue_size(_SIOCOUTQNSD)
 
-    def _unsynced(self) -> int:
+    @property
+    def unsynced(self) -> int:
+        """See :attr:`Connection.unsynced`."""
         return 0
 
     # -- readiness --

@@ -64,6 +64,8 @@ class EventLoop(asyncio.SelectorEventLoop):
         stats: counters.
     """
 
+    _closed = True  # until there is a port
+
     def __init__(self, port: Port | None = None) -> None:
         self._owns_port = port is None
         self.port: Port = _open_port_of_environment() if port is None else port

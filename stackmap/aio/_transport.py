@@ -23,7 +23,7 @@ from ._protocol import SegmentProtocol
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from stackmap import Connection
 
@@ -31,6 +31,8 @@ Buffer = bytes | bytearray | memoryview
 _BUFFERS = (bytes, bytearray, memoryview)
 #: Since this version a server keeps its transports.
 _SERVER_KEEPS_TRANSPORTS = sys.version_info >= (3, 13)
+#: Seconds between two tries while the kernel is short of buffers.
+_SHORTAGE = 0.001
 #: Seconds between two looks at what TCP has not been acknowledged, where no event tells.
 _ACK_LOOK_MIN, _ACK_LOOK_MAX = 0.001, 0.05
 
@@ -285,7 +287,7 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         The future fails with what ended the connection, or with ``ClosedError`` if the program
         closed the transport before.
         """
-        future: asyncio.Future[None] = self._loop.create_future()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection = self._connection
         if connection is None or self._conn_lost:
             future.set_exception(_lost_before_acknowledged())
@@ -320,8 +322,8 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
                 self._held.append(segment)  # behind the data
             else:
                 self._context.run(self._end_reading, segment)
-        if event & Event.CLOSED:
-            self._connection_is_gone()
+        if event & Event.CLOSED and self._loop is not None:
+            self._forget_descriptor()
 
     # -- receiving --
 
@@ -431,12 +433,14 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
             return False
         return True
 
-    def _write(self, parts: Iterable[Buffer]) -> None:
+    def _write(self, parts: Sequence[Buffer]) -> None:
         connection = self._connection
         assert connection is not None
         try:
-            for part in parts:
-                connection.write(part)
+            if len(parts) == 1:
+                connection.write(parts[0])
+            else:
+                connection.writelines(parts)
             if self._loop._thread_id is None:
                 self._port.flush()  # no turn follows soon
         except OSError as exc:
@@ -501,6 +505,10 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
             if not self._protocol_paused:
                 connection.set_write_limits(0)
             return  # _sank_to_low() comes here again
+        if connection.unsynced:
+            # The kernel is short of buffers, which acknowledgements give back.
+            self._loop.call_later(_SHORTAGE, self._finish_closing, context=self._context)
+            return
         self._conn_lost += 1
         self._call_connection_lost(None)
 
@@ -536,16 +544,16 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
             self._protocol.connection_lost(exc)
         finally:
             if not self._port.closed:
+                connection.set_write_limits(0)  # there is nobody to tell any more
                 connection.close()
+            self._forget_descriptor()
             self._connection = self._protocol = self._server = None
             self._loop = None
             if server is not None:
                 server._detach(*[self] * _SERVER_KEEPS_TRANSPORTS)
 
-    def _connection_is_gone(self) -> None:
-        """Its socket is closed, and the descriptor may be another one's soon."""
-        if self._connection is None:
-            return
+    def _forget_descriptor(self) -> None:
+        """The socket is closed, and its descriptor may be another one's soon."""
         if self._loop._transports.get(self._sock_fd) is self:
             del self._loop._transports[self._sock_fd]
 

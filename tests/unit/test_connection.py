@@ -56,7 +56,8 @@ class Stub(Connection):
     def _report_written(self) -> bool:
         return False
 
-    def _unsynced(self) -> int:
+    @property
+    def unsynced(self) -> int:
         return 0
 
     def _unsent_by_backend(self) -> int:
