@@ -59,7 +59,17 @@ test-long:
 	$(MAKE) test-lifetimes
 	$(MAKE) fuzz MINUTES=20
 	$(MAKE) soak
+	$(MAKE) test-oracle
 	$(MAKE) bench-connections
+
+# asyncio's transport against the standard library's, and lives of servers: what CI does a little of.
+EXAMPLES ?= 10000
+test-oracle: setup test-packages
+	STACKMAP_LONG=1 STACKMAP_EXAMPLES=$(EXAMPLES) $(PYTEST) tests/unit/test_aio_oracle.py \
+		tests/unit/test_aio_loop.py
+	$(PYTHON) -m tests.debug.uml --timeout 7200 env STACKMAP_LONG=1 STACKMAP_EXAMPLES=$(EXAMPLES) \
+		$(PYTEST) -p no:cacheprovider -p no:hypothesispytest tests/guest/test_aio_oracle.py \
+		tests/guest/test_aio_loop.py
 
 durations:
 	@$(PYTHON) -m tests.durations

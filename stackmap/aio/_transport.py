@@ -23,7 +23,7 @@ from ._protocol import SegmentProtocol
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from stackmap import Connection
 
@@ -90,7 +90,8 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         extra: dict[str, Any] | None = None,
         server: Any = None,
     ) -> None:
-        self._connection: Connection | None = connection
+        #: A Connection; None once connection_lost() has been called.
+        self._connection: Any = connection
         self._port = loop.port
         super().__init__(extra, loop)
         self._extra["socket"] = trsock.TransportSocket(connection.sock)
@@ -137,7 +138,6 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         if getattr(self, "_connection", None) is not None:
             _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
-            assert self._connection is not None
             if not self._port.closed:
                 self._connection.close()
 
@@ -197,7 +197,6 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         if self._closing or self._paused:
             return
         self._paused = True
-        assert self._connection is not None
         self._connection.pause_reading()
         if self._loop.get_debug():
             logger.debug("%r pauses reading", self)
@@ -207,7 +206,6 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         if self._closing or not self._paused:
             return
         self._paused = False
-        assert self._connection is not None
         self._connection.resume_reading()
         if self._held:
             self._loop.call_soon(self._deliver_held, context=self._context)
@@ -231,8 +229,24 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
             )
         if self._eof or self._file_sender is not None:
             self._check_writable("write")
-        if data and self._may_write():
-            self._write((data,))
+        if not data:
+            return
+        if self._conn_lost:
+            self._count_lost_write()
+            return
+        connection = self._connection
+        try:
+            connection.write(data)
+        except OSError as exc:
+            self._fatal_error(exc, "Fatal write error on connection")
+            return
+        # The public properties cost a call each.
+        if (
+            connection._failure
+            or connection._waiting_bytes > self._high_water
+            or self._loop._thread_id is None
+        ):
+            self._after_write()
 
     def writelines(self, list_of_data: Iterable[Buffer | Any]) -> None:
         """Send several buffers, as one write() would.
@@ -248,15 +262,23 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
                 )
         if self._eof or self._file_sender is not None:
             self._check_writable("writelines")
-        if any(parts) and self._may_write():
-            self._write(parts)
+        if not any(parts):
+            return
+        if self._conn_lost:
+            self._count_lost_write()
+            return
+        try:
+            self._connection.writelines(parts)
+        except OSError as exc:
+            self._fatal_error(exc, "Fatal write error on connection")
+            return
+        self._after_write()
 
     def write_eof(self) -> None:
         """Send FIN after everything written.  The other direction stays open.  Idempotent."""
         if self._closing or self._eof:
             return
         self._eof = True
-        assert self._connection is not None
         self._connection.shutdown_write()
         self._port.flush()
 
@@ -425,32 +447,19 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         if asyncio.current_task(self._loop) is not self._file_sender:
             raise RuntimeError("unable to write; sendfile is in progress")
 
-    def _may_write(self) -> bool:
-        if self._conn_lost:
-            if self._conn_lost >= constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES:
-                logger.warning("write() to a connection that is lost.")
-            self._conn_lost += 1
-            return False
-        return True
+    def _count_lost_write(self) -> None:
+        if self._conn_lost >= constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES:
+            logger.warning("write() to a connection that is lost.")
+        self._conn_lost += 1
 
-    def _write(self, parts: Sequence[Buffer]) -> None:
-        connection = self._connection
-        assert connection is not None
-        try:
-            if len(parts) == 1:
-                connection.write(parts[0])
-            else:
-                connection.writelines(parts)
-            if self._loop._thread_id is None:
-                self._port.flush()  # no turn follows soon
-        except OSError as exc:
-            self._fatal_error(exc, "Fatal write error on connection")
-            return
-        if connection.send_error is not None:
+    def _after_write(self) -> None:
+        if self._loop._thread_id is None:
+            self._port.flush()  # no turn follows soon
+        error = self._connection.send_error
+        if error is not None:
             # Without waiting for ERROR: a program that only writes never gives the loop a turn.
-            self._fatal_error(connection.send_error, "Fatal write error on connection")
-            return
-        if connection.pending > self._high_water:
+            self._fatal_error(error, "Fatal write error on connection")
+        elif self._connection.pending > self._high_water:
             self._maybe_pause_protocol()
 
     def _note_exceeded(self) -> None:
@@ -471,7 +480,6 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
     # -- acknowledgements --
 
     def _finish_acknowledged(self) -> None:
-        assert self._connection is not None
         acknowledged = self._connection.bytes_acked
         while self._acknowledging and self._acknowledging[0][0] <= acknowledged:
             _finish(self._acknowledging.pop(0)[1])
@@ -538,7 +546,6 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
 
     def _call_connection_lost(self, exc: BaseException | None) -> None:
         connection, server = self._connection, self._server
-        assert connection is not None
         self._fail_acknowledged(exc)
         try:
             self._protocol.connection_lost(exc)

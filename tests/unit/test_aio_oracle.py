@@ -20,7 +20,7 @@ from tests.aio_oracle import OPERATIONS, SIZE_MAX, Operation, compare
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXAMPLES = int(os.environ.get("STACKMAP_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("STACKMAP_EXAMPLES", "100"))
 
 operations = st.tuples(
     st.sampled_from(OPERATIONS), st.sampled_from((0, 1, 600, 5000)) | st.integers(0, SIZE_MAX)

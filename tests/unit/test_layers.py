@@ -29,6 +29,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # Runs on any event loop of asyncio; of a connection it uses what its transport shows.
     "stackmap.service": ("stackmap", "stackmap.codec"),
     "stackmap.memcached": ("stackmap", "stackmap.codec"),
+    "stackmap.aio": ("stackmap",),
     "stackmap_testbed": (),
     "stackmap_testbed.load": ("stackmap_testbed.waiting",),
     # Runs as a plain script, as process 1 of a guest.
@@ -168,6 +169,8 @@ def test_an_import_is_found_in_any_form(tree: Path, text: str) -> None:
     [
         ("stackmap", "stackmap_cli.main"),
         ("stackmap._open", "stackmap_testbed.lab.lab"),
+        ("stackmap._open", "stackmap.aio"),
+        ("stackmap.aio._loop", "stackmap._open"),
         ("stackmap_testbed.load.generator", "stackmap_testbed.lab.errors"),
         ("stackmap_testbed.lab.lab", "stackmap_testbed.comparison.demo"),
         ("stackmap_testbed.lab.lab", "stackmap_cli.main"),
