@@ -15,6 +15,8 @@ import unittest
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import pytest
+
 # They write into the current directory, beginning with their import.
 with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
     from test.test_asyncio import (
@@ -31,23 +33,51 @@ with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
     )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from stackmap.aio import EventLoop
 
 #: Makes the loop under test.
 _factory: list[Callable[[], EventLoop]] = []
-#: Transports on the port, by the module of the tests.
-attached: collections.Counter[str] = collections.Counter()
+#: Tests, and transports on the port, by the module of the tests.
+_ran: collections.Counter[str] = collections.Counter()
+_attached: collections.Counter[str] = collections.Counter()
+#: Modules whose tests connect with TCP.  The others are about pipes, signals and Unix sockets.
+_WITH_TRANSPORTS = (
+    "test_buffered_proto",
+    "test_events",
+    "test_sendfile",
+    "test_server",
+    "test_sock_lowlevel",
+    "test_ssl",
+    "test_sslproto",
+    "test_streams",
+)
 
 
 def use(factory: Callable[[], EventLoop]) -> None:
     """Run all tests on loops that this makes."""
     _factory[:] = [factory]
-    attached.clear()
+    _ran.clear()
+    _attached.clear()
 
 
-class OnPort:
+@pytest.fixture(scope="module", autouse=True)
+def transports_were_on_the_port() -> Iterator[None]:
+    """The tests of each module had transports on the port, or they prove nothing."""
+    yield
+    modules = [module for module in _WITH_TRANSPORTS if _ran[module]]
+    assert modules
+    assert [module for module in modules if not _attached[module]] == []
+
+
+if TYPE_CHECKING:
+    _Case = unittest.TestCase
+else:
+    _Case = object
+
+
+class OnPort(_Case):
     """Mixed into each class: all its loops are ours."""
 
     @classmethod
@@ -74,7 +104,8 @@ class OnPort:
 
     def _count(self) -> None:
         module = type(self).__mro__[2].__module__.rpartition(".")[2]
-        attached[module] += sum(loop.stats.attached for loop in self._loops)
+        _ran[module] += 1
+        _attached[module] += sum(loop.stats.attached for loop in self._loops)
 
 
 class TestEvents(

@@ -15,11 +15,11 @@ from tests.unit.test_aio_loop import *  # noqa: F403 (the tests)
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-del test_the_environment_chooses_the_port  # type: ignore[name-defined] # noqa: F821
+del test_the_environment_chooses_the_port  # noqa: F821
 
 
 @pytest.fixture
-def make_port() -> Callable[[], Port]:
+def make_port() -> Callable[[], Port]:  # type: ignore[no-redef]
     """Makes ports on rings; smaller ones are opened sooner."""
     return lambda: RingPort(NIC, tx_slots=64, rx_slots=64, connections=256)
 

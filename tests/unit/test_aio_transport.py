@@ -400,7 +400,7 @@ def test_what_programs_ask_a_transport_for(new_loop: NewLoop) -> None:
             assert sock.getpeername() == transport.get_extra_info("peername") == peer.getsockname()
             assert sock.getsockname() == transport.get_extra_info("sockname") == peer.getpeername()
             assert transport.get_extra_info("sslcontext") is None
-            assert transport.get_protocol() is protocol
+            assert id(transport.get_protocol()) == id(protocol)
             assert transport.is_reading()
             assert "fd=" in repr(transport)
             transport.close()
