@@ -450,8 +450,8 @@ static PyObject *fast_path_send(PyObject *object, PyObject *ignored)
 	struct fast_path *self = (struct fast_path *)object;
 
 	(void)ignored;
-	if (self->pair && smr_has_unsent(self->pair))
-		smr_send(self->pair);	/* the next exchange reports an error as well */
+	if (self->pair)
+		smr_help_send(self->pair);
 	Py_RETURN_NONE;
 }
 

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <math.h>
+#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -147,15 +148,27 @@ int smr_open_pair(struct smr_pair *pair, const struct smr_port *port, uint32_t i
 	return pair->fd < 0 ? -errno : 0;
 }
 
-/* Keep others out of the pair until smr_leave().  Refused while a thread is in smr_exchange(). */
+/*
+ * Keep others out of the pair until smr_leave().  Refused while a thread is in it; waited for while
+ * it is only helped, which takes no longer than a system call.
+ */
 int smr_enter(struct smr_pair *pair)
 {
-	return __atomic_exchange_n(&pair->busy, 1, __ATOMIC_ACQUIRE) ? -EBUSY : 0;
+	int was;
+
+	do {
+		was = SMR_FREE;
+		if (__atomic_compare_exchange_n(&pair->busy, &was, SMR_BUSY, 0, __ATOMIC_ACQUIRE,
+						__ATOMIC_RELAXED))
+			return 0;
+		sched_yield();
+	} while (was == SMR_HELPED);
+	return -EBUSY;
 }
 
 void smr_leave(struct smr_pair *pair)
 {
-	__atomic_store_n(&pair->busy, 0, __ATOMIC_RELEASE);
+	__atomic_store_n(&pair->busy, SMR_FREE, __ATOMIC_RELEASE);
 }
 
 /* Before smr_close(), and between smr_enter() and the end: smr_exchange() needs the memory. */
@@ -460,10 +473,20 @@ int smr_send(struct smr_pair *pair)
 	return n;
 }
 
-/* Whether something was written that smr_send() would send. */
-int smr_has_unsent(const struct smr_pair *pair)
+/*
+ * Send what was written, unless a thread is in the pair.  Nothing may be written meanwhile.  What is
+ * refused is left to the pair's thread, which finds it with what it sends next.
+ */
+void smr_help_send(struct smr_pair *pair)
 {
-	return pair->fd >= 0 && pair->tx_head != pair->tx_synced;
+	int was = SMR_FREE;
+
+	if (pair->tx_head == pair->tx_synced ||
+	    !__atomic_compare_exchange_n(&pair->busy, &was, SMR_HELPED, 0, __ATOMIC_ACQUIRE,
+					 __ATOMIC_RELAXED))
+		return;
+	smr_send_entered(pair);
+	smr_leave(pair);
 }
 
 static int64_t now_ns(void)

@@ -4,6 +4,10 @@
 #define SMR_UNLIMITED 0xffffffff
 #define SMR_STAGING_START 2
 #define SMR_WATCHED 16
+/* Who is in a pair: nobody; a thread sends, exchanges or closes it; another sends for its own. */
+#define SMR_FREE 0
+#define SMR_BUSY 1
+#define SMR_HELPED 2
 /* Deadlines in nanoseconds of CLOCK_MONOTONIC, and these two: */
 #define SMR_AT_ONCE 0
 #define SMR_FOREVER -1
@@ -50,7 +54,7 @@ struct smr_pair {
 	const struct smr_port *port;
 	int fd;
 	int epoll;			/* waits for fd and for the watched files */
-	int busy;			/* a thread sends, exchanges, or closes it */
+	int busy;			/* SMR_FREE, SMR_BUSY or SMR_HELPED */
 	struct sm_ring *tx;
 	struct sm_ring *rx;
 	uint32_t tx_head;		/* next transmit slot to fill */

@@ -5,6 +5,6 @@
 
 size_t smr_write(struct smr_pair *pair, uint32_t id, const char *data, size_t len);
 int smr_report(const struct smr_pair *pair, uint32_t id);
-int smr_has_unsent(const struct smr_pair *pair);
+void smr_help_send(struct smr_pair *pair);
 int64_t smr_deadline(double timeout);
 int smr_exchange(struct smr_pair *pair, int64_t deadline);

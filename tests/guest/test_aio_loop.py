@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 del test_the_environment_chooses_the_port  # noqa: F821
 
 
-@pytest.fixture
-def make_port() -> Callable[[], Port]:  # type: ignore[no-redef]
+@pytest.fixture  # type: ignore[no-redef]
+def make_port() -> Callable[[], Port]:
     """Makes ports on rings; smaller ones are opened sooner."""
     return lambda: RingPort(NIC, tx_slots=64, rx_slots=64, connections=256)
 

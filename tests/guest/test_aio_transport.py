@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.unit.test_aio_transport import NewLoop
 
 
-@pytest.fixture
+@pytest.fixture  # type: ignore[no-redef]
 def new_loop() -> NewLoop:
     """Makes loops whose connections are on rings; smaller ports are opened sooner."""
     return loop_factory(lambda: RingPort(NIC, tx_slots=64, rx_slots=64, connections=256))

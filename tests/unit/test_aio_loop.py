@@ -313,6 +313,34 @@ def test_what_is_sent_meanwhile_stays_in_order(new_loop: NewLoop) -> None:
     run(new_loop, main())
 
 
+def test_another_thread_may_send_at_any_time(new_loop: NewLoop) -> None:
+    async def main() -> None:
+        transport, protocol, peer = await connect(Recorder)
+        port = this_loop().port
+        done = threading.Event()
+
+        def send() -> None:
+            while not done.is_set():
+                port.flush_from_outside()
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            with peer:
+                for _ in range(4):
+                    transport.write(PATTERN)
+                    await asyncio.sleep(0)
+                transport.close()
+                assert await receive_all(peer) == 4 * PATTERN
+        finally:
+            done.set()
+            thread.join()
+        await until(lambda: protocol.lost)
+        assert protocol.lost == [None]
+
+    run(new_loop, main())
+
+
 def test_system_exit_loses_nothing(new_loop: NewLoop) -> None:
     class Exiting(Recorder):
         def data_received(self, data: bytes) -> None:
