@@ -583,3 +583,57 @@ def test_a_paused_connection_that_closes_takes_nothing_more(link: Link) -> None:
     for _ in range(20):
         link.hear(0.01)
     assert taken() == before
+
+
+def test_discarding_drops_what_tcp_has_not_taken(link: Link) -> None:
+    connection = link.connection
+    written = link.fill()
+    connection.discard()
+    connection.discard()
+    assert connection.pending == 0
+    with pytest.raises(errors.ClosedError):
+        connection.write(b"too late")
+    connection.close()
+    link.until_event(Event.CLOSED)
+    received = 0
+    while piece := link.peer.recv(1 << 20):  # and no reset
+        received += len(piece)
+    assert 0 < received < written
+
+
+def test_what_is_unacknowledged(link: Link) -> None:
+    connection = link.connection
+    connection.write(b"soon there")
+    link.until(lambda: connection.unacknowledged == 0)
+    assert not connection.report_written()  # there is nothing to report
+    written = link.fill()
+    assert connection.pending < connection.unacknowledged <= written
+    assert connection.report_written()  # some of it is queued
+    link.read_peer(written)
+    link.until(lambda: connection.bytes_acked == connection.bytes_written)
+    assert connection.unacknowledged == 0
+    assert not connection.report_written()
+    connection.abort()
+    assert connection.unacknowledged == 0
+
+
+def test_a_writer_that_does_not_exchange_hears_of_a_reset(link: Link) -> None:
+    assert link.connection.send_error is None
+    reset(link.peer)
+    deadline = time.monotonic() + PATIENCE
+    while link.connection.send_error is None:
+        assert time.monotonic() < deadline
+        link.connection.write(bytes(1000))
+        link.port.flush()
+    assert isinstance(link.connection.send_error, errors.BrokenError)
+    link.until_event(Event.CLOSED)
+
+
+def test_flushing_from_outside(link: Link) -> None:
+    link.connection.write(b"from outside")
+    thread = threading.Thread(target=link.port.flush_from_outside)
+    thread.start()
+    thread.join()
+    assert link.peer.recv(100) == b"from outside"  # without an exchange
+    link.port.close()
+    link.port.flush_from_outside()
