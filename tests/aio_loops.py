@@ -60,6 +60,8 @@ async def connect(make_protocol: Callable[[], Any]) -> tuple[Any, Any, socket.so
     """A connected transport, its protocol, and the peer's socket, which does not block."""
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        # What the peer does not read fills TCP's buffers sooner.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         transport, protocol = await loop.create_connection(make_protocol, *listener.getsockname())
         peer, _address = listener.accept()
     peer.setblocking(False)

@@ -121,14 +121,14 @@ def test_acknowledged(new_loop: NewLoop) -> None:
             transport.write(b"small")
             await asyncio.wait_for(transport.acknowledged(), 60)
             assert transport.get_extra_info("stackmap.connection").unacknowledged == 0
-            transport.write(PATTERN * 16)
+            transport.write(PATTERN * 8)
             first = transport.acknowledged()
             transport.write(b"after it")
             second = transport.acknowledged()
             for _ in range(10):
                 await asyncio.sleep(0)
             assert not first.done()  # the peer has room for less
-            await receive(peer, 16 * len(PATTERN) + 8)
+            await receive(peer, 8 * len(PATTERN) + 8)
             await asyncio.wait_for(asyncio.gather(first, second), 60)
             transport.write(b"handed to TCP")
             await asyncio.sleep(0)
@@ -145,7 +145,7 @@ def test_acknowledged(new_loop: NewLoop) -> None:
 def test_acknowledged_fails_with_the_connection(new_loop: NewLoop) -> None:
     async def main() -> None:
         transport, protocol, peer = await connect(Recorder)
-        transport.write(PATTERN * 16)
+        transport.write(PATTERN * 8)
         future = transport.acknowledged()
         await asyncio.sleep(0)
         reset_on_close(peer)
@@ -155,7 +155,7 @@ def test_acknowledged_fails_with_the_connection(new_loop: NewLoop) -> None:
         await until(lambda: protocol.lost)
         transport, protocol, peer = await connect(Recorder)
         with peer:
-            transport.write(PATTERN * 16)
+            transport.write(PATTERN * 8)
             future = transport.acknowledged()
             transport.abort()
             with pytest.raises(ClosedError):
