@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, cast
 from stackmap import ClosedError, Event, Segment
 from stackmap.errors import make_error
 
-from ._protocol import SegmentProtocol
 
 if TYPE_CHECKING:
     import socket
@@ -152,7 +151,7 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         self._protocol: Any = protocol
         if isinstance(protocol, asyncio.BufferedProtocol):
             self._deliver_data = self._deliver_into_buffers
-        elif isinstance(protocol, SegmentProtocol):
+        elif hasattr(protocol, "segments_received"):  # a SegmentProtocol, or of its shape
             self._deliver_data = self._deliver_segments
         else:
             self._deliver_data = self._deliver_bytes
