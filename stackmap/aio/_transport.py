@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, cast
 from stackmap import ClosedError, Event, Segment
 from stackmap.errors import make_error
 
-
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable

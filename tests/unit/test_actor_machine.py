@@ -257,4 +257,4 @@ def async_actor(expected: Expected) -> Any:
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestMachine.settings = settings(max_examples=30, stateful_step_count=30)

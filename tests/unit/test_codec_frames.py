@@ -61,7 +61,7 @@ BYTES: dict[str, tuple[Callable[[], Codec[bytes, Buffer]], int, int]] = {
 kinds = st.sampled_from(sorted(BYTES))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(kinds, st.lists(st.binary(max_size=40), max_size=12), st.randoms())
 def test_what_is_sent_arrives_however_it_is_cut(
     kind: str, messages: list[bytes], generator: random.Random
@@ -80,7 +80,7 @@ def test_what_is_sent_arrives_however_it_is_cut(
     assert codec.next_message() is None
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(kinds, st.lists(st.binary(max_size=30), max_size=20), st.randoms())
 def test_any_bytes_have_one_outcome(
     kind: str, pieces: list[bytes], generator: random.Random
@@ -187,7 +187,7 @@ points = st.builds(Point, x=st.integers(-(2**63), 2**63 - 1), name=st.text(max_s
 blobs = st.builds(Blob, data=st.binary(max_size=100))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.sampled_from(["json", "msgpack"]), st.lists(points | blobs, max_size=9), st.randoms())
 def test_typed_messages_arrive_as_they_were(
     format: str, messages: list[Point | Blob], generator: random.Random
@@ -196,7 +196,7 @@ def test_typed_messages_arrive_as_they_were(
     assert list(received(typed(format), cut(stream, generator))) == messages
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.sampled_from(["json", "msgpack"]), st.lists(st.binary(max_size=60)))
 def test_payloads_of_any_bytes(format: str, payloads: list[bytes]) -> None:
     stream = sent(LengthPrefixed(), payloads)
@@ -311,7 +311,7 @@ def test_the_first_program_of_the_guide() -> None:
             process.kill()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.binary(max_size=30)), st.binary(max_size=20), st.randoms())
 def test_the_codec_of_the_guide(
     messages: list[bytes], garbage: bytes, generator: random.Random

@@ -53,7 +53,7 @@ def without_framing(message: Request | Response) -> list[tuple[str, str]]:
     return [pair for pair in message.headers if pair[0] != "content-length"]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(requests, responses), max_size=5), st.randoms())
 def test_pipelined_cycles_arrive_as_they_were(
     cycles: list[tuple[Request, Response]], generator: random.Random
@@ -100,7 +100,7 @@ pieces = st.lists(
 ).map(b"".join)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(pieces, st.randoms())
 def test_any_bytes_have_one_outcome_at_a_server(stream: bytes, generator: random.Random) -> None:
     def new() -> ServerCodec:
@@ -110,7 +110,7 @@ def test_any_bytes_have_one_outcome_at_a_server(stream: bytes, generator: random
     assert outcome(new(), cut(stream, generator), 2 * PIECE, words=False) == whole
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(pieces, st.randoms(), st.sampled_from(["GET", "HEAD"]))
 def test_any_bytes_have_one_outcome_at_a_client(
     stream: bytes, generator: random.Random, method: str

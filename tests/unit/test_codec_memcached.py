@@ -100,7 +100,7 @@ replies: st.SearchStrategy[mc.Reply] = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(requests, max_size=8), st.randoms())
 def test_requests_arrive_as_they_were(messages: list[mc.Request], generator: random.Random) -> None:
     stream = sent(mc.ClientCodec(), messages)
@@ -109,7 +109,7 @@ def test_requests_arrive_as_they_were(messages: list[mc.Request], generator: ran
     assert server.held == 0
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(replies, max_size=8), st.randoms())
 def test_replies_arrive_as_they_were(messages: list[mc.Reply], generator: random.Random) -> None:
     stream = sent(mc.ServerCodec(), messages)
@@ -136,7 +136,7 @@ pieces = st.lists(
 ).map(b"".join)  # fmt: skip
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(pieces, st.randoms())
 def test_any_bytes_have_one_outcome_at_a_server(stream: bytes, generator: random.Random) -> None:
     def new() -> mc.ServerCodec:
@@ -146,7 +146,7 @@ def test_any_bytes_have_one_outcome_at_a_server(stream: bytes, generator: random
     assert outcome(new(), cut(stream, generator), 1002) == whole
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(pieces, st.randoms())
 def test_any_bytes_have_one_outcome_at_a_client(stream: bytes, generator: random.Random) -> None:
     whole = outcome(mc.ClientCodec(max_reply=2000), [stream], 2002)

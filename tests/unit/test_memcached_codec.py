@@ -76,7 +76,7 @@ commands = st.one_of(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(commands, min_size=1, max_size=12).map(b"".join), st.randoms())
 def test_the_cuts_do_not_matter(stream: bytes, generator: random.Random) -> None:
     # A line that is too long hangs up only when it arrives cut, so there must be none.
