@@ -483,7 +483,7 @@ def test_the_rest_is_sent_later_where_memory_was_short(port: RawPort, times: int
     stream = pattern(9, 0, 1 << 20)
     two = Attached(port)
     accepted = leave_a_rest(two, stream)
-    with no_memory_in("sm_flush_work", times) as left:
+    with no_memory_in("sm_attach_flush_work", times) as left:
         got = receive_exactly(two.peer, accepted)
         assert left.read_text() == "0\n"
     assert got == stream[:accepted]
@@ -500,7 +500,7 @@ def test_the_rest_is_sent_though_memory_was_short_until_all_else_was_acknowledge
     two = Attached(port)
     accepted = leave_a_rest(two, stream)
     in_tcp = bytes_in_tcp(two.sock)
-    with no_memory_in("sm_flush_work", -1):
+    with no_memory_in("sm_attach_flush_work", -1):
         got = receive_exactly(two.peer, in_tcp)
         deadline = time.monotonic() + PATIENCE
         while bytes_acked(two.sock) < in_tcp:
