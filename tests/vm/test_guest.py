@@ -42,6 +42,12 @@ def test_input_reaches_the_command(server: Guest) -> None:
     assert server.run(["wc", "-c"], input=text).stdout.strip() == str(len(text))
 
 
+def test_standard_streams_have_names(server: Guest) -> None:
+    command = "cat /dev/stdin >/dev/stdout; cat /dev/fd/3 >/dev/stderr 3</etc/hostname"
+    result = server.run(command, input="in\n")
+    assert (result.stdout, result.stderr) == ("in\n", Path("/etc/hostname").read_text())
+
+
 def test_large_output_arrives_whole(server: Guest) -> None:
     assert len(server.run(["head", "-c", "3000000", "/dev/zero"]).stdout) == 3_000_000
 

@@ -24,7 +24,10 @@ PROBE_MARKER = "stackmap-probe-booted"
 ROOT_TAG = "root"
 
 _TMPFS = ("/tmp", "/run", "/var/tmp", "/var/log")
-_APPLETS = ("sh", "mount", "umount", "mkdir", "insmod", "ip", "hostname", "switch_root", "poweroff")
+_APPLETS = (
+    *("sh", "mount", "umount", "mkdir", "ln", "insmod", "ip", "hostname", "switch_root"),
+    "poweroff",
+)
 _MODULES = ["virtio_pci", "virtio_console", "virtiofs", "virtio_net"]
 
 
@@ -121,6 +124,10 @@ mount -t debugfs debugfs /sys/kernel/debug
 mount --move /proc /host/proc
 mount --move /sys /host/sys
 mount --move /dev /host/dev
+ln -s /proc/self/fd /host/dev/fd
+ln -s fd/0 /host/dev/stdin
+ln -s fd/1 /host/dev/stdout
+ln -s fd/2 /host/dev/stderr
 mkdir -p /host/dev/pts /host/dev/shm
 mount -t devpts devpts /host/dev/pts
 mount -t tmpfs -o mode=1777 tmpfs /host/dev/shm
