@@ -3,10 +3,11 @@
 ``docs/actors.md`` has the model, a first program, and what is guaranteed.
 """
 
+from stackmap.codec import Buffer
+
 from ._ack import Ack
 from ._actor import Actor
 from ._child import Child, Restart
-from ._codec import Buffer, Codec
 from ._connection import ConnectionActor
 from ._listener import Listener
 from ._mailbox import Overflow
@@ -38,7 +39,6 @@ __all__ = [
     "Buffer",
     "Child",
     "Closed",
-    "Codec",
     "Connected",
     "ConnectionActor",
     "DecodeError",

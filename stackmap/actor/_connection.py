@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from ._ack import Ack
-    from ._codec import Buffer
     from ._stream import Stream
 
 In = TypeVar("In")
@@ -79,9 +78,8 @@ class ConnectionActor(Actor[Msg], Generic[Msg, In, Out]):
             case Connected():
                 return self.connected()
             case DecodeError(error):
-                reply: list[Buffer] = list(getattr(error, "reply", ()))
-                if reply:
-                    self.stream.write(*reply)
+                if error.reply:
+                    self.stream.write(*error.reply)
                 self.stop()
             case PeerClosed() | Closed():
                 self.stop()

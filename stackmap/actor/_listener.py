@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import ssl as tls
     from collections.abc import Awaitable, Callable, Sequence
 
-    from ._codec import Codec
+    from stackmap.codec import Codec
+
     from ._connection import ConnectionActor
 
 log = logging.getLogger("stackmap.actor")

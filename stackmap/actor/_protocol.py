@@ -13,7 +13,8 @@ from ._stream import Stream
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ._codec import Codec
+    from stackmap.codec import Codec
+
     from ._payload import Held
     from ._ref import ActorRef
     from ._supervisor import Supervisor

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stackmap.codec import RemoteProtocolError
+
     from ._ref import ActorRef
 
 
@@ -68,7 +70,7 @@ class DecodeError(Signal):
         error: the codec's exception.
     """
 
-    error: ValueError
+    error: RemoteProtocolError
 
 
 @dataclass(frozen=True, slots=True)

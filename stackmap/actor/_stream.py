@@ -9,6 +9,7 @@ import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
+from stackmap.codec import RemoteProtocolError
 from stackmap.errors import BrokenError, BusyError, ClosedError, WouldBlockError, make_error
 
 from ._ack import Ack
@@ -28,8 +29,9 @@ from ._signals import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
+    from stackmap.codec import Buffer, Codec
+
     from ._cell import Source
-    from ._codec import Buffer, Codec
     from ._payload import Chunk, Held
     from ._ref import ActorRef
 
@@ -137,11 +139,13 @@ class Stream(Generic[In, Out]):
         while True:
             try:
                 message = None if self._broken else codec.next_message()
-            except ValueError as error:
+            except RemoteProtocolError as error:
                 self._stop_hearing()
                 return actor.on_signal(DecodeError(error))  # type: ignore[no-any-return]
             if message is not None:
                 return actor.received(message)  # type: ignore[no-any-return]
+            if not self._broken:
+                self._let_codec_speak(codec)
             if not self._inbox:
                 if self._eof and not self._eof_told and not self._broken:
                     self._eof_told = True
@@ -405,7 +409,23 @@ class Stream(Generic[In, Out]):
         codec = self._codec
         if codec is None:
             return self.write(message)  # type: ignore[arg-type]
-        return self.write(*codec.send(message))
+        ack = self.write(*codec.send(message))
+        if codec.must_close:
+            self._end()
+        return ack
+
+    def _let_codec_speak(self, codec: Codec[In, Out]) -> None:
+        """Send what the protocol itself has to say, now that more input is needed."""
+        output = codec.take_output()
+        if output:
+            self.write(*output)
+        if codec.must_close:
+            self._end()
+
+    def _end(self) -> None:
+        """The protocol ends the connection: send what was written, and receive nothing more."""
+        self._stop_hearing()
+        self.close()
 
     def flush(self) -> None:
         """Give the transport what was written in this turn; the end of the turn does so."""

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from stackmap.codec import Codec
+
     from ._cell import Source
-    from ._codec import Codec
     from ._ref import ActorRef
 
 log = logging.getLogger("stackmap.actor")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING
 
-from ._codec import Codec, In, Out
+from ._codec import Codec, In_co, Out_contra
 from ._errors import RemoteProtocolError
 
 if TYPE_CHECKING:
     from ._codec import Buffer
 
 
-class Buffered(Codec[In, Out]):
+class Buffered(Codec[In_co, Out_contra]):
     """Keeps the stream in a ``bytearray``, from whose front a subclass cuts messages.
 
     A subclass implements ``_cut()``, which takes the next message out of ``_data``, and
@@ -30,7 +30,7 @@ class Buffered(Codec[In, Out]):
         self._error: RemoteProtocolError | None = None
 
     @abc.abstractmethod
-    def _cut(self) -> In | None:
+    def _cut(self) -> In_co | None:
         """Cut the next message from the front of ``_data``; None if it is not complete.
 
         Raises:
@@ -51,7 +51,7 @@ class Buffered(Codec[In, Out]):
         """The peer will send nothing more."""
         self._eof = True
 
-    def next_message(self) -> In | None:
+    def next_message(self) -> In_co | None:
         """The next message of the peer; None if that needs more input."""
         if self._error is not None:
             raise self._error.with_traceback(None)

@@ -10,12 +10,13 @@ import abc
 from typing import Generic, TypeVar
 
 Buffer = bytes | bytearray | memoryview
-#: The messages that the peer sends, and those that this end sends.
-In = TypeVar("In")
-Out = TypeVar("Out")
+#: The messages that the peer sends, and those that this end sends.  A codec that encodes any buffer
+#: is also one that encodes ``bytes``, hence the variance.
+In_co = TypeVar("In_co", covariant=True)
+Out_contra = TypeVar("Out_contra", contravariant=True)
 
 
-class Codec(abc.ABC, Generic[In, Out]):
+class Codec(abc.ABC, Generic[In_co, Out_contra]):
     """One connection's end of a protocol; ``Callable[[], Codec[In, Out]]`` is a codec factory.
 
     Pass what arrives to :meth:`receive`, then call :meth:`next_message` until it returns None::
@@ -50,7 +51,7 @@ class Codec(abc.ABC, Generic[In, Out]):
         """The peer will send nothing more."""
 
     @abc.abstractmethod
-    def next_message(self) -> In | None:
+    def next_message(self) -> In_co | None:
         """The next message of the peer; None if that needs more input.
 
         Raises:
@@ -60,7 +61,7 @@ class Codec(abc.ABC, Generic[In, Out]):
         """
 
     @abc.abstractmethod
-    def send(self, message: Out) -> list[Buffer]:
+    def send(self, message: Out_contra) -> list[Buffer]:
         """Encode a message.
 
         Returns:

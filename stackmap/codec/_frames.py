@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ._buffered import Buffered
-from ._codec import In, Out, size_of
+from ._codec import In_co, Out_contra, size_of
 from ._errors import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
     from ._codec import Buffer
 
 
-class Frames(Buffered[In, Out]):
+class Frames(Buffered[In_co, Out_contra]):
     """What codecs have in common whose messages are the payload of frames.
 
     Args:

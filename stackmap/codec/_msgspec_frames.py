@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Literal
 
-from ._codec import In, Out
+from ._codec import In_co, Out_contra
 from ._errors import LocalProtocolError, RemoteProtocolError
 from ._frames import Frames
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ._codec import Buffer
 
 
-class MsgspecFrames(Frames[In, Out]):
+class MsgspecFrames(Frames[In_co, Out_contra]):
     """Messages of any type that msgspec knows, as JSON or MessagePack, each in a frame.
 
     ``MsgspecFrames[Request, Response](Request)`` receives requests and sends responses.  What
@@ -38,7 +38,7 @@ class MsgspecFrames(Frames[In, Out]):
 
     def __init__(
         self,
-        incoming: type[In] | UnionType,
+        incoming: type[In_co] | UnionType,
         *,
         format: Literal["json", "msgpack"] = "json",
         header_size: Literal[1, 2, 4, 8] = 4,
@@ -61,18 +61,18 @@ class MsgspecFrames(Frames[In, Out]):
             return False
         return True
 
-    def _cut(self) -> In | None:
+    def _cut(self) -> In_co | None:
         payload = self._cut_frame()
         if payload is None:
             return None
         try:
-            message: In = self._decode(payload)
+            message: In_co = self._decode(payload)
         except (ValueError, RecursionError) as error:
             # msgspec's own errors are ValueErrors, as are those of text that is not UTF-8.
             raise RemoteProtocolError(f"the peer's message is not valid: {error}") from error
         return message
 
-    def send(self, message: Out) -> list[Buffer]:
+    def send(self, message: Out_contra) -> list[Buffer]:
         """Encode the message, and put it into a frame.
 
         Raises:

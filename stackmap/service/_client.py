@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ssl import SSLContext
     from types import TracebackType
 
-    from ._protocol import Codec
+    from stackmap.codec import Codec
+
     from ._service import Waiter
 
 Req = TypeVar("Req")
@@ -111,6 +112,8 @@ class ClientConnection(asyncio.Protocol, Generic[Req, Rep]):
             self._transport.write(parts[0])
         else:
             self._transport.writelines(parts)
+        if self._codec.must_close:
+            self.closing = True  # with the replies that are still to come
         return reply
 
     def close(self) -> None:
@@ -134,9 +137,20 @@ class ClientConnection(asyncio.Protocol, Generic[Req, Rep]):
                 reply = replies.popleft()
                 if not reply.done():
                     reply.set_result(message)
+            self._after_messages()
         except RemoteProtocolError as error:
             self._break(error)
         self._changed(self)
+
+    def _after_messages(self) -> None:
+        """Send what the protocol itself says, and see whether the connection goes on."""
+        output = self._codec.take_output()
+        if output and not self.closing:
+            self._transport.writelines(output)
+        if self._codec.must_close:
+            self.closing = True
+            if not self._replies:
+                self._transport.close()
 
     def _break(self, error: Exception) -> None:
         self._fail(error)

@@ -16,7 +16,7 @@ from asyncio import CancelledError, _enter_task, _leave_task, current_task
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from stackmap.codec import RemoteProtocolError
+from stackmap.codec import LocalProtocolError, RemoteProtocolError
 
 from ._flow import watch_transmit_slots
 from ._peer import Peer, enter_peer
@@ -26,11 +26,10 @@ from ._task import Suspended
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from stackmap.codec import Buffer
+    from stackmap.codec import Buffer, Codec
 
     from ._background import Background
     from ._factory import ServiceFactory
-    from ._protocol import Codec
     from ._service import Service, Waiter
 
 log = logging.getLogger(__name__)
@@ -298,6 +297,8 @@ class ServedConnection(asyncio.Protocol):
                 self._hanging_up = True
                 return None
             if message is None:
+                self._out += self._codec.take_output()
+                self._hanging_up |= self._codec.must_close
                 return None
         if self._ask is not None:
             waiter = self._ask()
@@ -315,11 +316,20 @@ class ServedConnection(asyncio.Protocol):
 
     def _take_reply(self, reply: Any) -> None:
         """Encode a reply."""
+        codec = self._codec
         try:
-            parts = self._codec.send(reply)
+            parts = codec.send(reply)
+        except LocalProtocolError as error:
+            # Of several requests in progress, the reply to an earlier one may end the connection.
+            if codec.must_close:
+                log.debug("%s: a reply after the last one is dropped: %s", self.peer, error)
+            else:
+                self._failed(error)
+            return
         except Exception as error:  # noqa: BLE001 (reported there)
             self._failed(error)
             return
+        self._hanging_up |= codec.must_close
         self._out += parts
         for part in parts:
             self._out_size += len(part)

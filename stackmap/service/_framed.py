@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from stackmap.codec import RemoteProtocolError
 
+from ._errors import ServiceClosedError
 from ._filter import Filter
 
 if TYPE_CHECKING:
-    from stackmap.codec import Buffer
+    from stackmap.codec import Buffer, Codec
 
-    from ._protocol import Codec
     from ._service import Service
 
 In = TypeVar("In")
@@ -31,11 +31,12 @@ class Framed(Filter["Buffer", bytes, In, "Out | None"], Generic[In, Out]):
     Raises (from a request):
         RemoteProtocolError: an earlier request was not of the protocol, so the connection would
             have been closed.
+        ServiceClosedError: an earlier reply, or the client itself, has ended the connection.
     """
 
     def __init__(self, codec: Codec[In, Out]) -> None:
         self._codec = codec
-        self._error: RemoteProtocolError | None = None
+        self._error: Exception | None = None
 
     def __repr__(self) -> str:
         return f"Framed({type(self._codec).__name__})"
@@ -52,7 +53,14 @@ class Framed(Filter["Buffer", bytes, In, "Out | None"], Generic[In, Out]):
                 reply = await service(message)
                 if reply is not None:
                     out += codec.send(reply)
+                if codec.must_close:
+                    break
+            else:
+                out += codec.take_output()
         except RemoteProtocolError as error:
             self._error = error
             out += error.reply
+        else:
+            if codec.must_close:
+                self._error = ServiceClosedError("an earlier reply has ended the connection")
         return b"".join(out)

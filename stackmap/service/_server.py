@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from ssl import SSLContext
     from types import TracebackType
 
+    from stackmap.codec import Codec
+
     from ._listen import ListenAddress
-    from ._protocol import Codec
     from ._service import Service
 
 log = logging.getLogger(__name__)

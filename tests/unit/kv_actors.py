@@ -22,7 +22,7 @@ from stackmap.actor import (
     Strategy,
     Supervisor,
 )
-from tests.line_codec import LineCodec
+from stackmap.codec import Lines
 
 if TYPE_CHECKING:
     import socket
@@ -156,7 +156,7 @@ def key_value_server(sock: socket.socket, **options: Any) -> Child[Any]:
             )
 
         def make_listener(self) -> Listener[bytes, Buffer]:
-            return Listener(self.make_session, sock, capacity=100, codec=LineCodec, **options)
+            return Listener(self.make_session, sock, capacity=100, codec=Lines, **options)
 
         def make_session(self) -> Session:
             store = self.system.whereis("store")

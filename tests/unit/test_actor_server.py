@@ -27,7 +27,7 @@ from stackmap.actor import (
     Restart,
     Signal,
 )
-from tests.line_codec import LineCodec
+from stackmap.codec import Lines
 from tests.unit.kv_actors import key_value_server
 
 if TYPE_CHECKING:
@@ -381,7 +381,7 @@ def test_a_client_of_actors() -> None:
         asker = Asker()
         async with serving() as (system, (host, port)):
             child = Child(lambda: asker, capacity=4, restart=Restart.TEMPORARY)
-            ref = await system.connect(child, host, port, codec=LineCodec)
+            ref = await system.connect(child, host, port, codec=Lines)
             await ref.tell(b"set x 9")
             await ref.tell(b"get x")
             assert await ref.wait() is None
@@ -397,8 +397,7 @@ def test_the_chat_of_the_documentation() -> None:
     program = text.split("```python\n", 1)[1].split("```", 1)[0]
     with socket.create_server(("127.0.0.1", 0)) as sock:
         address = sock.getsockname()
-    program = program.replace("stackmap.codec import Lines", "tests.line_codec import LineCodec")
-    program = program.replace("codec=Lines", "codec=LineCodec").replace("7000", str(address[1]))
+    program = program.replace("7000", str(address[1]))
 
     async def main() -> None:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, cwd=ROOT)

@@ -26,9 +26,9 @@ from stackmap.actor import (
     WriteFailed,
     WritingResumed,
 )
+from stackmap.codec import Lines, RemoteProtocolError
 from stackmap.errors import BrokenError, BusyError, ClosedError, WouldBlockError
 from stackmap.testing import MemoryTransport, VirtualClock, memory_pair
-from tests.line_codec import LineCodec
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -89,6 +89,19 @@ class Session(ConnectionActor[Any, Any, Any]):
         return super().on_signal(signal)
 
 
+class WithFarewell(Lines):
+    """Lines of up to 100 bytes, with words for a longer one."""
+
+    def __init__(self) -> None:
+        super().__init__(max_length=100)
+
+    def next_message(self) -> bytes | None:
+        try:
+            return super().next_message()
+        except RemoteProtocolError as error:
+            raise RemoteProtocolError(str(error), [b"too ", b"long\n"]) from error
+
+
 class Place:
     """An actor, its peer, and both transports."""
 
@@ -96,7 +109,7 @@ class Place:
         self,
         system: ActorSystem,
         make: Callable[[], Session] = Session,
-        codec: Callable[[], Any] | None = LineCodec,
+        codec: Callable[[], Any] | None = Lines,
         **options: Any,
     ) -> None:
         self.actors: list[Session] = []
@@ -195,7 +208,7 @@ def test_once_armed_again_by_the_handler_is_never_passive() -> None:
             self.stream.active("once")
 
     async def main() -> None:
-        for codec in (LineCodec, None):
+        for codec in (Lines, None):
             async with ActorSystem() as system:
                 place = Place(system, Once, codec)
                 place.far.chunk = 2
@@ -263,7 +276,7 @@ def test_what_waits_for_a_slow_actor_is_bounded() -> None:
 def test_a_protocol_error_is_a_signal_after_the_messages_before_it() -> None:
     async def main() -> None:
         async with ActorSystem() as system:
-            place = Place(system)
+            place = Place(system, codec=WithFarewell)
             place.far.write(b"good\n" + b"x" * 200 + b"\nignored\n")
             await settle()
             assert place.seen[0] == b"good"
@@ -285,7 +298,7 @@ def test_the_codec_is_told_of_the_end() -> None:
             await settle()
             assert place.seen[0] == b"whole"
             assert isinstance(place.seen[1], DecodeError)
-            assert str(place.seen[1].error) == "the last line is cut off"
+            assert str(place.seen[1].error) == "the peer hung up within a message"
 
     run(main)
 
@@ -937,7 +950,7 @@ def test_a_codec_type_is_a_type_of_the_actor() -> None:
 
     async def main() -> None:
         async with ActorSystem() as system:
-            protocol = system.protocol(Child(Typed, capacity=1), LineCodec)
+            protocol = system.protocol(Child(Typed, capacity=1), Lines)
             peer = Peer()
             _near, far = memory_pair(protocol, peer)
             assert isinstance(far, MemoryTransport)

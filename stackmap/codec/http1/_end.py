@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 from stackmap.codec._buffered import Buffered
-from stackmap.codec._codec import In, Out, size_of
+from stackmap.codec._codec import In_co, Out_contra, size_of
 from stackmap.codec._errors import LocalProtocolError, RemoteProtocolError
 
 from ._h11 import h11
@@ -29,7 +29,7 @@ NO_BODY = frozenset((204, 304))
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
-class End(Buffered[In, Out]):
+class End(Buffered[In_co, Out_contra]):
     """One end of HTTP/1.1.
 
     Args:
