@@ -208,7 +208,7 @@ class Listener(Supervisor[Never], Generic[In, Out]):
     async def _stop_children(self, cells: Sequence[Cell[Any]]) -> None:
         """Stop all connections at the same time."""
         loop = asyncio.get_running_loop()
-        down = []
+        down: list[asyncio.Future[None]] = []
         for cell in cells:
             if cell.state not in (State.DOWN, State.ENDED):
                 self._awaited[cell] = loop.create_future()

@@ -524,7 +524,7 @@ class Stream(Generic[In, Out]):
         self.buffer_changed()
         low, high = self._low, self._high
         if self._acks or self._resuming:
-            marks = []
+            marks: list[int] = []
             if self._acks:
                 marks.append(self._written - self._corked_bytes - self._acks[0][0])
             if self._resuming or self._congested:

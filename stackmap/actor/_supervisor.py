@@ -141,7 +141,8 @@ class Supervisor(Actor[Msg]):
                 return self._restart_group(cell)
             case _GiveUp(error):
                 raise error
-        return None
+            case _:
+                return None
 
     def on_stop(self, reason: BaseException | None) -> Awaitable[None] | None:  # noqa: ARG002
         """Stop the children in reverse order."""

@@ -153,7 +153,7 @@ class ActorSystem:
         if self._root_cell is not None:
             _list(self._root_cell, 0, rows)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = []
+        lines: list[str] = []
         for row in rows:
             texts = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
             numbers = [cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True)]

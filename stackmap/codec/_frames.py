@@ -45,7 +45,7 @@ class Frames(Buffered[In_co, Out_contra]):
             raise ValueError(f"a header of {header_size} bytes says 0 to {most}, not {max_size}")
         super().__init__()
         self._header_size = header_size
-        self._byteorder = byteorder
+        self._byteorder: Literal["big", "little"] = byteorder
         self._max_size = max_size
 
     def _cut_frame(self) -> bytes | None:

@@ -174,6 +174,10 @@ class MemoryTransport(asyncio.Transport):
 
     # -- inside ----------------------------------------------------------------------------------
 
+    def connect(self, peer: MemoryTransport, protocol: asyncio.BaseProtocol) -> None:
+        """Called by :func:`memory_pair`, once."""
+        self._peer, self._protocol = peer, protocol
+
     def _fill_window(self) -> None:
         room = self._window - len(self._in_flight)
         while room > 0 and self._unsent:
@@ -271,7 +275,8 @@ def memory_pair(
         MemoryTransport(loop, window, {"sockname": names[1], "peername": names[0]}),
     )
     for end, peer, protocol in zip(ends, reversed(ends), (first, second), strict=True):
-        end._peer, end._protocol, end.automatic = peer, protocol, automatic
+        end.connect(peer, protocol)
+        end.automatic = automatic
     first.connection_made(ends[0])
     second.connection_made(ends[1])
     return ends

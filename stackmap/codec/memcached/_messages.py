@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from .flags import Flags, Token
+
 if TYPE_CHECKING:
     from stackmap.codec._codec import Buffer
-
-    from .flags import Flags
 
 StoreVerb = Literal["set", "add", "replace", "append", "prepend", "cas"]
 MetaCode = Literal["HD", "VA", "EN", "NF", "NS", "EX", "MN"]
@@ -109,7 +109,7 @@ class MetaGet:
     """
 
     key: bytes
-    flags: Flags = field(default_factory=dict)
+    flags: Flags = field(default_factory=dict[str, Token])
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class MetaSet:
 
     key: bytes
     value: Buffer
-    flags: Flags = field(default_factory=dict)
+    flags: Flags = field(default_factory=dict[str, Token])
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class MetaDelete:
     """``md``; see :class:`MetaGet`."""
 
     key: bytes
-    flags: Flags = field(default_factory=dict)
+    flags: Flags = field(default_factory=dict[str, Token])
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class MetaCount:
     """``ma``, meta arithmetic; see :class:`MetaGet`."""
 
     key: bytes
-    flags: Flags = field(default_factory=dict)
+    flags: Flags = field(default_factory=dict[str, Token])
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ class Meta:
     """
 
     code: MetaCode
-    flags: Flags = field(default_factory=dict)
+    flags: Flags = field(default_factory=dict[str, Token])
     value: Buffer | None = None
 
 

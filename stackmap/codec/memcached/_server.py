@@ -170,7 +170,7 @@ class ServerCodec(Buffered[Request | Invalid, Reply]):
         end = data.find(b"\n", self._searched)
         if end < 0:
             self._searched = len(data)
-            if data[:1] == BINARY:
+            if data.startswith(BINARY):
                 raise RemoteProtocolError("the client speaks the binary protocol, not the text one")
         if max(end, self._searched) > self._max_line:
             raise RemoteProtocolError(

@@ -160,7 +160,7 @@ def encode_flags(flags: Flags) -> bytes:
     Raises:
         LocalProtocolError: a flag is no letter, or a token is not one word.
     """
-    parts = []
+    parts: list[bytes] = []
     for flag, token in flags.items():
         if len(flag) != 1 or not flag.isascii() or not flag.isalpha():
             raise LocalProtocolError(f"a flag is one letter, not {flag!r}")
