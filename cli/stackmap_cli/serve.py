@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import ipaddress
 import os
 import resource
 import signal
-import socket
-import sys
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import click
 
-from stackmap import Backend, choose_port
 from stackmap.errors import StackmapError
 from stackmap.memcached import Server, Store
 from stackmap.memcached.server import DEFAULT_MAX_CONNECTIONS, MAX_IDLE_TIMEOUT
-from stackmap.memcached.statistics import BACKLOG, RESERVED_DESCRIPTORS
+from stackmap.memcached.statistics import RESERVED_DESCRIPTORS
 
 from .click_errors import SentenceGroup, examples
-from .completion import complete_nic
+from .serve_options import (
+    announce,
+    backend_option,
+    choose,
+    listen_on,
+    listen_option,
+    nic_option,
+    say,
+)
+from .serve_small import echo, http
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -29,25 +33,12 @@ if TYPE_CHECKING:
 _MB = 1 << 20
 
 
-@click.group(cls=SentenceGroup, epilog=examples("stackmap serve memcached"))
+@click.group(
+    cls=SentenceGroup,
+    epilog=examples("stackmap serve memcached", "stackmap serve http --root public"),
+)
 def serve() -> None:
     """Run a server on rings, or on sockets."""
-
-
-def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, int]:
-    """Split ``HOST:PORT`` at its last colon; IPv6 addresses are in brackets."""
-    host, colon, port = value.rpartition(":")
-    if not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
-        raise click.BadParameter(f"{value!r} is not HOST:PORT with a port from 0 to 65535")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError:
-            raise click.BadParameter(f"{host!r} is no IPv6 address") from None
-    elif ":" in host or "[" in host or "]" in host:
-        raise click.BadParameter(f"{value!r}: write an IPv6 address in brackets, as in [::1]:11211")
-    return host, int(port)
 
 
 def _megabytes(_ctx: click.Context, _param: click.Parameter, value: int) -> int:
@@ -58,33 +49,14 @@ def _megabytes(_ctx: click.Context, _param: click.Parameter, value: int) -> int:
     return value
 
 
-def _nic_name(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not value.strip():
-        raise click.BadParameter("a NIC has a name")
-    return value
-
-
 @serve.command(
     epilog=examples(
         "stackmap serve memcached",
         "sudo stackmap serve memcached --listen 192.0.2.1:11211 --nic eth1 --memory 1024",
     )
 )
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", "stackmap", "sockets"]),
-    default="auto",
-    show_default=True,
-    help="Rings shared with the kernel module, or ordinary sockets; auto: rings if possible.",
-)
-@click.option(
-    "--listen",
-    callback=_address,
-    default="127.0.0.1:11211",
-    show_default=True,
-    metavar="HOST:PORT",
-    help="Where to listen; IPv6 addresses are written in brackets, and port 0 is any.",
-)
+@backend_option
+@listen_option("127.0.0.1:11211")
 @click.option(
     "--memory",
     type=click.IntRange(1),
@@ -95,13 +67,7 @@ def _nic_name(_ctx: click.Context, _param: click.Parameter, value: str | None) -
     help="Memory for items, unfinished commands and queued replies; the least recently used items "
     "make room for new ones.",
 )
-@click.option(
-    "--nic",
-    callback=_nic_name,
-    shell_complete=complete_nic,
-    metavar="NIC",
-    help="The bound NIC to use, if there are several (not with --backend sockets).",
-)
+@nic_option
 @click.option(
     "--max-connections",
     type=click.IntRange(1),
@@ -135,11 +101,9 @@ def memcached(
     It runs until it is told to stop by SIGTERM, SIGUSR1 or Ctrl-C; clients then get what they
     asked for, unless it is told so twice. SIGHUP is ignored.
     """
-    if nic is not None and backend == "sockets":
-        raise click.UsageError("--nic names a NIC for rings; it has no use with --backend sockets")
     _allow_descriptors(max_connections)
-    port, reason = choose_port(cast(Backend, backend), nic)
-    with port, _listen(listen) as listener:
+    port, reason = choose(backend, nic)
+    with port, listen_on(listen) as listener:
         server = Server(
             port,
             [listener],
@@ -156,22 +120,9 @@ def memcached(
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         # The server makes no reference cycles: a collection would walk all items for nothing.
         gc.disable()
-        if backend == "auto":
-            _say(f"using {port.backend} {reason}")
-        host, number = listener.getsockname()[:2]
-        name = f"[{host}]" if ":" in host else host
-        _say(f"listening on {name}:{number}, backend {port.backend}, pid {os.getpid()}")
+        announce(backend, port, reason, listener)
         server.run()
-        _say(f"stopped after {server.statistics.summary()}")
-
-
-def _say(line: str) -> None:
-    """Print a line, if anybody still reads; the server goes on if not."""
-    with contextlib.suppress(OSError):
-        click.echo(line)
-        return
-    # Python would flush its buffer at exit, fail again, and complain.
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+        say(f"stopped after {server.statistics.summary()}")
 
 
 def _allow_descriptors(max_connections: int) -> None:
@@ -193,28 +144,5 @@ def _allow_descriptors(max_connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _listen(address: tuple[str, int]) -> socket.socket:
-    """Listen on an address.
-
-    Raises:
-        StackmapError: it is in use, not an address of this host, not allowed.
-    """
-    host, number = address
-    name = f"[{host}]" if ":" in host else host
-    try:
-        family, kind, protocol, _name, resolved = socket.getaddrinfo(
-            host or None, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except (UnicodeError, ValueError) as failure:
-        raise StackmapError(f"cannot listen on {name}:{number}: that is no host name") from failure
-    except OSError as failure:
-        raise StackmapError(f"cannot listen on {name}:{number}: {failure.strerror}") from failure
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(resolved)
-        listener.listen(BACKLOG)
-    except OSError as failure:
-        listener.close()
-        raise StackmapError(f"cannot listen on {name}:{number}: {failure.strerror}") from failure
-    return listener
+serve.add_command(echo)
+serve.add_command(http)

@@ -30,6 +30,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "stackmap.service": ("stackmap", "stackmap.codec"),
     "stackmap.memcached": ("stackmap", "stackmap.codec"),
     "stackmap.aio": ("stackmap",),
+    "stackmap.servers": (
+        "stackmap",
+        "stackmap.actor",
+        "stackmap.aio",
+        "stackmap.codec",
+        "stackmap.service",
+    ),
     "stackmap_testbed": (),
     "stackmap_testbed.load": ("stackmap_testbed.waiting",),
     # Runs as a plain script, as process 1 of a guest.

@@ -1,0 +1,159 @@
+"""What runs a server of each model until a signal ends it."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import functools
+import logging
+import signal
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from stackmap import Event, Port
+from stackmap.actor import ActorSystem, Child, ConnectionActor, Listener
+from stackmap.aio import EventLoop
+from stackmap.service import run, serve
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+
+    from stackmap import Connection, Segment
+    from stackmap.codec import Codec
+    from stackmap.service import Service
+
+log = logging.getLogger(__name__)
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+#: Seconds that clients have to take their last replies once the server is told to stop.
+GRACE = 5.0
+
+
+class PortLoop(abc.ABC):
+    """A bare loop on a port: accepts, and gives each connection's events to a subclass.
+
+    Args:
+        port: the data path; the caller closes it after :meth:`run`.
+        sock: a listening socket, which is closed at the end.
+    """
+
+    def __init__(self, port: Port, sock: socket.socket) -> None:
+        self._port = port
+        self._listener = port.attach_listener(sock)
+        self._stopping = False
+        self._accepting = False
+
+    @abc.abstractmethod
+    def received(self, segment: Segment) -> None:
+        """Handle what a client sent."""
+
+    @abc.abstractmethod
+    def writable(self, connection: Connection) -> None:
+        """Handle that everything written was sent."""
+
+    @abc.abstractmethod
+    def ended(self, connection: Connection) -> None:
+        """Handle that a client sends nothing more."""
+
+    def run(self) -> None:
+        """Serve until SIGINT or SIGTERM; the second one ends the process."""
+        port = self._port
+        self._accept_more()
+        with _first_signal(self._stop):
+            while not self._stopping:
+                self._exchange(None)
+            self._accept_no_more()
+            self._listener.close()
+            for connection in port.connections:
+                connection.close()
+            deadline = time.monotonic() + GRACE
+            while port.connections and (left := deadline - time.monotonic()) > 0:
+                self._exchange(left)
+
+    def _exchange(self, timeout: float | None) -> None:
+        for segment in self._port.exchange(timeout):
+            if not segment.event:
+                self.received(segment)
+            if segment.event & Event.WRITABLE:
+                self.writable(segment.connection)
+            if segment.event & Event.EOF:
+                self.ended(segment.connection)
+            if segment.event & Event.CLOSED and not self._stopping:
+                self._accept_more()
+
+    def _accept(self) -> None:
+        try:
+            self._listener.accept()
+        except OSError as error:
+            if not self._port.connections:
+                raise  # nothing will get better by itself
+            log.warning("cannot accept before another connection ends: %s", error)
+            self._accept_no_more()
+
+    def _accept_more(self) -> None:
+        if not self._accepting:
+            self._accepting = True
+            self._port.watch(self._listener, self._accept)
+
+    def _accept_no_more(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            self._port.unwatch(self._listener)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._port.wakeup()
+
+
+def run_service(
+    port: Port,
+    sock: socket.socket,
+    service: Service[In, Out | None],
+    codec: Callable[[], Codec[In, Out]],
+) -> None:
+    """Serve with a service on an event loop whose connections are the port's, as ``PortLoop``."""
+    run(serve([sock], service, codec, grace=GRACE), loop_factory=functools.partial(EventLoop, port))
+
+
+def run_actors(
+    port: Port,
+    sock: socket.socket,
+    make: Callable[[], ConnectionActor[Any, In, Out]],
+    codec: Callable[[], Codec[In, Out]] | None = None,
+) -> None:
+    """Serve with an actor for each connection, on such an event loop too."""
+
+    def listener() -> Listener[In, Out]:
+        return Listener(make, sock, capacity=1, codec=codec, shutdown=GRACE)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with ActorSystem(grace=GRACE) as system:
+            with _first_signal(lambda: loop.call_soon_threadsafe(system.stop)):
+                system.spawn(Child(listener, capacity=1))
+                await system.wait()
+
+    with asyncio.Runner(loop_factory=functools.partial(EventLoop, port)) as runner:
+        runner.run(main())
+
+
+@contextlib.contextmanager
+def _first_signal(stop: Callable[[], object]) -> Iterator[None]:
+    """Have the first SIGINT or SIGTERM call this, and the second one end the process."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def handle(_number: int, _frame: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
