@@ -13,9 +13,19 @@ import pytest
 
 from tests.guest.wire import ADDRESS, PEER_ADDRESS, peer_namespace
 from tests.unit.test_examples import *  # noqa: F403 (the tests, and the fixtures they share)
-from tests.unit.test_examples import ROOT, Place
+from tests.unit.test_examples import (
+    ROOT,
+    Place,
+    Program,
+    example,
+    proxying,
+    test_chat_sends_lines_to_all_others,
+    test_proxy_passes_on_each_half_by_itself,
+    test_rpc_answers_a_client_that_has_closed_its_half,
+)
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
 _forked = multiprocessing.get_context("fork")
@@ -68,9 +78,45 @@ def _run(output: int, *arguments: str) -> None:
         runpy.run_path(arguments[0], run_name="__main__")
 
 
-del place  # noqa: F821 (in its stead:)
+# In their stead: on rings, and of one model each, for that takes long enough.
+del place, chat, proxy, rpc  # noqa: F821
+del test_one_client_too_many_waits_in_other_models  # noqa: F821
+del test_a_client_that_is_gone_before_accept_ends_no_other_model  # noqa: F821
 
 
 @pytest.fixture(scope="module", name="place")
 def on_rings() -> OnRings:
     return OnRings()
+
+
+@pytest.fixture(name="chat")
+def bare_chat(place: Place) -> Iterator[Program]:
+    with example(place, "chat") as program:
+        yield program
+
+
+@pytest.fixture(name="proxy")
+def bare_proxy(place: Place) -> Iterator[tuple[Program, socket.socket]]:
+    with proxying(place, "proxy") as program_and_server:
+        yield program_and_server
+
+
+@pytest.fixture(name="rpc")
+def bare_rpc(place: Place) -> Iterator[Program]:
+    with example(place, "rpc_server") as program:
+        yield program
+
+
+def test_the_chat_of_actors(place: Place) -> None:
+    with example(place, "chat_actors") as program:
+        test_chat_sends_lines_to_all_others(program)
+
+
+def test_the_proxy_of_asyncio(place: Place) -> None:
+    with proxying(place, "proxy_asyncio") as program_and_server:
+        test_proxy_passes_on_each_half_by_itself(program_and_server)
+
+
+def test_the_rpc_service(place: Place) -> None:
+    with example(place, "rpc_service") as program:
+        test_rpc_answers_a_client_that_has_closed_its_half(program)
