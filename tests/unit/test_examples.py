@@ -124,7 +124,8 @@ def running(place: Place, *arguments: str, number: int = 0) -> Iterator[Program]
     with place.python(*arguments) as (pid, output):
         if not number:
             line = output.readline()
-            found = re.fullmatch(rf"listening on .*:(\d+), backend {place.backend}\n", line)
+            said = rf"listening on .*:(\d+), backend {place.backend}(, pid \d+)?\n"
+            found = re.fullmatch(said, line)
             assert found, line
             number = int(found[1])
         eventually(lambda: is_listening(pid, number), lambda: "nobody listens", patience=PATIENCE)
