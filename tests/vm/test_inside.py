@@ -29,7 +29,8 @@ FIRST_KERNEL = {
         "actor", "aio_clients", "aio_cpython", "aio_loop", "aio_oracle", "aio_transport",
         "congestion", "examples", "fast_path", "forward", "kill", "lifetimes", "limits",
         "memcached_ends", "netlink", "register", "reuseport", "rights", "ring_port", "security",
-        "signals", "soft_errors", "spin", "tcp_state", "tracepoints", "transport_contract",
+        "servers", "signals", "soft_errors", "spin", "tcp_state", "tracepoints",
+        "transport_contract",
     )
 }  # fmt: skip
 
