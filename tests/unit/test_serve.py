@@ -294,7 +294,7 @@ def test_as_many_connections_as_nobody_has() -> None:
 def test_what_is_refused_is_in_the_help() -> None:
     result = CliRunner().invoke(main, ["serve", "memcached", "--help"])
     text = " ".join(result.output.split())
-    assert "Meta commands (mg, ms, ...) and the binary protocol are refused" in text
+    assert "The binary protocol is refused" in text
 
 
 def test_a_port_in_use_is_one_sentence() -> None:
