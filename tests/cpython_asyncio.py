@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import gc
 import tempfile
 import unittest
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,15 @@ def use(factory: Callable[[], EventLoop]) -> None:
     _factory[:] = [factory]
     _ran.clear()
     _attached.clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collections_are_cheap() -> Iterator[None]:
+    """Most tests collect garbage several times, and what was loaded before them is none."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

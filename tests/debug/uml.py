@@ -158,6 +158,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount --bind {shlex.quote(str(kernel.kernel.modules.parent))} /lib/modules
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
+ln -s /proc/self/fd/0 /dev/stdin
 {_tmpfs_commands()}
 mkdir -p {_SHARED}
 mount -t hostfs -o {shlex.quote(str(shared))} none {_SHARED}
