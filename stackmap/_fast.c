@@ -24,27 +24,35 @@
 struct segment {
 	PyObject_HEAD
 	PyObject *connection;
-	PyObject *view;
+	PyObject *view;		/* NULL: of the payload below, and nobody has asked for it */
 	PyObject *event;
 	int err;
+	PyObject *batch;	/* the payloads of a batch, a bytes object */
+	Py_ssize_t start, len;	/* where this segment's is */
 };
 
 static PyTypeObject segment_type;
 
 static PyObject *name_deaf;
 static PyObject *view_release;		/* memoryview.release */
+static PyObject *released_view;
 static PyObject *port_closed, *broken;	/* of stackmap.errors */
 
-static struct segment *make_segment(PyObject *connection, PyObject *view, PyObject *event, int err)
+/* A segment of payload, whose view is made when somebody asks for it. */
+static struct segment *make_segment(PyObject *connection, PyObject *event, PyObject *batch,
+				    const struct smr_segment *slot)
 {
 	struct segment *self = PyObject_GC_New(struct segment, &segment_type);
 
 	if (!self)
 		return NULL;
 	self->connection = Py_NewRef(connection);
-	self->view = Py_NewRef(view);
+	self->view = NULL;
 	self->event = Py_NewRef(event);
-	self->err = err;
+	self->err = 0;
+	self->batch = Py_NewRef(batch);
+	self->start = slot->start;
+	self->len = slot->len;
 	PyObject_GC_Track(self);
 	return self;
 }
@@ -73,7 +81,8 @@ static int segment_init(PyObject *object, PyObject *args, PyObject *kwargs)
 					 &PyMemoryView_Type, &view, &event, &self->err))
 		return -1;
 	Py_SETREF(self->connection, Py_NewRef(connection));
-	Py_SETREF(self->view, Py_NewRef(view));
+	Py_XSETREF(self->view, Py_NewRef(view));
+	Py_CLEAR(self->batch);
 	Py_SETREF(self->event, Py_NewRef(event));
 	return 0;
 }
@@ -95,6 +104,7 @@ static int segment_clear(PyObject *object)
 	Py_CLEAR(self->connection);
 	Py_CLEAR(self->view);
 	Py_CLEAR(self->event);
+	Py_CLEAR(self->batch);
 	return 0;
 }
 
@@ -105,10 +115,46 @@ static void segment_dealloc(PyObject *object)
 	Py_TYPE(object)->tp_free(object);
 }
 
+/* Release the view.  False, with an exception, if it is in use. */
+static bool release_view(struct segment *self)
+{
+	PyObject *done;
+
+	if (!self->view) {
+		self->view = Py_NewRef(released_view);
+		Py_CLEAR(self->batch);
+		return true;
+	}
+	done = PyObject_Vectorcall(view_release, &self->view, 1, NULL);
+	Py_XDECREF(done);
+	return done;
+}
+
+static PyObject *segment_view(PyObject *object, void *ignored)
+{
+	struct segment *self = (struct segment *)object;
+
+	(void)ignored;
+	if (!self->view && self->batch) {
+		PyObject *whole = PyMemoryView_FromObject(self->batch);
+
+		if (whole)
+			self->view = PySequence_GetSlice(whole, self->start,
+							 self->start + self->len);
+		Py_XDECREF(whole);
+		if (self->view)
+			Py_CLEAR(self->batch);
+	} else if (!self->view) {
+		release_view(self);	/* the garbage collector has cleared it */
+	}
+	return Py_XNewRef(self->view);
+}
+
 static PyObject *segment_repr(PyObject *object)
 {
 	struct segment *self = (struct segment *)object;
 	int is_event = PyObject_IsTrue(self->event);
+	PyObject *view;
 	Py_ssize_t size;
 
 	if (is_event < 0)
@@ -116,7 +162,11 @@ static PyObject *segment_repr(PyObject *object)
 	if (is_event)
 		return PyUnicode_FromFormat("<Segment %R errno=%d of %R>", self->event, self->err,
 					    self->connection);
-	size = PyObject_Size(self->view);
+	view = segment_view(object, NULL);
+	if (!view)
+		return NULL;
+	size = PyObject_Size(view);
+	Py_DECREF(view);
 	if (size < 0) {
 		PyErr_Clear();
 		return PyUnicode_FromFormat("<Segment of %R, given back>", self->connection);
@@ -135,11 +185,31 @@ PyDoc_STRVAR(segment_release_doc,
 static PyObject *segment_release(PyObject *object, PyObject *ignored)
 {
 	(void)ignored;
-	return PyObject_Vectorcall(view_release, &((struct segment *)object)->view, 1, NULL);
+	return release_view((struct segment *)object) ? Py_NewRef(Py_None) : NULL;
+}
+
+PyDoc_STRVAR(segment_tobytes_doc,
+"tobytes()\n"
+"\n"
+"Return a copy of the payload: ``bytes(view)``, which costs less if the view was not asked for.\n"
+"\n"
+"Raises:\n"
+"    ValueError: the view was released.");
+
+static PyObject *segment_tobytes(PyObject *object, PyObject *ignored)
+{
+	struct segment *self = (struct segment *)object;
+
+	(void)ignored;
+	if (self->batch)
+		return PyBytes_FromStringAndSize(PyBytes_AS_STRING(self->batch) + self->start,
+						 self->len);
+	return PyBytes_FromObject(self->view ? self->view : released_view);
 }
 
 static PyMethodDef segment_methods[] = {
 	{ "release", segment_release, METH_NOARGS, segment_release_doc },
+	{ "tobytes", segment_tobytes, METH_NOARGS, segment_tobytes_doc },
 	{ 0 }
 };
 
@@ -159,12 +229,12 @@ static PyObject *segment_error(PyObject *object, void *ignored)
 
 static PyGetSetDef segment_getset[] = {
 	{ "error", segment_error, NULL, "The errno as a BrokenError, or None.", NULL },
+	{ "view", segment_view, NULL, "A read-only view of the payload.", NULL },
 	{ 0 }
 };
 
 static PyMemberDef segment_members[] = {
 	{ "connection", T_OBJECT_EX, offsetof(struct segment, connection), READONLY, NULL },
-	{ "view", T_OBJECT_EX, offsetof(struct segment, view), READONLY, NULL },
 	{ "event", T_OBJECT_EX, offsetof(struct segment, event), READONLY, NULL },
 	{ "errno", T_INT, offsetof(struct segment, err), READONLY, NULL },
 	{ 0 }
@@ -175,7 +245,7 @@ PyDoc_STRVAR(segment_doc,
 "\n"
 "``view`` is a read-only view of the receive buffer.  It is valid until the next\n"
 ":meth:`Port.exchange`, which takes the buffer back: using it afterwards raises ``ValueError``.\n"
-"Copy what you keep (``bytes(view)``).");
+"Copy what you keep (:meth:`tobytes`).");
 
 static PyTypeObject segment_type = {
 	PyVarObject_HEAD_INIT(NULL, 0)
@@ -275,13 +345,11 @@ static bool take_back(struct fast_path *self)
 		return true;
 	for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->shown); i++) {
 		struct segment *segment = (struct segment *)PyList_GET_ITEM(self->shown, i);
-		PyObject *done = PyObject_Vectorcall(view_release, &segment->view, 1, NULL);
 
-		if (!done) {
+		if (!release_view(segment)) {
 			PyErr_Clear();
 			return false;
 		}
-		Py_DECREF(done);
 	}
 	if (Py_REFCNT(self->small) > 1)
 		return false;
@@ -337,32 +405,25 @@ static PyObject *usual_connection(const struct smr_segment *slot, PyObject *conn
 static PyObject *usual_batch(struct fast_path *self, int count, PyObject *connections)
 {
 	const struct smr_pair *pair = self->pair;
-	PyObject *small, *whole, *batch;
+	PyObject *small, *batch;
 
 	/* A copy of its own, so that a view of it can never show other data. */
 	small = PyBytes_FromStringAndSize(pair->staging, pair->found[0]);
 	if (!small)
 		return NULL;
-	whole = PyMemoryView_FromObject(small);
-	batch = whole ? PyList_New(count) : NULL;
+	batch = PyList_New(count);
 	for (int i = 0; batch && i < count; i++) {
 		const struct smr_segment *slot = &pair->received[i];
 		PyObject *connection = usual_connection(slot, connections);
-		PyObject *view = NULL;
 		struct segment *segment = NULL;
 
 		if (connection)
-			view = PySequence_GetSlice(whole, slot->start, slot->start + slot->len);
-		if (view) {
-			segment = make_segment(connection, view, self->no_event, 0);
-			Py_DECREF(view);
-		}
+			segment = make_segment(connection, self->no_event, small, slot);
 		if (segment)
 			PyList_SET_ITEM(batch, i, (PyObject *)segment);
 		else
 			Py_CLEAR(batch);
 	}
-	Py_XDECREF(whole);
 	/* A list of its own, because the caller may take segments out of the other. */
 	self->shown = batch ? PyList_GetSlice(batch, 0, count) : NULL;
 	if (!self->shown) {
@@ -592,6 +653,18 @@ static struct PyModuleDef module = {
 	.m_size = -1,
 };
 
+static PyObject *make_released_view(void)
+{
+	PyObject *view = PyMemoryView_FromMemory("", 0, PyBUF_READ);
+	PyObject *done = view && view_release ?
+		PyObject_Vectorcall(view_release, &view, 1, NULL) : NULL;
+
+	if (!done)
+		Py_CLEAR(view);
+	Py_XDECREF(done);
+	return view;
+}
+
 PyMODINIT_FUNC PyInit__fast(void)
 {
 	PyObject *self = PyModule_Create(&module);
@@ -606,7 +679,9 @@ PyMODINIT_FUNC PyInit__fast(void)
 	Py_DECREF(errors);
 	name_deaf = PyUnicode_InternFromString("_deaf");
 	view_release = PyObject_GetAttrString((PyObject *)&PyMemoryView_Type, "release");
-	if (!port_closed || !broken || !name_deaf || !view_release || PyModule_AddType(self, &segment_type) ||
+	released_view = make_released_view();
+	if (!port_closed || !broken || !name_deaf || !view_release || !released_view ||
+	    PyModule_AddType(self, &segment_type) ||
 	    PyModule_AddType(self, &fast_path_type) || PyModule_AddType(self, &outlet_type)) {
 		Py_DECREF(self);
 		return NULL;

@@ -110,4 +110,4 @@ def _detached(segment: Segment) -> Segment:
     """The segment, with a payload of its own that outlives the next exchange."""
     if segment.event:
         return segment
-    return Segment(segment.connection, memoryview(bytes(segment.view)), Event.NONE, 0)
+    return Segment(segment.connection, memoryview(segment.tobytes()), Event.NONE, 0)

@@ -350,9 +350,9 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
     def _deliver_bytes(self, segments: list[Segment]) -> None:
         try:
             if len(segments) == 1:
-                self._protocol.data_received(bytes(segments[0].view))
+                self._protocol.data_received(segments[0].tobytes())
             else:
-                self._protocol.data_received(b"".join([each.view for each in segments]))
+                self._protocol.data_received(b"".join([each.tobytes() for each in segments]))
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:  # noqa: BLE001 (reported)
@@ -570,7 +570,7 @@ def _finish(future: asyncio.Future[None]) -> None:
 
 def _copy(segment: Segment) -> Segment:
     """The segment with a payload of its own, which outlives the turn."""
-    return Segment(segment.connection, memoryview(bytes(segment.view)), Event.NONE, 0)
+    return Segment(segment.connection, memoryview(segment.tobytes()), Event.NONE, 0)
 
 
 def _tail(segment: Segment, start: int) -> Segment:

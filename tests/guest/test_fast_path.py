@@ -32,6 +32,26 @@ def payloads(port: RingPort) -> list[Segment]:
     raise AssertionError("nothing has arrived")
 
 
+@pytest.mark.parametrize("viewed", [False, True])
+def test_a_payload_ends_with_its_exchange(port: RingPort, viewed: bool) -> None:
+    """A view is made when somebody asks for it, and released if nobody has, too."""
+    peer, sock = connect_pair()
+    port.attach(sock)
+    peer.sendall(b"payload")
+    (segment,) = payloads(port)
+    assert segment.tobytes() == b"payload"
+    if viewed:
+        assert bytes(segment.view) == segment.tobytes() == b"payload"
+        assert segment.view is segment.view
+    port.exchange(0)
+    with pytest.raises(ValueError, match="released"):
+        segment.tobytes()
+    with pytest.raises(ValueError, match="released"):
+        bytes(segment.view)
+    assert repr(segment).endswith("given back>")
+    peer.close()
+
+
 def test_nothing_is_left_of_what_was_echoed(port: RingPort) -> None:
     peer, sock = connect_pair()
     connection = port.attach(sock)

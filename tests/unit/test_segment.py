@@ -26,7 +26,7 @@ def segment(payload: bytes = b"", event: Event = Event.NONE, errno: int = 0) -> 
 def test_it_has_what_it_was_made_of() -> None:
     found = segment(b"payload", Event.EOF | Event.ERROR, 104)
     assert isinstance(found.connection, Stub)
-    assert bytes(found.view) == b"payload"
+    assert bytes(found.view) == found.tobytes() == b"payload"
     assert found.event == Event.EOF | Event.ERROR
     assert found.errno == 104
 
@@ -42,6 +42,8 @@ def test_it_says_so_when_its_buffer_is_given_back() -> None:
     found = segment(b"payload")
     found.view.release()
     assert repr(found) == "<Segment of <stub>, given back>"
+    with pytest.raises(ValueError, match="released"):
+        found.tobytes()
 
 
 def test_it_does_not_change() -> None:
