@@ -23,6 +23,7 @@ from stackmap.codec.memcached.flags import MAX_WORDS, FlagError, parse_flags
 from stackmap.codec.memcached.text import (
     BAD_FORMAT,
     BINARY,
+    BINARY_HEADER,
     ERROR,
     MAX_KEY,
     MAX_LENGTH,
@@ -47,7 +48,6 @@ TURN = 64
 
 _TOO_MANY_FLAGS = b"CLIENT_ERROR options flags too long\r\n"
 
-_BINARY_HEADER = 24
 #: Commands with a value.  The lines of ``ms`` have no certain number of words.
 _STORAGE = {**STORAGE, b"ms": -5}
 _RETRIEVAL = re.compile(rb" *(get|gets|gat|gats) ")
@@ -251,8 +251,8 @@ class Decoder(abc.ABC):
     def _begins_with_text(self, view: memoryview) -> bool:
         """Tell the binary protocol, which is not spoken here, by its first byte."""
         if self._left or view[:1] == BINARY:
-            self._left += view[: _BINARY_HEADER - len(self._left)]
-            if len(self._left) == _BINARY_HEADER:
+            self._left += view[: BINARY_HEADER - len(self._left)]
+            if len(self._left) == BINARY_HEADER:
                 header = bytes(self._left)
                 self.drop()
                 self.binary(header)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING
 
-from stackmap.codec.memcached.flags import MAX_OPAQUE, FlagError, decode_key
-from stackmap.codec.memcached.text import BAD_FORMAT, MAX_KEY
+from stackmap.codec.memcached.flags import FlagError, check_opaque
 
 from .store import (
     BINARY_KEY,
@@ -23,7 +22,7 @@ from .store import (
 )
 
 if TYPE_CHECKING:
-    from stackmap.codec.memcached import Flags
+    from stackmap.codec.memcached import Flags, Token
 
     from .store import Item, Outcome, Store
 
@@ -33,17 +32,14 @@ _EXISTS = b"EX"
 #: The codes of outcomes of storage commands.
 _CODES = {STORED: b"HD", EXISTS: _EXISTS, NOT_FOUND: _NOT_FOUND, NOT_STORED: b"NS"}
 
-_OPAQUE_TOO_LONG = b"CLIENT_ERROR opaque token too long\r\n"
-_BAD_SET_MODE = b"CLIENT_ERROR invalid mode for ms M token\r\n"
 _BAD_COUNT_MODE = b"CLIENT_ERROR invalid mode for ma M token\r\n"
-_NOT_A_NUMBER = b"CLIENT_ERROR cannot increment or decrement non-numeric value\r\n"
+NOT_A_NUMBER = b"CLIENT_ERROR cannot increment or decrement non-numeric value\r\n"
 _NO_MEMORY = b"SERVER_ERROR Out of memory allocating new item\r\n"
 
 #: With one of these flags an item is used at the end of the command, so not if that fails.
 _USED_LATE = frozenset("NTRhl")
 #: memcached keeps an item of this size in several chunks, and a number is never in chunks.
 _CHUNKED = 512 << 10
-_SET_MODES = frozenset((b"E", b"A", b"P", b"R", b"S"))
 #: Whether a mode of ``ma`` counts down.
 _COUNT_MODES = {b"I": False, b"+": False, b"D": True, b"-": True}
 
@@ -116,20 +112,8 @@ def get(store: Store, key: bytes, flags: Flags) -> tuple[bytes, Item | None]:
     return _line(line), item if "v" in flags else None
 
 
-def check_set(flags: Flags) -> None:
-    """Look at the flags of ``ms``.
-
-    Raises:
-        FlagError: there is no such mode, or the opaque token is too long.
-    """
-    if "M" in flags and flags["M"] not in _SET_MODES:
-        raise FlagError(_BAD_SET_MODE)
-    if "O" in flags:
-        _opaque(flags["O"])
-
-
 def set(store: Store, key: bytes, flags: Flags, value: bytes) -> bytes:
-    """``ms``; the flags have passed :func:`check_set`."""
+    """``ms``; the flags have passed :func:`~stackmap.codec.memcached.flags.check_set`."""
     mode = flags.get("M", b"S")
     outcome = _store(store, key, flags, mode, value)
     code = _CODES.get(outcome)
@@ -217,13 +201,13 @@ def count(store: Store, key: bytes, flags: Flags) -> bytes:
         created = True
     else:
         if len(item.value) >= _CHUNKED:
-            raise FlagError(_NOT_A_NUMBER)
+            raise FlagError(NOT_A_NUMBER)
         if item.value and flags.get("C", 0) not in {0, item.cas}:
             return _line([_EXISTS, *_echo(key, flags)])
         try:
             number = store.count_item(key, item, _number(flags.get("D", 1)), down=down)
         except ValueError:
-            raise FlagError(_NOT_A_NUMBER) from None
+            raise FlagError(NOT_A_NUMBER) from None
         item = store.peek(key) or item
     if "b" in flags:
         store.mark(key, 0)
@@ -248,16 +232,8 @@ def count(store: Store, key: bytes, flags: Flags) -> bytes:
     return _line(line) + (value + b"\r\n" if "v" in flags else b"")
 
 
-def debug(store: Store, words: list[bytes]) -> bytes:
+def debug(store: Store, key: bytes) -> bytes:
     """``me``: all that is known of an item."""
-    if len(words) < 2 or len(words[1]) > MAX_KEY:
-        return BAD_FORMAT
-    key: bytes | None = words[1]
-    if words[2:3] == [b"b"]:
-        key = decode_key(words[1])
-        if key is None:
-            return BAD_FORMAT
-    assert key is not None
     store.counters.cmd_meta += 1
     item = store.find(key)
     if item is None:
@@ -288,11 +264,8 @@ def _key(key: bytes, *, binary: bool) -> bytes:
     return b"k%b b" % base64.b64encode(key) if binary else b"k" + key
 
 
-def _opaque(token: object) -> bytes:
-    text = token if isinstance(token, bytes) else b""
-    if len(text) >= MAX_OPAQUE:
-        raise FlagError(_OPAQUE_TOO_LONG)
-    return b"O" + text
+def _opaque(token: Token) -> bytes:
+    return b"O" + check_opaque(token)
 
 
 def _remaining(store: Store, item: Item) -> bytes:

@@ -19,12 +19,12 @@ from typing import IO, TYPE_CHECKING
 from stackmap import Event
 
 from .session import Session
-from .statistics import ServerStatistics
+from .statistics import Client, ServerStatistics
 from .waiting import Waiting
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from stackmap import Connection, Port
 
@@ -76,7 +76,7 @@ class Server:
         idle_timeout: int = 0,
     ) -> None:
         self.statistics = ServerStatistics(self, store, port)
-        self.listeners = list(listeners)
+        self.listeners: Sequence[socket.socket] = list(listeners)
         self.max_connections = max_connections
         self.idle_timeout = idle_timeout
         self.accepting = False
@@ -132,6 +132,17 @@ class Server:
         with self._wake_lock:
             if self._wake_fd >= 0:
                 os.eventfd_write(self._wake_fd, 1)
+
+    def clients(self) -> Iterator[Client]:
+        """The connections, as ``stats conns`` shows them."""
+        for connection in list(self.connections):
+            session: Session | None = connection.app
+            if session is not None:
+                yield Client(connection.sock, _state(connection, session), session.heard)
+
+    def model_report(self) -> dict[str, object]:
+        """What ``stats stackmap`` says of the model."""
+        return {"model": "loop"}
 
     # -- one turn of the loop --
 
@@ -350,3 +361,16 @@ class Server:
         for connection in list(self.connections):
             self._abort(connection, connection.app)
         self._turn(0.0)
+
+
+def _state(connection: Connection, session: Session) -> str:
+    """The name that memcached has for a connection's state."""
+    if session.hang_up:
+        return "conn_closing"
+    if connection.pending:
+        return "conn_mwrite"
+    if session.paused:
+        return "conn_parse_cmd"
+    if session.in_value:
+        return "conn_nread"
+    return "conn_swallow" if session.skipping else "conn_read"

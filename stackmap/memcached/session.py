@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import functools
 import re
-import struct
 from typing import TYPE_CHECKING, Protocol
 
-from stackmap.codec.memcached.flags import MAX_WORDS, FlagError, parse_flags
+from stackmap.codec.memcached.flags import (
+    MAX_WORDS,
+    FlagError,
+    check_set,
+    decode_key,
+    parse_flags,
+)
 from stackmap.codec.memcached.text import (
     BAD_CHUNK,
     BAD_DELETE,
@@ -19,9 +24,11 @@ from stackmap.codec.memcached.text import (
     TOO_LARGE,
     parse_signed,
     parse_unsigned,
+    refuse_binary,
 )
 
 from . import meta
+from .administration import ADMINISTRATION, OK, VERSION
 from .codec import TURN, Decoder
 from .store import NO_MEMORY, NOT_FOUND, item_fits
 
@@ -33,10 +40,6 @@ if TYPE_CHECKING:
 
     from .store import Item, Store
 
-#: The memcached that this server is held to.  Clients read the number to see what they may use, and
-#: some accept nothing but three numbers, so the server's own name is in ``stats stackmap``.
-VERSION = b"1.6.18"
-
 #: A turn ends once it has produced this many bytes of values, and larger values are sent in pieces
 #: of this size, so a client that does not read has no more than that waiting in memory.
 OUTPUT_LIMIT = 32 << 10
@@ -45,22 +48,12 @@ OUTPUT_LIMIT = 32 << 10
 _REPORT_WORK = 64
 _REPORT_MEMORY = 128 << 10
 
-#: Bounds of cache_memlimit's argument.
-_LEAST_MEMORY = 8
-_MOST_MEMORY = 1_000_000_000
-
 _END = b"END\r\n"
 _VALUE_END = b"\r\nEND\r\n"
-_OK = b"OK\r\n"
-_NOT_A_NUMBER = b"CLIENT_ERROR cannot increment or decrement non-numeric value\r\n"
 _TOO_MANY_GET_FLAGS = b"CLIENT_ERROR options flags are too long\r\n"
 _TOO_MANY_FLAGS = b"CLIENT_ERROR options flags too long\r\n"
 _BAD_FLAGS = b"CLIENT_ERROR invalid or duplicate flag\r\n"
 _NO_ROOM_FOR_LINE = b"SERVER_ERROR out of memory reading request\r\n"
-_NO_BINARY = b"the binary protocol is not supported, use the text protocol"
-#: A response of the binary protocol: magic, opcode, status "unknown command", lengths, opaque, CAS.
-_BINARY_RESPONSE = struct.Struct(">BBHBBHI4sQ")
-_UNKNOWN_COMMAND = 0x81
 
 #: How many bytes of a long line are cut into keys at a time.
 _STRETCH = 4096
@@ -234,12 +227,7 @@ class Session(Decoder):
         """Refuse what memcached would not store in an item of 1 MiB."""
         if item_fits(key, flags, length):
             return True
-        self._store.counters.store_too_large += 1
-        if self._store.prefixes.on and verb != b"ms":
-            self._store.prefixes.set(key)
-        if verb in {b"set", b"ms"}:
-            # The old value would be stale.
-            self._store.discard(key)
+        self._store.refuse(verb, key)
         if not noreply:
             self._out.append(TOO_LARGE)
         return False
@@ -281,7 +269,7 @@ class Session(Decoder):
 
     def check_meta_set(self, flags: Flags) -> None:
         """Look at the flags of ``ms``."""
-        meta.check_set(flags)
+        check_set(flags)
 
     def command(self, words: list[bytes]) -> None:
         """Execute a command without a value."""
@@ -311,12 +299,7 @@ class Session(Decoder):
 
     def binary(self, header: bytes) -> None:
         """Say in the binary protocol that it is not spoken here."""
-        opcode, opaque = header[1], header[12:16]
-        size = len(_NO_BINARY)
-        self._out.append(
-            _BINARY_RESPONSE.pack(0x81, opcode, 0, 0, 0, _UNKNOWN_COMMAND, size, opaque, 0)
-        )
-        self._out.append(_NO_BINARY)
+        self._out.append(refuse_binary(header))
         self.refused = True
 
     # -- retrieval --
@@ -461,7 +444,7 @@ class Session(Decoder):
         try:
             number = self._store.count(key, delta, down=words[0] == b"decr")
         except ValueError:
-            return _NOT_A_NUMBER
+            return meta.NOT_A_NUMBER
         return NOT_FOUND if number is None else b"%d\r\n" % number
 
     def _touch(self, words: list[bytes]) -> bytes:
@@ -523,7 +506,10 @@ class Session(Decoder):
         return b""
 
     def _meta_debug(self, words: list[bytes]) -> bytes:
-        self._out.append(meta.debug(self._store, words))
+        key: bytes | None = words[1] if len(words) > 1 and len(words[1]) <= MAX_KEY else None
+        if key is not None and words[2:3] == [b"b"]:
+            key = decode_key(key)
+        self._out.append(BAD_FORMAT if key is None else meta.debug(self._store, key))
         return b""
 
     # -- administration --
@@ -535,26 +521,16 @@ class Session(Decoder):
         if delay is None:
             return BAD_EXPTIME
         self._store.flush(delay)
-        return _OK
+        return OK
 
-    def _cache_memlimit(self, words: list[bytes]) -> bytes:
-        megabytes = parse_unsigned(words[1])
-        if megabytes is None:
-            return ERROR
-        if megabytes < _LEAST_MEMORY:
-            return b"MEMLIMIT_TOO_SMALL cannot set maxbytes to less than 8m\r\n"
-        if megabytes > _MOST_MEMORY:
-            return b"MEMLIMIT_ADJUST_FAILED input value is megabytes not bytes\r\n"
-        self._store.set_limit(megabytes << 20)
-        return _OK
+    def _administer(self, words: list[bytes]) -> bytes:
+        execute, _least, _most = ADMINISTRATION[words[0]]
+        return execute(self._store, words)
 
     def _version(self, _words: list[bytes]) -> bytes:
         # Like quit and stats, memcached's version ignores "noreply".
         self._out.append(b"VERSION %b\r\n" % VERSION)
         return b""
-
-    def _verbosity(self, words: list[bytes]) -> bytes:
-        return BAD_FORMAT if parse_unsigned(words[1]) is None else _OK
 
     def _stats(self, words: list[bytes]) -> bytes:
         if words[1:2] == [b"reset"]:
@@ -583,9 +559,6 @@ class Session(Decoder):
     def _quit(self, _words: list[bytes]) -> bytes:
         self.hang_up = True
         return b""
-
-    def _shutdown(self, _words: list[bytes]) -> bytes:
-        return b"ERROR: shutdown not enabled\r\n"
 
 
 def _skip_spaces(data: bytes, start: int, end: int) -> int:
@@ -624,12 +597,13 @@ _COMMANDS: dict[bytes, tuple[Callable[[Session, list[bytes]], bytes | None], int
     b"mn": (Session._meta_noop, 1, _ANY),
     b"me": (Session._meta_debug, 1, _ANY),
     b"flush_all": (Session._flush_all, 1, 3),
-    b"cache_memlimit": (Session._cache_memlimit, 2, 3),
     b"version": (Session._version, 1, _ANY),
-    b"verbosity": (Session._verbosity, 2, 3),
     b"stats": (Session._stats, 1, _ANY),
     b"quit": (Session._quit, 1, _ANY),
-    b"shutdown": (Session._shutdown, 1, 2),
+    **{
+        verb: (Session._administer, least, most)
+        for verb, (_execute, least, most) in ADMINISTRATION.items()
+    },
 }
 #: Unknown commands beginning with these are answered even if they look like HTTP.
 _OWN_BRANCH = frozenset((b"g", b"s", b"a", b"c", b"i", b"d", b"t"))

@@ -11,23 +11,21 @@ import os
 import resource
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from stackmap import __version__
 from stackmap.codec.memcached.text import parse_unsigned
 
+from .administration import VERSION
 from .codec import TURN
 from .prefixes import DELIMITER
-from .session import VERSION
 from .store import MAX_ITEM, NO_WORD, Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from stackmap import Connection, Port
+    from stackmap import Port
 
-    from .server import Server
-    from .session import Session
     from .store import Store
 
 
@@ -61,6 +59,35 @@ class ConnectionCounters:
     listen_disabled_us: int = 0
 
 
+class Client(NamedTuple):
+    """A connection, as ``stats conns`` shows it.
+
+    Attributes:
+        sock: its socket.
+        state: the name that memcached has for what it is doing.
+        heard: when it last gave a sign of life, in seconds of the store's clock.
+    """
+
+    sock: socket.socket
+    state: str
+    heard: int
+
+
+class Host(Protocol):
+    """A server, as its reports show it."""
+
+    listeners: Sequence[socket.socket]
+    max_connections: int
+    idle_timeout: int
+    accepting: bool
+
+    def clients(self) -> Iterable[Client]:
+        """The connections."""
+
+    def model_report(self) -> Mapping[str, object]:
+        """What ``stats stackmap`` says of the way in which the server is built."""
+
+
 class ServerStatistics:
     """The reports of one server.
 
@@ -68,7 +95,7 @@ class ServerStatistics:
     the port are in ``stats stackmap``.
     """
 
-    def __init__(self, server: Server, store: Store, port: Port) -> None:
+    def __init__(self, server: Host, store: Store, port: Port) -> None:
         self.connections = ConnectionCounters()
         self._server = server
         self._store = store
@@ -369,18 +396,14 @@ class ServerStatistics:
         for listener in self._server.listeners:
             address = _address(listener, listener.getsockname())
             yield _conn(listener, address, "", "conn_listening", now - self._started_at)
-        for connection in list(self._server.connections):
-            session: Session | None = connection.app
-            sock = connection.sock
+        for sock, state, heard in self._server.clients():
             try:
                 peer, name = sock.getpeername(), sock.getsockname()
             except OSError:
                 continue  # it has ended
-            if session is not None:
-                idle = self._store.now - session.heard
-                yield _conn(
-                    sock, _address(sock, peer), _address(sock, name), _state(connection), idle
-                )
+            yield _conn(
+                sock, _address(sock, peer), _address(sock, name), state, self._store.now - heard
+            )
         yield b"END\r\n"
 
     def _detail(self, words: list[bytes]) -> bytes:
@@ -418,6 +441,7 @@ class ServerStatistics:
             "release": __version__,
             "backend": self._port.backend,
             "waiting_bytes": self._store.reserved,
+            **self._server.model_report(),
         }
         for name, value in dataclasses.asdict(self._port.stats()).items():
             lines[f"stackmap_{name}"] = value
@@ -452,17 +476,3 @@ def _address(sock: socket.socket, address: tuple[str, int]) -> str:
     if sock.family == socket.AF_INET6:
         return f"tcp6:[{address[0]}]:{address[1]}"
     return f"tcp:{address[0]}:{address[1]}"
-
-
-def _state(connection: Connection) -> str:
-    """The name that memcached has for a connection's state."""
-    session: Session = connection.app
-    if session.hang_up:
-        return "conn_closing"
-    if connection.pending:
-        return "conn_mwrite"
-    if session.paused:
-        return "conn_parse_cmd"
-    if session.in_value:
-        return "conn_nread"
-    return "conn_swallow" if session.skipping else "conn_read"

@@ -452,6 +452,15 @@ class Store:
         item.cas = self._cas
         item.marks = item.marks & ~WON | STALE
 
+    def refuse(self, verb: bytes, key: bytes) -> None:
+        """Count a storage command whose value is too large for an item."""
+        self.counters.store_too_large += 1
+        if self.prefixes.on and verb != b"ms":
+            self.prefixes.set(key)
+        if verb in {b"set", b"ms"}:
+            # The old value would be stale.
+            self.discard(key)
+
     def discard(self, key: bytes) -> None:
         """Remove the item, if there is one, because its new value could not be stored."""
         if key in self._items:

@@ -172,11 +172,14 @@ def test_no_byte_is_searched_again() -> None:
         (b"get\r\n", [mc.Invalid(mc.Error("ERROR"))]),
         (b"get a\nversion\r\n", [mc.Get((b"a",)), mc.Command((b"version",))]),
         (b"set a 0 0 1\r\nxyz\r\nmn\r\n", ["bad data chunk", "", mc.MetaNoop()]),
-        (b"set a 0 0 1 noreply\r\nxyzmn\r\n", [mc.MetaNoop()]),
+        (b"set a 0 0 1 noreply\r\nxyzmn\r\n", [
+            mc.Invalid(mc.NoReply(), mc.Store("set", b"a", b"", noreply=True)), mc.MetaNoop()]),
+        (b"set a 7 0 2000 noreply\r\n" + bytes(2000) + b"\r\nmn\r\n", [
+            mc.Invalid(mc.NoReply(), mc.Store("set", b"a", b"", 7, noreply=True), too_large=True),
+            mc.MetaNoop()]),
         (b"set a 0 0 2000\r\n" + bytes(2000) + b"\r\nmn\r\n", ["object too large", mc.MetaNoop()]),
         (b"ms a 2000 q\r\n" + bytes(2000) + b"\r\nmn\r\n", ["object too large", mc.MetaNoop()]),
-        (b"ms a 2 MM q\r\nxx\r\nmn\r\n", [
-            mc.MetaSet(b"a", b"xx", {"M": b"M", "q": None}), mc.MetaNoop()]),
+        (b"ms a 2 MM q\r\nxx\r\nmn\r\n", ["invalid mode", mc.MetaNoop()]),
         (b"ms a 2 v v\r\nxx\r\nmn\r\n", ["duplicate flag", mc.MetaNoop()]),
         (b"mg a\r\nmg a E5 x\r\n", [mc.MetaGet(b"a"), mc.MetaGet(b"a", {"E": 5, "x": None})]),
         (b"mg YQ= b\r\nme YQ b\r\n", ["error decoding key", "bad command line format"]),
@@ -192,6 +195,7 @@ def test_what_a_server_receives(stream: bytes, messages: list[object]) -> None:
     for message, expected in zip(found, messages, strict=True):
         if isinstance(expected, str):
             assert isinstance(message, mc.Invalid)
+            assert isinstance(message.error, mc.Error)
             assert expected in message.error.text
         else:
             assert message == expected
@@ -206,12 +210,32 @@ def test_quit_ends_a_server() -> None:
 
 
 def test_the_binary_protocol_and_long_lines_end_a_server() -> None:
-    for stream, reply in ((b"\x80\x01" + bytes(22), []), (b"x" * 70_000, [b"CLIENT_ERROR line"])):
+    for stream, reply in (
+        (b"\x80\x01" + bytes(22), [b"\x81\x01" + bytes(5) + b"\x81" + bytes(3) + b";" + bytes(5)]),
+        (b"x" * 70_000, [b"CLIENT_ERROR line"]),
+        (b"GET / HTTP/1.1\r\n", []),
+    ):
         server = mc.ServerCodec()
         server.receive(stream)
         with pytest.raises(RemoteProtocolError) as caught:
             server.next_message()
         assert [bytes(part)[:17] for part in caught.value.reply] == reply
+
+
+def test_flags_of_later_versions_can_be_refused() -> None:
+    [message] = received(mc.ServerCodec(later=False), [b"mg a E5\r\n"])
+    assert message == mc.Invalid(mc.Error("CLIENT_ERROR", "invalid flag"))
+
+
+def test_keys_are_sent_back_as_they_came() -> None:
+    """memcached takes control characters in them."""
+    server = mc.ServerCodec()
+    assert server.send(mc.Values((mc.Value(b"\t\x7f", b"x"),)))[0] == b"VALUE \t\x7f 0 1\r\n"
+    assert server.send(mc.Meta("HD", {"O": b"\x01", "k": b"\t"})) == [b"HD O\x01 k\t\r\n"]
+    for reply in (mc.Values((mc.Value(b"a b", b""),)), mc.Meta("HD", {"k": b"a\nb"})):
+        with pytest.raises(LocalProtocolError):
+            server.send(reply)
+    assert server.send(mc.Encoded(b"as it is")) == [b"as it is"]
 
 
 def test_values_are_not_copied() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from .flags import Flags, Token
 
@@ -152,9 +152,18 @@ class MetaDebug:
 
 @dataclass(frozen=True, slots=True)
 class Invalid:
-    """A command that is to be answered with ``error`` and nothing else; only received."""
+    """A command that is to be answered with ``error`` and nothing else; only received.
 
-    error: Error
+    Attributes:
+        error: the answer; :class:`NoReply` if the client wants none.
+        refused: the command, without its value, if the value is too large or does not end where
+            the line says.
+        too_large: it is too large; the old value of its key would be stale.
+    """
+
+    error: Error | NoReply
+    refused: Store | MetaSet | None = None
+    too_large: bool = False
 
 
 Request = (
@@ -220,6 +229,18 @@ class Error:
     kind: Literal["ERROR", "CLIENT_ERROR", "SERVER_ERROR"]
     text: str = ""
 
+    @classmethod
+    def parse(cls, line: bytes) -> Error:
+        """The error that a line is.
+
+        Raises:
+            ValueError: it is none.
+        """
+        kind, _, text = line.decode("ascii").rstrip().partition(" ")
+        if kind not in {"ERROR", "CLIENT_ERROR", "SERVER_ERROR"}:
+            raise ValueError(f"not the line of an error: {line!r}")
+        return cls(cast("Literal['ERROR', 'CLIENT_ERROR', 'SERVER_ERROR']", kind), text)
+
 
 @dataclass(frozen=True, slots=True)
 class Meta:
@@ -250,4 +271,14 @@ class NoReply:
     """What a server sends if no reply is wanted: nothing."""
 
 
-Reply = Values | Status | Number | Version | Stats | Error | Meta | Debug | NoReply
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A reply in the bytes of the protocol, its line ends included; only sent.
+
+    It is for replies without a class: those to ``stats detail`` and ``stats cachedump``.
+    """
+
+    data: bytes
+
+
+Reply = Values | Status | Number | Version | Stats | Error | Meta | Debug | NoReply | Encoded

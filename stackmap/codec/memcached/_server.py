@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from stackmap.codec._buffered import Buffered
 from stackmap.codec._codec import size_of
@@ -14,6 +14,7 @@ from ._messages import (
     Count,
     Debug,
     Delete,
+    Encoded,
     Error,
     FlushAll,
     Get,
@@ -40,10 +41,10 @@ from ._messages import (
     Version,
 )
 from .flags import (
-    MAX_OPAQUE,
     MAX_WORDS,
     FlagError,
     check_key,
+    check_set,
     decode_key,
     encode_flags,
     parse_flags,
@@ -55,6 +56,7 @@ from .text import (
     BAD_EXPTIME,
     BAD_FORMAT,
     BINARY,
+    BINARY_HEADER,
     ERROR,
     MAX_KEY,
     MAX_LENGTH,
@@ -63,15 +65,16 @@ from .text import (
     parse_client_flags,
     parse_signed,
     parse_unsigned,
+    refuse_binary,
 )
 
 if TYPE_CHECKING:
     from stackmap.codec._codec import Buffer
 
-    from .flags import Flags
 
-_TOO_MANY_FLAGS = b"CLIENT_ERROR options flags are too long\r\n"
-_OPAQUE_TOO_LONG = b"CLIENT_ERROR opaque token too long\r\n"
+_TOO_MANY_GET_FLAGS = b"CLIENT_ERROR options flags are too long\r\n"
+_TOO_MANY_FLAGS = b"CLIENT_ERROR options flags too long\r\n"
+_BAD_FLAGS = b"CLIENT_ERROR invalid or duplicate flag\r\n"
 _LINE_TOO_LONG = b"CLIENT_ERROR line is too long\r\n"
 #: What the text of a reply may not contain.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -85,11 +88,18 @@ class _Header(NamedTuple):
 
 
 class _Refusal(Exception):  # noqa: N818 (it never leaves this module)
-    """The command is to be answered with ``reply``, or with nothing if that is empty."""
+    """The command is to be answered with ``reply``, or with nothing if that is empty.
 
-    def __init__(self, reply: bytes) -> None:
+    ``command`` is the one, if its value is why: because it is too large, or ends elsewhere.
+    """
+
+    def __init__(
+        self, reply: bytes, command: Store | MetaSet | None = None, *, too_large: bool = False
+    ) -> None:
         super().__init__(reply)
-        self.reply = reply
+        self.reply = b"" if isinstance(command, Store) and command.noreply else reply
+        self.command = command
+        self.too_large = too_large
 
 
 class ServerCodec(Buffered[Request | Invalid, Reply]):
@@ -102,19 +112,26 @@ class ServerCodec(Buffered[Request | Invalid, Reply]):
     Args:
         max_value: how many bytes a value may have.
         max_line: how many bytes a line may have: about 250 for each key of a retrieval.
+        later: accept flags that memcached 1.6.18 does not know.
 
     Raises:
         ValueError: a bound is not positive.
     """
 
-    __slots__ = ("_header", "_max_line", "_max_value", "_quit", "_searched", "_skip")
+    __slots__ = ("_fresh", "_header", "_later", "_max_line", "_max_value", "_quit", "_searched",
+                 "_skip")  # fmt: skip
 
-    def __init__(self, *, max_value: int = 1 << 20, max_line: int = 64 << 10) -> None:
+    def __init__(
+        self, *, max_value: int = 1 << 20, max_line: int = 64 << 10, later: bool = True
+    ) -> None:
         if max_value <= 0 or max_line <= 0:
             raise ValueError("max_value and max_line are numbers of bytes above 0")
         super().__init__()
         self._max_value = max_value
         self._max_line = max_line
+        self._later = later
+        #: No line was seen yet.
+        self._fresh = True
         #: How much of the data is known to have no line end.
         self._searched = 0
         #: The command whose value is being received, and bytes of a refused value still to come.
@@ -148,8 +165,9 @@ class ServerCodec(Buffered[Request | Invalid, Reply]):
                     return None
                 message = self._parse(line)
             except _Refusal as refusal:
-                if refusal.reply:
-                    return Invalid(_parse_error(refusal.reply))
+                if refusal.reply or refusal.command is not None:
+                    error = Error.parse(refusal.reply) if refusal.reply else NoReply()
+                    return Invalid(error, refusal.command, refusal.too_large)
                 continue
             if isinstance(message, _Header):
                 self._header = message
@@ -167,11 +185,11 @@ class ServerCodec(Buffered[Request | Invalid, Reply]):
 
     def _cut_line(self) -> bytes | None:
         data = self._data
+        if self._fresh and not self._begins_with_text():
+            return None
         end = data.find(b"\n", self._searched)
         if end < 0:
             self._searched = len(data)
-            if data.startswith(BINARY):
-                raise RemoteProtocolError("the client speaks the binary protocol, not the text one")
         if max(end, self._searched) > self._max_line:
             raise RemoteProtocolError(
                 f"the client's line has more than {self._max_line} bytes", [_LINE_TOO_LONG]
@@ -182,6 +200,19 @@ class ServerCodec(Buffered[Request | Invalid, Reply]):
         del data[: end + 1]
         self._searched = 0
         return line
+
+    def _begins_with_text(self) -> bool:
+        """Tell the binary protocol, which is not spoken here, by its first byte."""
+        data = self._data
+        if data[:1] == BINARY:
+            if len(data) < BINARY_HEADER:
+                return False
+            raise RemoteProtocolError(
+                "the client speaks the binary protocol, not the text one",
+                [refuse_binary(bytes(data[:BINARY_HEADER]))],
+            )
+        self._fresh = not data
+        return True
 
     def _cut_value(self, header: _Header) -> Request | None:
         data = self._data
@@ -194,8 +225,7 @@ class ServerCodec(Buffered[Request | Invalid, Reply]):
             value = bytes(view[:length])
         del data[: length + 2]
         if not good:
-            noreply = isinstance(command, Store) and command.noreply
-            raise _Refusal(b"" if noreply else BAD_CHUNK)
+            raise _Refusal(BAD_CHUNK, command)
         if isinstance(command, MetaSet):
             return MetaSet(command.key, value, command.flags)
         return Store(
@@ -222,6 +252,8 @@ class ServerCodec(Buffered[Request | Invalid, Reply]):
             return Get(_keys(words, 2), verb == b"gats", exptime)
         if verb == b"quit":
             return Quit()
+        if words[-1].startswith(b"HTTP/") and verb not in _KNOWN and verb[:1] not in _OWN_BRANCH:
+            raise RemoteProtocolError("the client speaks HTTP, not memcached's protocol")
         least, most = _CLASSIC.get(verb, (1, count))
         if not least <= count <= most:
             raise _Refusal(ERROR)
@@ -252,11 +284,12 @@ class ServerCodec(Buffered[Request | Invalid, Reply]):
             or not 0 <= length <= MAX_LENGTH
         ):
             raise _Refusal(b"" if noreply else BAD_FORMAT)
+        name = cast("StoreVerb", verb.decode())
+        command = Store(name, words[1], b"", flags, exptime, cas, noreply)
         if length > self._max_value:
             self._skip = length + 2
-            raise _Refusal(b"" if noreply else TOO_LARGE)
-        name = cast("StoreVerb", verb.decode())
-        return _Header(Store(name, words[1], b"", flags, exptime, cas, noreply), length)
+            raise _Refusal(TOO_LARGE, command, too_large=True)
+        return _Header(command, length)
 
     def _parse_meta(self, words: list[bytes]) -> Request | _Header:
         verb = words[0]
@@ -273,32 +306,30 @@ class ServerCodec(Buffered[Request | Invalid, Reply]):
                 raise _Refusal(BAD_FORMAT)
             return MetaDebug(key, binary)
         if len(words) > MAX_WORDS:
-            raise _Refusal(_TOO_MANY_FLAGS)
-        start = 2
-        length = 0
+            raise _Refusal(_TOO_MANY_GET_FLAGS if verb == b"mg" else _TOO_MANY_FLAGS)
         if verb == b"ms":
-            start = 3
-            announced = parse_signed(words[2])
-            if announced is None or not 0 <= announced <= MAX_LENGTH:
-                raise _Refusal(BAD_FORMAT)
-            length = announced
+            return self._parse_meta_set(words)
         try:
-            key, flags = parse_flags(words, start, later=True)
-            self._check_bounds(flags, length)
+            key, flags = parse_flags(words, 2, later=self._later)
         except FlagError as error:
-            if verb == b"ms":
-                self._skip = length + 2
-            raise _Refusal(error.reply) from error
-        if verb == b"ms":
-            return _Header(MetaSet(key, b"", flags), length)
+            raise _Refusal(error.reply if verb == b"mg" else _BAD_FLAGS) from error
         return _META[verb](key, flags)
 
-    def _check_bounds(self, flags: Flags, length: int) -> None:
-        opaque = flags.get("O")
-        if isinstance(opaque, bytes) and len(opaque) >= MAX_OPAQUE:
-            raise FlagError(_OPAQUE_TOO_LONG)
+    def _parse_meta_set(self, words: list[bytes]) -> _Header:
+        length = parse_signed(words[2])
+        if length is None or not 0 <= length <= MAX_LENGTH:
+            raise _Refusal(BAD_FORMAT)
+        try:
+            key, flags = parse_flags(words, 3, later=self._later)
+            check_set(flags)
+        except FlagError as error:
+            self._skip = length + 2
+            raise _Refusal(error.reply) from error
+        command = MetaSet(key, b"", flags)
         if length > self._max_value:
-            raise FlagError(TOO_LARGE)
+            self._skip = length + 2
+            raise _Refusal(TOO_LARGE, command, too_large=True)
+        return _Header(command, length)
 
     # -- sending --
 
@@ -318,6 +349,8 @@ class ServerCodec(Buffered[Request | Invalid, Reply]):
             return _encode_meta(message)
         if isinstance(message, NoReply):
             return []
+        if isinstance(message, Encoded):
+            return [message.data]
         return [_encode_line(message)]
 
 
@@ -335,6 +368,9 @@ _CLASSIC = {
     b"touch": (3, 4),
     b"flush_all": (1, 3),
 }
+#: memcached hangs up on unknown commands that look like HTTP, but for those beginning with these.
+_KNOWN = frozenset((*_CLASSIC, b"version", b"verbosity"))
+_OWN_BRANCH = frozenset((b"g", b"s", b"a", b"c", b"i", b"d", b"t"))
 
 
 def _keys(words: list[bytes], start: int) -> tuple[bytes, ...]:
@@ -372,20 +408,15 @@ def _parse_classic(verb: bytes, words: list[bytes], *, noreply: bool) -> Request
     return Count(key, delta, verb == b"decr", noreply)
 
 
-def _parse_error(reply: bytes) -> Error:
-    kind, _, text = reply.decode("ascii").rstrip().partition(" ")
-    return Error(cast("Literal['ERROR', 'CLIENT_ERROR', 'SERVER_ERROR']", kind), text)
-
-
 def _encode_value(item: Value) -> list[Buffer]:
     cas = b"" if item.cas is None else b" %d" % item.cas
-    check_key(item.key)
+    check_key(item.key, echo=True)
     header = b"VALUE %b %d %d%b\r\n" % (item.key, item.flags, size_of(item.value), cas)
     return [header, item.value, b"\r\n"]
 
 
 def _encode_meta(message: Meta) -> list[Buffer]:
-    flags = encode_flags(message.flags)
+    flags = encode_flags(message.flags, echo=True)
     if message.code != "VA":
         if message.value is not None:
             raise LocalProtocolError(f"a reply {message.code} has no value")
@@ -407,7 +438,7 @@ def _encode_line(
     if isinstance(message, Error):
         return _text(f"{message.kind} {message.text}".rstrip()) + b"\r\n"
     if isinstance(message, Debug):
-        check_key(message.key)
+        check_key(message.key, echo=True)
         words = [_text(f" {name}={value}") for name, value in message.attributes]
         return b"ME %b%b\r\n" % (message.key, b"".join(words))
     lines = [b"STAT %b %b\r\n" % line for line in message.lines]

@@ -24,6 +24,8 @@ _BAD_TOKEN = b"CLIENT_ERROR bad token in command line format\r\n"
 _DUPLICATE = b"CLIENT_ERROR duplicate flag\r\n"
 _INVALID = b"CLIENT_ERROR invalid flag\r\n"
 _BAD_KEY = b"CLIENT_ERROR error decoding key\r\n"
+_OPAQUE_TOO_LONG = b"CLIENT_ERROR opaque token too long\r\n"
+_BAD_SET_MODE = b"CLIENT_ERROR invalid mode for ms M token\r\n"
 _BAD_MODE_LENGTH = b"CLIENT_ERROR incorrect length for M token\r\n"
 _BAD_INITIAL = b"CLIENT_ERROR invalid numeric initial value\r\n"
 _BAD_DELTA = b"CLIENT_ERROR invalid numeric delta value\r\n"
@@ -45,10 +47,14 @@ KNOWN = frozenset("bNTRlOPLkstcfvhuqFCMJDI")
 _NUMBERS_LATER = {**_NUMBERS, "E": (parse_unsigned, _BAD_TOKEN)}
 KNOWN_LATER = KNOWN | frozenset("Ex")
 
+_SET_MODES = frozenset((b"E", b"A", b"P", b"R", b"S"))
+
 #: The flags of responses with a number.
 _RESPONSE_NUMBERS = frozenset("tcfslh")
 
 _BLANK = re.compile(rb"[\x00-\x20\x7f]")
+#: What ends a word or a line.  memcached takes keys and tokens with other control characters.
+_END_OF_WORD = re.compile(rb"[ \n]")
 _NO_BASE64 = bytes(set(range(256)) - set(base64.b64encode(bytes(range(256)))) - set(b"+/="))
 
 
@@ -116,6 +122,30 @@ def parse_flags(
     return key, flags
 
 
+def check_set(flags: Flags) -> None:
+    """Look at the flags of ``ms``, before its value is received.
+
+    Raises:
+        FlagError: there is no such mode, or the opaque token is too long.
+    """
+    if "M" in flags and flags["M"] not in _SET_MODES:
+        raise FlagError(_BAD_SET_MODE)
+    if "O" in flags:
+        check_opaque(flags["O"])
+
+
+def check_opaque(token: Token) -> bytes:
+    """The opaque token of a request.
+
+    Raises:
+        FlagError: it is too long.
+    """
+    text = token if isinstance(token, bytes) else b""
+    if len(text) >= MAX_OPAQUE:
+        raise FlagError(_OPAQUE_TOO_LONG)
+    return text
+
+
 def parse_response_flags(words: Sequence[bytes], start: int) -> dict[str, Token]:
     """Read the flags of a response.
 
@@ -154,8 +184,12 @@ def decode_key(text: bytes) -> bytes | None:
     return base64.b64decode(text.replace(b"=", b"A"))[:-pad]
 
 
-def encode_flags(flags: Flags) -> bytes:
+def encode_flags(flags: Flags, *, echo: bool = False) -> bytes:
     """Encode the flags of a request or of a response, each with a space before it.
+
+    Args:
+        flags: by their letters.
+        echo: the tokens are those of a client, which may have control characters.
 
     Raises:
         LocalProtocolError: a flag is no letter, or a token is not one word.
@@ -172,7 +206,7 @@ def encode_flags(flags: Flags) -> bytes:
             text = base64.b64encode(token)
         else:
             text = token
-            if _BLANK.search(token):
+            if (_END_OF_WORD if echo else _BLANK).search(token):
                 raise LocalProtocolError(f"the token of flag {flag} is one word, not {token!r}")
         parts.append(b" %b%b" % (flag.encode(), text))
     return b"".join(parts)
@@ -189,13 +223,17 @@ def encode_key(key: bytes, *, binary: bool) -> bytes:
     return word
 
 
-def check_key(word: bytes) -> None:
+def check_key(word: bytes, *, echo: bool = False) -> None:
     """Check that a key is one word that servers take.
+
+    Args:
+        word: the key.
+        echo: it is that of a client, which may have control characters.
 
     Raises:
         LocalProtocolError: it is not.
     """
-    if not word or len(word) > MAX_KEY or _BLANK.search(word):
+    if not word or len(word) > MAX_KEY or (_END_OF_WORD if echo else _BLANK).search(word):
         raise LocalProtocolError(
             f"a key has 1 to {MAX_KEY} bytes, no spaces and no control characters: {word[:300]!r}"
         )

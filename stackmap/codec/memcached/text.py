@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 
 MAX_KEY = 250
 
@@ -14,8 +15,13 @@ BAD_DELETE = b"CLIENT_ERROR bad command line format.  Usage: delete <key> [norep
 TOO_LARGE = b"SERVER_ERROR object too large for cache\r\n"
 ERROR = b"ERROR\r\n"
 
-#: The first byte of the binary protocol's requests.
+#: The first byte of the binary protocol's requests, and the size of their headers.
 BINARY = b"\x80"
+BINARY_HEADER = 24
+_NO_BINARY = b"the binary protocol is not supported, use the text protocol"
+#: A response of the binary protocol: magic, opcode, status "unknown command", lengths, opaque, CAS.
+_BINARY_RESPONSE = struct.Struct(">BBHBBHI4sQ")
+_UNKNOWN_COMMAND = 0x81
 
 #: Storage commands, and how many words their lines have without ``noreply``.
 STORAGE = {
@@ -31,6 +37,14 @@ MAX_LENGTH = (1 << 31) - 3
 
 #: What follows a number may be anything behind a zero byte: C's strings end there.
 _NUMBER = re.compile(rb"[\t-\r ]*([+-]?)0*(\d{1,20})(?=[\t-\r \0]|\Z)")
+
+
+def refuse_binary(header: bytes) -> bytes:
+    """Say in the binary protocol that it is not spoken; ``header`` is that of the request."""
+    opcode, opaque = header[1], header[12:16]
+    size = len(_NO_BINARY)
+    response = _BINARY_RESPONSE.pack(0x81, opcode, 0, 0, 0, _UNKNOWN_COMMAND, size, opaque, 0)
+    return response + _NO_BINARY
 
 
 def parse_unsigned(word: bytes) -> int | None:
