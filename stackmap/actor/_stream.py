@@ -205,7 +205,9 @@ class Stream(Generic[In, Out]):
     @property
     def held_back(self) -> bool:
         """Something of the peer waits until what was written is sent."""
-        return self._congested and not (self._passive or self._broken) and bool(self._inbox)
+        if not self._congested or self._passive or self._broken:
+            return False
+        return bool(self._inbox) or (self._codec is not None and self._codec.held > 0)
 
     def _look(self) -> None:
         """There may be something to deliver."""
