@@ -46,6 +46,10 @@ class Peer:
         """
         self._hang_up()
 
+    def abort(self) -> None:
+        """Disconnect the client at once; what was not sent to it is dropped."""
+        self._transport.abort()
+
 
 def current_peer() -> Peer | None:
     """The client whose request is being served; None outside of a server."""

@@ -29,6 +29,15 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # Runs on any event loop of asyncio; of a connection it uses what its transport shows.
     "stackmap.service": ("stackmap", "stackmap.codec"),
     "stackmap.memcached": ("stackmap", "stackmap.codec"),
+    # The same server on an event loop, and what it is composed with there.
+    "stackmap.memcached.hosting": (
+        "stackmap",
+        "stackmap.aio",
+        "stackmap.codec",
+        "stackmap.memcached",
+    ),
+    "stackmap.memcached.service": ("stackmap.codec", "stackmap.memcached", "stackmap.service"),
+    "stackmap.memcached.actors": ("stackmap.actor", "stackmap.codec", "stackmap.memcached"),
     "stackmap.aio": ("stackmap",),
     "stackmap.servers": (
         "stackmap",
