@@ -6,7 +6,7 @@ import gc
 import os
 import resource
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,7 @@ from .serve_options import (
     choose,
     listen_on,
     listen_option,
+    model_option,
     nic_option,
     say,
 )
@@ -55,6 +56,7 @@ def _megabytes(_ctx: click.Context, _param: click.Parameter, value: int) -> int:
         "sudo stackmap serve memcached --listen 192.0.2.1:11211 --nic eth1 --memory 1024",
     )
 )
+@model_option("loop")
 @backend_option
 @listen_option("127.0.0.1:11211")
 @click.option(
@@ -64,8 +66,8 @@ def _megabytes(_ctx: click.Context, _param: click.Parameter, value: int) -> int:
     default=64,
     show_default=True,
     metavar="MB",
-    help="Memory for items, unfinished commands and queued replies; the least recently used items "
-    "make room for new ones.",
+    help="Memory for items, and with the model loop for unfinished commands and queued replies as "
+    "well; the least recently used items make room for new ones.",
 )
 @nic_option
 @click.option(
@@ -74,7 +76,7 @@ def _megabytes(_ctx: click.Context, _param: click.Parameter, value: int) -> int:
     default=DEFAULT_MAX_CONNECTIONS,
     show_default=True,
     metavar="N",
-    help="Clients to serve at a time.",
+    help="Clients to serve at a time; the model loop turns others away, the others let them wait.",
 )
 @click.option(
     "--idle-timeout",
@@ -82,10 +84,12 @@ def _megabytes(_ctx: click.Context, _param: click.Parameter, value: int) -> int:
     default=0,
     show_default=True,
     metavar="SECONDS",
-    help="Disconnect clients that sent and took nothing for so long; 0: never.",
+    help="Disconnect clients that sent and took nothing for so long, or with other models than "
+    "loop sent no complete command; 0: never.",
 )
 def memcached(
     *,
+    model: str,
     backend: str,
     listen: tuple[str, int],
     memory: int,
@@ -104,7 +108,7 @@ def memcached(
     _allow_descriptors(max_connections)
     port, reason = choose(backend, nic)
     with port, listen_on(listen) as listener:
-        server = Server(
+        server = _server_class(model)(
             port,
             [listener],
             Store(memory * _MB),
@@ -118,11 +122,25 @@ def memcached(
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        # The server makes no reference cycles: a collection would walk all items for nothing.
-        gc.disable()
+        if model == "loop":
+            # It makes no reference cycles: a collection would walk all items for nothing.
+            gc.disable()
         announce(backend, port, reason, listener)
         server.run()
         say(f"stopped after {server.statistics.summary()}")
+
+
+def _server_class(model: str) -> Any:
+    """The class of a model's server; asyncio, which takes a while, is imported if it is needed."""
+    if model == "service":
+        from stackmap.memcached.service import ServiceServer  # noqa: PLC0415
+
+        return ServiceServer
+    if model == "actors":
+        from stackmap.memcached.actors import ActorServer  # noqa: PLC0415
+
+        return ActorServer
+    return Server
 
 
 def _allow_descriptors(max_connections: int) -> None:

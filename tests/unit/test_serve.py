@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 COMMAND = [sys.executable, "-m", "stackmap_cli.main", "serve", "memcached"]
+each_model = pytest.mark.parametrize("model", ["loop", "service", "actors"])
 without_module = pytest.mark.skipif(os.path.exists(DEVICE), reason="the kernel module is loaded")  # noqa: PTH110
 
 
@@ -53,9 +54,21 @@ def connect(lines: list[str]) -> socket.socket:
     return socket.create_connection((found[1], int(found[2])), 10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_ends_it_after_the_last_reply(number: int) -> None:
-    with serving("--backend", "sockets") as (process, output, lines), connect(lines) as client:
+@pytest.mark.parametrize(
+    ("number", "model"),
+    [
+        (signal.SIGTERM, "loop"),
+        (signal.SIGINT, "loop"),
+        (signal.SIGUSR1, "loop"),
+        (signal.SIGUSR1, "service"),
+        (signal.SIGINT, "actors"),
+    ],
+)
+def test_a_signal_ends_it_after_the_last_reply(number: int, model: str) -> None:
+    with (
+        serving("--backend", "sockets", "--model", model) as (process, output, lines),
+        connect(lines) as client,
+    ):
         assert len(lines) == 1
         client.sendall(b"set k 0 0 1\r\nx\r\nget k\r\n")
         expected = b"STORED\r\nVALUE k 0 1\r\nx\r\nEND\r\n"
@@ -73,8 +86,12 @@ def test_a_signal_ends_it_after_the_last_reply(number: int) -> None:
         )
 
 
-def test_queued_replies_are_delivered_before_it_ends() -> None:
-    with serving("--backend", "sockets") as (process, _output, lines), connect(lines) as client:
+@each_model
+def test_queued_replies_are_delivered_before_it_ends(model: str) -> None:
+    with (
+        serving("--backend", "sockets", "--model", model) as (process, _output, lines),
+        connect(lines) as client,
+    ):
         client.sendall(b"set k 0 0 1000000\r\n" + b"v" * 1_000_000 + b"\r\n")
         assert client.recv(8) == b"STORED\r\n"
         client.sendall(b"get k\r\n" * 50)
@@ -111,6 +128,23 @@ def test_one_client_too_many() -> None:
                 third.sendall(b"version\r\n")
                 reply = third.recv(100)
         assert reply.startswith(b"VERSION ")
+
+
+@pytest.mark.parametrize("model", ["service", "actors"])
+def test_one_client_too_many_waits(model: str) -> None:
+    options = ("--backend", "sockets", "--model", model, "--max-connections", "1")
+    with serving(*options) as (_process, _output, lines), connect(lines) as first:
+        assert ask(first, b"version\r\n").startswith(b"VERSION ")
+        with connect(lines) as second:
+            second.sendall(b"version\r\n")
+            for _ in range(20):
+                assert ask(first, b"mn\r\n") == b"MN\r\n"
+            second.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                second.recv(1)
+            first.close()
+            second.settimeout(10)
+            assert second.recv(100).startswith(b"VERSION ")
 
 
 def receive_until_end(client: socket.socket) -> None:
@@ -193,8 +227,12 @@ def test_a_hangup_does_not_end_it() -> None:
         assert process.wait(10) == 0
 
 
-def test_the_second_signal_does_not_wait_for_clients() -> None:
-    with serving("--backend", "sockets") as (process, _output, lines), connect(lines) as client:
+@each_model
+def test_the_second_signal_does_not_wait_for_clients(model: str) -> None:
+    with (
+        serving("--backend", "sockets", "--model", model) as (process, _output, lines),
+        connect(lines) as client,
+    ):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         assert ask(client, b"set k 0 0 1000000\r\n" + bytes(1_000_000) + b"\r\n") == b"STORED\r\n"
         client.sendall(b"get k\r\n" * 50)
@@ -233,9 +271,11 @@ def test_it_does_not_need_anybody_to_read_what_it_prints(closed: str) -> None:
     assert (process.returncode, complaint) == (0, "")
 
 
-def test_idle_clients_are_disconnected() -> None:
+@each_model
+def test_idle_clients_are_disconnected(model: str) -> None:
+    options = ("--backend", "sockets", "--model", model, "--idle-timeout", "2")
     with (
-        serving("--backend", "sockets", "--idle-timeout", "2") as (_process, _output, lines),
+        serving(*options) as (_process, _output, lines),
         connect(lines) as idle,
         connect(lines) as half,
         connect(lines) as busy,
