@@ -11,8 +11,12 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import pytest
+
 from stackmap._sockets import SocketPort
 from stackmap.memcached import Server, Store
+from stackmap.memcached.actors import ActorServer
+from stackmap.memcached.service import ServiceServer
 from tests.unit.test_port_contract import (  # noqa: F401 (fixtures, used by name)
     PATIENCE,
     Listening,
@@ -25,17 +29,22 @@ from tests.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import pytest
-
     from stackmap import Port
 
 CLIENTS = 10
 LARGE = 1_000_000
 
 
+MODELS = [Server, ServiceServer, ActorServer]
+
+
 @contextmanager
-def serving(port: Port, listener: socket.socket) -> Iterator[None]:
-    server = Server(port, [listener], Store(64 << 20), max_connections=CLIENTS + 1)
+def serving(
+    port: Port,
+    listener: socket.socket,
+    model: type[Server | ServiceServer | ActorServer] = Server,
+) -> Iterator[None]:
+    server = model(port, [listener], Store(64 << 20), max_connections=CLIENTS + 1)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -88,12 +97,53 @@ def connections(client: socket.socket) -> int:
     return int(found[1])
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_values_of_all_sizes_come_back(
+    port_factory: Callable[[], Port],
+    listening: Callable[[], Listening],
+    model: type[Server | ServiceServer | ActorServer],
+) -> None:
+    listener, connect = listening()
+    with port_factory() as port, serving(port, listener, model), connect() as client:
+        client.settimeout(PATIENCE)
+        with client.makefile("rb") as replies:
+            for size in (0, 1, 1459, 4096, LARGE):
+                value = os.urandom(size)
+                client.sendall(b"ms k %d T0\r\n%b\r\nmg k v\r\nget k\r\n" % (size, value))
+                assert replies.readline() == b"HD\r\n"
+                assert replies.readline() == b"VA %d\r\n" % size
+                assert replies.read(size + 2) == value + b"\r\n"
+                assert replies.readline() == b"VALUE k 0 %d\r\n" % size
+                assert replies.read(size + 7) == value + b"\r\nEND\r\n"
+            client.sendall(b"stats stackmap\r\n")
+            report = dict(line.split()[1:] for line in iter(replies.readline, b"END\r\n"))
+    carried = b"stackmap_rx_bytes" if port.backend == "stackmap" else b"stackmap_socket_rx_bytes"
+    assert int(report[carried]) > LARGE
+
+
 def test_clients_that_read_nothing_and_reset_leave_nothing(
     port_factory: Callable[[], Port], listening: Callable[[], Listening]
 ) -> None:
+    leave(port_factory, listening, Server)
+
+
+@pytest.mark.parametrize("model", MODELS[1:])
+def test_they_leave_nothing_with_other_models_either(
+    port_factory: Callable[[], Port],
+    listening: Callable[[], Listening],
+    model: type[Server | ServiceServer | ActorServer],
+) -> None:
+    leave(port_factory, listening, model)
+
+
+def leave(
+    port_factory: Callable[[], Port],
+    listening: Callable[[], Listening],
+    model: type[Server | ServiceServer | ActorServer],
+) -> None:
     """They ask for much, so that the server stops to read from them, and then say more."""
     listener, connect = listening()
-    with port_factory() as port, serving(port, listener), connect() as admin:
+    with port_factory() as port, serving(port, listener, model), connect() as admin:
         admin.settimeout(PATIENCE)
         admin.sendall(b"set large 0 0 %d\r\n" % LARGE + b"v" * LARGE + b"\r\n")
         assert admin.recv(8, socket.MSG_WAITALL) == b"STORED\r\n"
@@ -102,6 +152,11 @@ def test_clients_that_read_nothing_and_reset_leave_nothing(
             for client in clients:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 client.sendall(b"get large\r\n" * 20)
+            eventually(
+                lambda: connections(admin) == CLIENTS + 1,
+                lambda: connections(admin),
+                patience=PATIENCE,
+            )
             for _ in range(5):
                 assert connections(admin) == CLIENTS + 1
                 time.sleep(0.1)
