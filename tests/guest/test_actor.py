@@ -85,9 +85,12 @@ def echo(mode: Any) -> None:
     async def main(sock: socket.socket, peer: socket.socket) -> None:
         def client() -> bytes:
             peer.connect(sock.getsockname())
-            sender = threading.Thread(
-                target=lambda: (peer.sendall(PATTERN), peer.shutdown(socket.SHUT_WR))
-            )
+
+            def send() -> None:
+                peer.sendall(PATTERN)
+                peer.shutdown(socket.SHUT_WR)
+
+            sender = threading.Thread(target=send)
             sender.start()
             data = receive_exactly(peer, len(PATTERN))
             assert peer.recv(1) == b""

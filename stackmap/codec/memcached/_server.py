@@ -204,7 +204,7 @@ class ServerCodec(Buffered[Request | Invalid, Reply]):
     def _begins_with_text(self) -> bool:
         """Tell the binary protocol, which is not spoken here, by its first byte."""
         data = self._data
-        if data[:1] == BINARY:
+        if data.startswith(BINARY):
             if len(data) < BINARY_HEADER:
                 return False
             raise RemoteProtocolError(
