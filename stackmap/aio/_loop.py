@@ -119,7 +119,11 @@ class EventLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.Transport:
         try:
             if sock.family not in _INTERNET:
-                raise OSError("only TCP sockets can be attached")  # noqa: TRY301
+                if sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) not in _INTERNET:
+                    raise OSError("only TCP sockets can be attached")  # noqa: TRY301
+                # uvicorn's --fd takes any descriptor for a Unix socket's.
+                sock = socket.socket(fileno=sock.detach())
+                sock.setblocking(False)
             connection = self.port.attach(sock)
         except OSError as error:
             reason = error.strerror or str(error)

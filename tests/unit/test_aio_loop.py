@@ -190,6 +190,30 @@ def test_acknowledged_of_a_stream(new_loop: NewLoop, tmp_path: Path) -> None:
     run(new_loop, main())
 
 
+def test_a_tcp_socket_that_is_taken_for_a_unix_socket_is_attached(new_loop: NewLoop) -> None:
+    """Servers that are given a descriptor may not look what it is: uvicorn's ``--fd``."""
+
+    async def main() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            assert writer.get_extra_info("stackmap.connection")
+            writer.write(await reader.readexactly(len(PATTERN)))
+            writer.close()
+            await writer.wait_closed()
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            mistaken = socket.fromfd(listener.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
+            async with await asyncio.start_server(answer, sock=mistaken):
+                reader, writer = await asyncio.open_connection(*listener.getsockname())
+                writer.write(PATTERN)
+                assert await reader.read() == PATTERN
+                writer.close()
+                await writer.wait_closed()
+        assert this_loop().stats.attached == 2
+        assert not this_loop().stats.fallbacks
+
+    run(new_loop, main())
+
+
 def test_what_cannot_be_attached_works_and_is_counted(new_loop: NewLoop, tmp_path: Path) -> None:
     async def main() -> None:
         async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
