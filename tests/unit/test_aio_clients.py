@@ -587,7 +587,8 @@ def test_redis_client(place: Place, tls: Certificate | None, folder: Path) -> No
         many = place.connections
         async with redis.asyncio.Redis(
             host=place.peer_address, port=number, max_connections=2 * many,
-            socket_timeout=PATIENCE, retry=Retry(NoBackoff(), 0), **options
+            socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE,
+            retry=Retry(NoBackoff(), 0), **options
         ) as client:  # fmt: skip
             first = await client.client_id()
             for _ in range(3):
