@@ -27,7 +27,7 @@ struct segment {
 	PyObject *view;		/* NULL: of the payload below, and nobody has asked for it */
 	PyObject *event;
 	int err;
-	PyObject *batch;	/* the payloads of a batch, a bytes object */
+	PyObject *batch;	/* a view of all payloads of the batch */
 	Py_ssize_t start, len;	/* where this segment's is */
 };
 
@@ -136,12 +136,8 @@ static PyObject *segment_view(PyObject *object, void *ignored)
 
 	(void)ignored;
 	if (!self->view && self->batch) {
-		PyObject *whole = PyMemoryView_FromObject(self->batch);
-
-		if (whole)
-			self->view = PySequence_GetSlice(whole, self->start,
-							 self->start + self->len);
-		Py_XDECREF(whole);
+		self->view = PySequence_GetSlice(self->batch, self->start,
+						 self->start + self->len);
 		if (self->view)
 			Py_CLEAR(self->batch);
 	} else if (!self->view) {
@@ -201,9 +197,11 @@ static PyObject *segment_tobytes(PyObject *object, PyObject *ignored)
 	struct segment *self = (struct segment *)object;
 
 	(void)ignored;
-	if (self->batch)
-		return PyBytes_FromStringAndSize(PyBytes_AS_STRING(self->batch) + self->start,
-						 self->len);
+	if (self->batch) {
+		const char *payloads = PyMemoryView_GET_BUFFER(self->batch)->buf;
+
+		return PyBytes_FromStringAndSize(payloads + self->start, self->len);
+	}
 	return PyBytes_FromObject(self->view ? self->view : released_view);
 }
 
@@ -405,25 +403,27 @@ static PyObject *usual_connection(const struct smr_segment *slot, PyObject *conn
 static PyObject *usual_batch(struct fast_path *self, int count, PyObject *connections)
 {
 	const struct smr_pair *pair = self->pair;
-	PyObject *small, *batch;
+	PyObject *small, *whole, *batch;
 
 	/* A copy of its own, so that a view of it can never show other data. */
 	small = PyBytes_FromStringAndSize(pair->staging, pair->found[0]);
 	if (!small)
 		return NULL;
-	batch = PyList_New(count);
+	whole = PyMemoryView_FromObject(small);
+	batch = whole ? PyList_New(count) : NULL;
 	for (int i = 0; batch && i < count; i++) {
 		const struct smr_segment *slot = &pair->received[i];
 		PyObject *connection = usual_connection(slot, connections);
 		struct segment *segment = NULL;
 
 		if (connection)
-			segment = make_segment(connection, self->no_event, small, slot);
+			segment = make_segment(connection, self->no_event, whole, slot);
 		if (segment)
 			PyList_SET_ITEM(batch, i, (PyObject *)segment);
 		else
 			Py_CLEAR(batch);
 	}
+	Py_XDECREF(whole);
 	/* A list of its own, because the caller may take segments out of the other. */
 	self->shown = batch ? PyList_GetSlice(batch, 0, count) : NULL;
 	if (!self->shown) {
