@@ -202,11 +202,13 @@ def asgi() -> Any:
 
 def serve_uvicorn(sock: socket.socket, tls: Certificate | None, _new_loop: NewLoop) -> None:
     """As ``uvicorn --loop stackmap.aio:EventLoop --fd ...``."""
-    files = {"ssl_certfile": str(tls.file), "ssl_keyfile": str(tls.key)} if tls else {}
+    files: dict[str, Any] = {}
+    if tls:
+        files = {"ssl_certfile": str(tls.file), "ssl_keyfile": str(tls.key)}
     uvicorn.run(
         asgi(), fd=sock.fileno(), loop="stackmap.aio:EventLoop", lifespan="off",
         log_level="warning", **files,
-    )  # type: ignore[arg-type] # fmt: skip
+    )  # fmt: skip
 
 
 def serve_aiohttp(sock: socket.socket, tls: Certificate | None, new_loop: NewLoop) -> None:
@@ -586,11 +588,13 @@ def test_redis_client(place: Place, tls: Certificate | None, folder: Path) -> No
     async def main() -> None:
         # Each makes a context of its own for TLS, which takes longer than all else together.
         many = min(place.connections, 50) if tls else place.connections
-        async with redis.asyncio.Redis(
+        # Its types are those of the blocking client, too.
+        made: Any = redis.asyncio.Redis(
             host=place.peer_address, port=number, max_connections=2 * many,
             socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE,
             retry=Retry(NoBackoff(), 0), **options
-        ) as client:  # fmt: skip
+        )  # fmt: skip
+        async with made as client:
             first = await client.client_id()
             for _ in range(3):
                 await client.set("body", BODY)
@@ -608,7 +612,7 @@ def test_redis_client(place: Place, tls: Certificate | None, folder: Path) -> No
                     pipe.set("body", BODY).get("body")
                 assert (await pipe.execute())[1::2] == [BODY] * 8
             for turns in range(4):
-                task = asyncio.create_task(client.get("body"))  # type: ignore[arg-type]
+                task = asyncio.create_task(client.get("body"))
                 for _ in range(turns):
                     await asyncio.sleep(0)
                 task.cancel()
