@@ -219,7 +219,7 @@ def test_an_update_needs_no_figures_from_before(
 def test_a_machine_without_what_is_needed_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(_kernel: str, _module: Path | None, *, others: bool) -> Record:
+    def run(_kernel: str, _module: Path | None, *, keep: bool) -> Record:
         raise LabError("QEMU is not installed")
 
     monkeypatch.setattr(gate, "run", run)
