@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import abc
 import asyncio
-import contextlib
 import functools
 import logging
-import signal
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stackmap import Event, Port
 from stackmap.actor import ActorSystem, Child, ConnectionActor, Listener
 from stackmap.aio import EventLoop
-from stackmap.service import run, serve
+from stackmap.service import on_first_signal, run, serve
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from stackmap import Connection, Segment
     from stackmap.codec import Codec
@@ -63,7 +61,7 @@ class PortLoop(abc.ABC):
         """Serve until SIGINT or SIGTERM; the second one ends the process."""
         port = self._port
         self._accept_more()
-        with _first_signal(self._stop):
+        with on_first_signal(self._stop):
             while not self._stopping:
                 self._exchange(None)
             self._accept_no_more()
@@ -133,27 +131,9 @@ def run_actors(
     async def main() -> None:
         loop = asyncio.get_running_loop()
         async with ActorSystem(grace=GRACE) as system:
-            with _first_signal(lambda: loop.call_soon_threadsafe(system.stop)):
+            with on_first_signal(lambda: loop.call_soon_threadsafe(system.stop)):
                 system.spawn(Child(listener, capacity=1))
                 await system.wait()
 
     with asyncio.Runner(loop_factory=functools.partial(EventLoop, port)) as runner:
         runner.run(main())
-
-
-@contextlib.contextmanager
-def _first_signal(stop: Callable[[], object]) -> Iterator[None]:
-    """Have the first SIGINT or SIGTERM call this, and the second one end the process."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def handle(_number: int, _frame: object) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-        stop()
-
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

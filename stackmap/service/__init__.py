@@ -34,7 +34,7 @@ from ._notify import notify
 from ._peer import Peer, current_peer
 from ._rate import RateLimit
 from ._retry import Backoff, Retry
-from ._run import drain_on_signals, run
+from ._run import drain_on_signals, on_first_signal, run
 from ._server import Server, serve
 from ._service import (
     ClosableService,
@@ -110,6 +110,7 @@ __all__ = [
     "identity",
     "make_service",
     "notify",
+    "on_first_signal",
     "pending",
     "per_connection",
     "ready",

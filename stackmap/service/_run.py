@@ -17,25 +17,30 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def drain_on_signals(server: Server[Any, Any]) -> Generator[None, None, None]:
-    """Have the first SIGINT or SIGTERM drain a server, and the second one end the process.
+def on_first_signal(stop: Callable[[], object]) -> Generator[None, None, None]:
+    """Have the first SIGINT or SIGTERM call ``stop``, and the second one end the process.
 
     The second signal is left to the kernel, which ends the process at once, whatever it is doing.
     The handlers that there were before are put back at the end.  For the main thread only.
     """
-    loop = asyncio.get_running_loop()
 
-    def drain(_number: int, _frame: FrameType | None) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        loop.call_soon_threadsafe(server.start_draining)
+        stop()
 
-    before = {number: signal.signal(number, drain) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def drain_on_signals(server: Server[Any, Any]) -> contextlib.AbstractContextManager[None]:
+    """Have the first SIGINT or SIGTERM drain a server; see :func:`on_first_signal`."""
+    loop = asyncio.get_running_loop()
+    return on_first_signal(lambda: loop.call_soon_threadsafe(server.start_draining))
 
 
 def run(
