@@ -1,4 +1,4 @@
-"""What the commands of ``stackmap serve`` have in common: their options, and how they begin."""
+"""Options of the commands of ``stackmap serve``, and their common beginning."""
 
 from __future__ import annotations
 
