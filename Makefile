@@ -13,9 +13,11 @@ PYTEST := $(PYTHON) -m pytest -q
 SUITE = @tests/suite.sh run $@
 SUITE_PYTEST = $(SUITE) env STACKMAP_REQUIRE=$(1) $(PYTEST) --durations=20 --durations-min=1 \
 	--junitxml out/junit/$@.xml -p no:cacheprovider
-# Tests that find the same on any kernel, as far as anybody knows, run on the first one.
+# Tests that find the same on any kernel, as far as anybody knows, run on the first one; those that
+# take minutes run in test-long.
 LATER_KERNELS := $(wordlist 2,$(words $(KERNELS)),$(KERNELS))
-ON_KERNEL = --kernel $* $(if $(filter $(LATER_KERNELS),$*),-m 'not first_kernel')
+ON_KERNEL = --kernel $* -m 'not long$(if $(filter $(LATER_KERNELS),$*), and not first_kernel)'
+THE_REST = --kernel $* -m 'long$(if $(filter $(LATER_KERNELS),$*), or first_kernel)'
 comma := ,
 # A suite of two hosts keeps two processors busy; more at a time starve tests of their clients.
 JOBS ?= $(shell nproc)
@@ -54,7 +56,7 @@ ci: setup test-packages check-packages
 
 # What takes hours.
 test-long:
-	$(MAKE) $(LATER_KERNELS:%=test-rest-%)
+	$(MAKE) $(KERNELS:%=test-rest-%)
 	$(MAKE) test-debug
 	$(MAKE) test-lifetimes
 	$(MAKE) fuzz MINUTES=20
@@ -83,9 +85,9 @@ $(KERNELS:%=test-vm-%): test-vm-%: setup test-packages
 $(KERNELS:%=test-lab-%): test-lab-%: setup
 	$(call SUITE_PYTEST,lab) $(ON_KERNEL) tests/lab
 
-# The tests that `make test` leaves out on all kernels but the first.
-$(LATER_KERNELS:%=test-rest-%): test-rest-%: setup
-	$(call SUITE_PYTEST,vm$(comma)lab) --kernel $* -m first_kernel tests/vm tests/lab
+# The tests that `make test` leaves out.
+$(KERNELS:%=test-rest-%): test-rest-%: setup
+	$(call SUITE_PYTEST,vm$(comma)lab) $(THE_REST) tests/vm tests/lab
 
 # Kernels that look for what tests cannot see.  The first build takes most of an hour; see
 # docs/testing.md.

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 PORT = 7300
 
-pytestmark = [pytest.mark.usefixtures("rings"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.first_kernel,
+    pytest.mark.usefixtures("rings"),
+    pytest.mark.timeout(900),
+]
 
 
 def ends_with(name: str) -> Callable[[Any], bool]:

@@ -22,7 +22,11 @@ PORT = 7400
 #: More than both ends' socket buffers can grow to.
 MUCH = 20_000_000
 
-pytestmark = [pytest.mark.usefixtures("rings"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.first_kernel,
+    pytest.mark.usefixtures("rings"),
+    pytest.mark.timeout(900),
+]
 
 
 def window_is_closed(lab: Lab) -> bool:
@@ -143,7 +147,7 @@ def check_stuck(served: dict[str, Any]) -> None:
     assert served["stats"]["slots_released_reset"] > 0
 
 
-@pytest.mark.first_kernel
+@pytest.mark.long
 @pytest.mark.timeout(2 * ROUNDS * 3 * PATIENCE)  # each run has limits of its own
 def test_a_client_that_never_reads_does_not_slow_the_others(lab: Lab) -> None:
     """The median of the rounds is as it should be; what is left of them cannot change it."""

@@ -85,6 +85,7 @@ def theirs(lab: Lab) -> Iterator[None]:
     process.wait(PATIENCE)
 
 
+@pytest.mark.long
 def test_pymemcache(lab: Lab) -> None:
     with oracle() as here:
         expected = pymemcache_outcomes(here)

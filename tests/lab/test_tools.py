@@ -26,6 +26,7 @@ PROGRAMS = ("ss", "tcpdump", "ethtool")
 UNDER_WAY, LOOKS = 8_000_000, 5
 
 pytestmark = [
+    pytest.mark.first_kernel,
     pytest.mark.usefixtures("rings"),
     pytest.mark.timeout(900),
     pytest.mark.skipif(
@@ -109,7 +110,6 @@ def test_they_show_a_stream_while_it_flows(lab: Lab) -> None:
         hosts.check(peer)
 
 
-@pytest.mark.first_kernel
 def test_they_show_what_the_rings_carry(lab: Lab, tmp_path: Path) -> None:
     before = kicks(lab)
     filter_ = f"tcp port {PORT}"
