@@ -12,10 +12,9 @@ import argparse
 import asyncio
 import functools
 import socket
-import struct
 from typing import cast
 
-from stackmap import open_port
+from stackmap import open_port, reset_on_close
 from stackmap.aio import EventLoop
 
 #: Sockets at a time, two for each client; other clients wait in the listener's backlog.
@@ -101,8 +100,8 @@ async def join(client: socket.socket, to: tuple[str, int]) -> None:
         async with asyncio.timeout(PATIENCE):
             _transport, there = await loop.create_connection(Half, *to)
     except OSError:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.close()  # with a reset: nobody is there
+        reset_on_close(client)  # nobody is there
+        client.close()
         return
     _transport, here = await loop.connect_accepted_socket(Half, client)
     here.join(there)

@@ -11,6 +11,7 @@ from ._event import Event
 from ._fast import Segment
 from ._open import Backend, choose_port, open_port
 from ._port import Listener, Port, PortStats
+from ._reset import reset_on_close
 from ._ring import Ring
 from ._ring_connection import RingConnection
 from ._ring_listener import RingListener
@@ -53,4 +54,5 @@ __all__ = [
     "choose_port",
     "errors",
     "open_port",
+    "reset_on_close",
 ]

@@ -8,10 +8,10 @@ import contextlib
 import errno
 import fcntl
 import socket
-import struct
 import sys
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from ._reset import reset_on_close
 from .errors import BrokenError, ClosedError, broken, make_error
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ _WRITE_AFTER_END = "write after the program's own shutdown_write() or close()"
 
 #: ioctl for the number of bytes that are not acknowledged.
 SIOCOUTQ = 0x5411
-
-#: For SO_LINGER: close() resets.
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Payload(Protocol):
@@ -332,8 +329,7 @@ class Connection(abc.ABC):
         if not self._released:
             self._begin_closing()
             self._drop_queue()
-            with contextlib.suppress(OSError):
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            reset_on_close(self.sock)
             self._reset()
 
     def discard(self) -> None:

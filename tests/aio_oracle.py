@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.aio_loops import Recorder, connect, receive, until
+from tests.reset import reset_on_close
 
 if TYPE_CHECKING:
     import random
@@ -100,7 +101,7 @@ class World:
             self._peer_has_ended = True
         elif name == "peer resets" and transport.is_reading() and not self._peer_has_ended:
             # While reading is paused they differ: the port tells of a reset at once.
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            reset_on_close(peer)
             peer.close()
 
     _peer_has_ended = False

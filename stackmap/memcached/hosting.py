@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import functools
 import socket
-import struct
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stackmap import reset_on_close
 from stackmap.aio import EventLoop
 from stackmap.codec.memcached import ServerCodec
 
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 #: Bytes that a line may have.
 MAX_LINE = 1 << 20
-
-#: For SO_LINGER.
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 #: The codec of a connection, with the flags that memcached 1.6.18 knows.
 make_codec = functools.partial(ServerCodec, max_line=MAX_LINE, later=False)
@@ -57,8 +54,7 @@ class Connected(Protocol):
 
 def reset(connection: Connected) -> None:
     """Disconnect a client, without waiting for it to take what TCP still has for it."""
-    with contextlib.suppress(OSError):
-        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    reset_on_close(connection.sock)
     connection.abort()
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import array
 import asyncio
 import collections
-import contextlib
 import contextvars
 import fcntl
 import logging
-import socket
-import struct
 import termios
 from asyncio import CancelledError, _enter_task, _leave_task, current_task
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from stackmap import reset_on_close
 from stackmap.codec import LocalProtocolError, RemoteProtocolError
 
 from ._flow import watch_transmit_slots
@@ -47,10 +45,6 @@ LAST_TURNS = 3
 #: A socket that is closed while more requests come in would be reset, and replies lost with it
 #: (RFC 9112, section 9.6).
 LINGER = 1.0
-
-
-#: For SO_LINGER.
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 def unread_bytes(transport: asyncio.Transport) -> int:
@@ -212,8 +206,7 @@ class ServedConnection(asyncio.Protocol):
         self._closing = True
         sock = self._transport.get_extra_info("socket")
         if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            reset_on_close(sock)
         self._transport.abort()
         self.task.cancel()
 

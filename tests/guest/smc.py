@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from tests.guest.commands import sh
 from tests.guest.raw import ATTACH_LISTENER
 from tests.guest.wire import ADDRESS, in_peer_namespace
+from tests.reset import reset_on_close
 
 if TYPE_CHECKING:
     from tests.guest.raw import RawPort
@@ -53,7 +53,7 @@ def test_is_refused(port: RawPort, fallen_back: bool, reset: bool) -> None:
             sock.sendall(b"ordinary")
             assert peer.recv(100) == b"ordinary"
             if reset:
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                reset_on_close(peer)
             peer.close()
             with pytest.raises(ConnectionResetError) if reset else pytest.raises(EOFError):
                 if not sock.recv(100):

@@ -11,6 +11,7 @@ import pytest
 
 from tests.guest.pattern import pattern
 from tests.guest.raw import CLOSED, EOF, ERROR, WRITABLE
+from tests.reset import reset_on_close
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def test_a_reset_is_told_at_once(two: Attached) -> None:
     two.port.credit(two.id, 0)
     two.peer.sendall(bytes(3 * PAGE))
     two.check_honest()
-    two.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    reset_on_close(two.peer)
     two.peer.close()
     found = events(two, CLOSED)
     assert [(event[2], event[3]) for event in found] == [(ERROR, errno.ECONNRESET), (CLOSED, 0)]

@@ -7,6 +7,8 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Any, Self
 
+from tests.reset import reset_on_close
+
 if TYPE_CHECKING:
     from stackmap.service import Server
 
@@ -61,7 +63,7 @@ class RawClient:
 
     def reset(self) -> None:
         """Close with RST."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        reset_on_close(self.sock)
         self.sock.close()
 
     def __enter__(self) -> Self:

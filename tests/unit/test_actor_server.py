@@ -9,7 +9,6 @@ import os
 import random
 import resource
 import socket
-import struct
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +27,7 @@ from stackmap.actor import (
     Signal,
 )
 from stackmap.codec import Lines
+from tests.reset import reset_on_close
 from tests.unit.kv_actors import key_value_server
 
 if TYPE_CHECKING:
@@ -214,8 +214,7 @@ def test_a_client_that_goes_in_the_middle_harms_nobody() -> None:
                 with socket.create_connection(address) as sock:
                     sock.send(b"set a 1\nset b")
                     if number % 2:
-                        linger = struct.pack("ii", 1, 0)
-                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                        reset_on_close(sock)
                 await asyncio.sleep(0)
             assert await talk(client, b"count") != []
             listener = system.whereis("listener")

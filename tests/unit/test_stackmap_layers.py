@@ -12,7 +12,7 @@ PACKAGE = Path(stackmap.__file__).parent
 #: From the lowest to the highest.
 LAYERS = (
     # What both backends are made of.
-    ("_version", "_device", "_event", "_tcp_state", "errors"),
+    ("_version", "_device", "_event", "_reset", "_tcp_state", "errors"),
     ("_attach_errors", "_in_use", "_watch", "_connection"),
     ("_connect", "_fast"),
     ("_port",),

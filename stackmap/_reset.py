@@ -1,0 +1,24 @@
+"""Closing a socket with RST."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncio.trsock import TransportSocket
+
+#: A ``struct linger`` that is on, with a timeout of 0; see socket(7).
+_LINGER_0 = struct.pack("ii", 1, 0)
+
+
+def reset_on_close(sock: socket.socket | TransportSocket) -> None:
+    """Have the socket's close send RST and drop what is queued.  A closed socket is left alone.
+
+    ``abort()`` of an asyncio transport alone sends FIN if the client's input was read, and the
+    client may take half a reply for a whole one.
+    """
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
