@@ -43,6 +43,10 @@ _INBOX_HIGH, _INBOX_LOW = 64 << 10, 16 << 10
 #: Bytes written in a turn that are collected for one call of the transport.
 _CORK = 64 << 10
 DEFAULT_HIGH, DEFAULT_LOW, DEFAULT_LIMIT = 64 << 10, 16 << 10, 1 << 20
+#: Seconds that a peer has to read the last words and to hang up, if the codec has ended the
+#: connection.  A socket that is closed while more comes in would be reset, and those words lost
+#: with it (RFC 9112, section 9.6).
+_LINGER = 1.0
 
 
 class Stream(Generic[In, Out]):
@@ -74,6 +78,9 @@ class Stream(Generic[In, Out]):
         self._eof = self._eof_told = False
         self._deaf = False  # what comes is not wanted: a protocol error, or the actor stops
         self._broken = False  # the codec has given up
+        self._at_end = False  # the peer has sent its FIN
+        self._refused = False  # what the peer goes on to send is read, and dropped
+        self._linger: asyncio.TimerHandle | None = None
         self._reading = True
         # Of a ring: slots that were granted and did not come yet; None while not counted.
         self._granting = False
@@ -216,8 +223,8 @@ class Stream(Generic[In, Out]):
             self._owner.wake()
 
     def _stop_hearing(self) -> None:
-        """Nothing of the peer is wanted any more."""
-        self._broken = True
+        """The codec has ended the connection: drop whatever comes."""
+        self._broken = self._refused = True
         self.ready = False
         while self._inbox:
             chunk = self._inbox.popleft()
@@ -240,6 +247,9 @@ class Stream(Generic[In, Out]):
             self._inbox_full = True
         credit = self._credit
         wanted = not (self._deaf or self._inbox_full)
+        if self._linger is not None:
+            credit = None
+            wanted = True
         if not self._granting:
             wanted = wanted and (credit is None or credit > len(self._inbox))
         elif credit is None:
@@ -308,11 +318,16 @@ class Stream(Generic[In, Out]):
 
     def receive_eof(self) -> None:
         """The peer sends nothing more."""
-        self._eof = True
-        self._look()
+        self._eof = self._at_end = True
+        if self._linger is not None:
+            self.transport.close()
+        else:
+            self._look()
 
     def connection_lost(self, error: BaseException | None) -> None:
         """The connection is gone."""
+        if self._linger is not None:
+            self._linger.cancel()
         self.flush()
         if error is None and not self._aborted:
             self._known_accepted = self._written  # close() sends everything first
@@ -558,14 +573,25 @@ class Stream(Generic[In, Out]):
             self.flush()
             if self.transport.can_write_eof():
                 self._eof_written = True
-                self.transport.write_eof()
+                try:
+                    self.transport.write_eof()
+                except OSError:  # the peer has reset the connection, which is not noticed yet
+                    self.transport.abort()
 
     def close(self) -> None:
-        """Close after what was written is with TCP; :class:`Closed` follows.  Idempotent."""
+        """Close after what was written is with TCP; :class:`Closed` follows.  Idempotent.
+
+        If the codec has ended the connection, the peer has a second to hang up as well.
+        """
         if not self._closing:
             self.flush()
+            if self._refused and not self._at_end and self.transport.can_write_eof():
+                self.write_eof()
+                self._linger = asyncio.get_running_loop().call_later(_LINGER, self.transport.close)
+                self._apply_reading()
+            else:
+                self.transport.close()
             self._closing = True
-            self.transport.close()
 
     def abort(self) -> None:
         """Close at once; what TCP has not taken is dropped.  :class:`Closed` follows."""

@@ -283,6 +283,7 @@ def test_a_protocol_error_is_a_signal_after_the_messages_before_it() -> None:
             assert isinstance(place.seen[1], DecodeError)
             assert place.peer.data == b"too long\n"
             assert place.peer.ends == ["eof"]
+            await asyncio.sleep(1.0)  # the peer has a second to hang up
             assert not place.ref.alive
             assert b"ignored" not in place.seen
 

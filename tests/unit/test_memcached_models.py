@@ -21,6 +21,7 @@ from tests.unit.test_memcached_conformance import (
     as_installed,
     read_late,
     serving,
+    test_a_client_that_is_refused_can_read_why,
     test_a_large_conversation_in_one_write,
     test_details_by_prefix,
     test_long_lines,
@@ -31,9 +32,6 @@ from tests.unit.test_memcached_conformance import (
     test_the_binary_protocol_is_refused_as_memcached_refuses_a_command,
     test_the_version_is_one_that_all_clients_can_parse,
     theirs,
-)
-from tests.unit.test_memcached_conformance import (
-    test_a_client_that_is_refused_can_read_why as refused_client_can_read_why,
 )
 
 if TYPE_CHECKING:
@@ -66,8 +64,3 @@ def test_hanging_up(ours: Address, theirs: Address, data: bytes) -> None:
 
 def test_a_client_that_does_not_read(ours: Address) -> None:
     read_late(ours, 30)
-
-
-def test_a_client_that_the_service_refuses_can_read_why() -> None:
-    with serving("service") as address:
-        refused_client_can_read_why(address)
