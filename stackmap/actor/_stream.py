@@ -9,6 +9,7 @@ import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
+from stackmap import reset_on_close
 from stackmap.codec import RemoteProtocolError
 from stackmap.errors import BrokenError, BusyError, ClosedError, WouldBlockError, make_error
 
@@ -594,11 +595,17 @@ class Stream(Generic[In, Out]):
             self._closing = True
 
     def abort(self) -> None:
-        """Close at once; what TCP has not taken is dropped.  :class:`Closed` follows."""
+        """Close at once with RST: the peer must not take half an answer for a whole one.
+
+        What TCP has not taken is dropped.  :class:`Closed` follows.
+        """
         if not self.lost:
             self._closing = self._aborted = True
             self.corked.clear()
             self._corked_bytes = 0
+            sock = self.transport.get_extra_info("socket")
+            if sock is not None:
+                reset_on_close(sock)
             self.transport.abort()
 
     def hand_over(self, ref: ActorRef[Any]) -> None:

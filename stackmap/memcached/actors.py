@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Never
 from stackmap.actor import ActorSystem, Child, ConnectionActor, Listener
 from stackmap.codec.memcached import Invalid, Reply, Request
 
-from .hosting import AsyncioServer, make_codec, reset
+from .hosting import AsyncioServer, make_codec
 from .server import GRACE
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ActorServer(AsyncioServer):
     def abort(self) -> None:
         """Disconnect all clients at once."""
         for actor in list(self.actors):
-            reset(actor)
+            actor.abort()
 
     def model_report(self) -> dict[str, object]:
         """What ``stats stackmap`` says of the model."""
@@ -84,7 +84,7 @@ class ClientActor(ConnectionActor[Never, Request | Invalid, Reply]):
         self.send(self._execute(message))
 
     def abort(self) -> None:
-        """Close the transport at once."""
+        """Disconnect the client at once, with RST."""
         if self.has_stream:
             self.stream.abort()
 

@@ -13,7 +13,6 @@ import functools
 import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stackmap import reset_on_close
 from stackmap.aio import EventLoop
 from stackmap.codec.memcached import ServerCodec
 
@@ -49,13 +48,7 @@ class Connected(Protocol):
         """Its socket."""
 
     def abort(self) -> None:
-        """Close the transport at once."""
-
-
-def reset(connection: Connected) -> None:
-    """Disconnect a client, without waiting for it to take what TCP still has for it."""
-    reset_on_close(connection.sock)
-    connection.abort()
+        """Disconnect the client at once, with RST."""
 
 
 class AsyncioServer(abc.ABC):
@@ -103,7 +96,7 @@ class AsyncioServer(abc.ABC):
     def abort(self) -> None:
         """Disconnect all clients at once."""
         for connection in list(self._connected):
-            reset(connection)
+            connection.abort()
 
     def run(self) -> None:
         """Serve until :meth:`stop` is called; then let the clients take what they asked for."""
@@ -142,7 +135,7 @@ class AsyncioServer(abc.ABC):
             for connection in list(self._connected):
                 if self.store.now - connection.heard > self.idle_timeout:
                     self.statistics.connections.idle_kicks += 1
-                    reset(connection)
+                    connection.abort()
 
     # -- connections --
 

@@ -100,7 +100,7 @@ class ClientService:
         return self._service(request)
 
     def abort(self) -> None:
-        """Close the transport at once."""
+        """Disconnect the client at once, with RST."""
         self._peer.abort()
 
     async def aclose(self, _deadline: float | None = None, /) -> None:

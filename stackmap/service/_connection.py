@@ -13,7 +13,6 @@ from asyncio import CancelledError, _enter_task, _leave_task, current_task
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from stackmap import reset_on_close
 from stackmap.codec import LocalProtocolError, RemoteProtocolError
 
 from ._flow import watch_transmit_slots
@@ -202,12 +201,9 @@ class ServedConnection(asyncio.Protocol):
         self._look(LAST_TURNS)
 
     def abort(self) -> None:
-        """End at once, with RST: the client must not take half a reply for a whole one."""
+        """End at once, with RST."""
         self._closing = True
-        sock = self._transport.get_extra_info("socket")
-        if sock is not None:
-            reset_on_close(sock)
-        self._transport.abort()
+        self.peer.abort()
         self.task.cancel()
 
     # -- serving ---------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextvars
 from typing import TYPE_CHECKING, Any
 
+from stackmap import reset_on_close
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
@@ -47,7 +49,13 @@ class Peer:
         self._hang_up()
 
     def abort(self) -> None:
-        """Disconnect the client at once; what was not sent to it is dropped."""
+        """Disconnect the client at once, with RST: it must not take half a reply for a whole one.
+
+        What was not sent to it is dropped.
+        """
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            reset_on_close(sock)
         self._transport.abort()
 
 

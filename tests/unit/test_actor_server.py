@@ -11,7 +11,7 @@ import resource
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 import pytest
 
@@ -222,6 +222,32 @@ def test_a_client_that_goes_in_the_middle_harms_nobody() -> None:
             assert listener.statistics.restarts == 0
             await until(lambda: system.tree().count("make_session") == 1)
             assert await talk(client, b"get a") == [b"value 1"]
+
+    run(main)
+
+
+class Fails(ConnectionActor[Never, Payload, Buffer]):
+    """Sends half an answer, and fails; the peer must not take it for a whole one."""
+
+    def connected(self) -> None:
+        self.stream.active(True)
+
+    def received(self, message: Payload) -> None:
+        self.send(bytes(message))
+        self.stream.flush()
+        raise RuntimeError("in the middle of an answer")
+
+
+def test_the_connection_of_an_actor_that_fails_is_reset() -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            async with ActorSystem() as system:
+                listener: Listener[Payload, Buffer] = Listener(Fails, sock, capacity=1)
+                await system.spawn(Child(lambda: listener, capacity=1)).ready()
+                reader, writer = await connect(sock.getsockname())
+                writer.write(b"request")
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
 
     run(main)
 

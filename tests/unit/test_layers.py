@@ -22,7 +22,7 @@ FOLDERS = {"stackmap": ".", "stackmap_cli": "cli", "stackmap_testbed": "testbed"
 LAYERS: dict[str, tuple[str, ...]] = {
     "stackmap": (),
     # On any loop of asyncio.
-    "stackmap.actor": ("stackmap.codec", "stackmap.errors"),
+    "stackmap.actor": ("stackmap", "stackmap.codec"),
     "stackmap.testing": (),
     # Protocols without I/O know nothing of where the bytes come from.
     "stackmap.codec": (),

@@ -586,6 +586,23 @@ def test_a_connection_without_a_service_is_closed(caplog: pytest.LogCaptureFixtu
     assert "no service could be made" in caplog.text
 
 
+def test_a_service_can_reset_its_client() -> None:
+    async def cut_off(_req: bytes) -> bytes:
+        peer = current_peer()
+        assert peer is not None
+        peer.abort()
+        return b"half a reply"
+
+    async def main() -> None:
+        async with serve(ANYWHERE, cut_off, Lines) as server:
+            with await RawClient.connect(server) as client:
+                await client.send(b"request\n")
+                with pytest.raises(ConnectionResetError):
+                    await client.rest()
+
+    run(main())
+
+
 @pytest.mark.parametrize("service", [upper, slow])
 def test_a_service_can_hang_up_after_its_reply(service: Service[bytes, bytes]) -> None:
     async def hang_up(req: bytes) -> bytes:
