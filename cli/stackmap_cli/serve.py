@@ -66,8 +66,8 @@ def _megabytes(_ctx: click.Context, _param: click.Parameter, value: int) -> int:
     default=64,
     show_default=True,
     metavar="MB",
-    help="Memory for items, and with the model loop for unfinished commands and queued replies as "
-    "well; the least recently used items make room for new ones.",
+    help="Memory for items, unfinished commands and queued replies; the least recently used items "
+    "make room for new ones.",
 )
 @nic_option
 @click.option(

@@ -113,6 +113,20 @@ class Stream(Generic[In, Out]):
         """The peer's address, also after the end; None if the transport does not know it."""
         return self.transport.get_extra_info("peername")
 
+    @property
+    def codec(self) -> Codec[In, Out] | None:
+        """What cuts messages; None if the actor receives :class:`Payload`."""
+        return self._codec
+
+    @property
+    def held(self) -> int:
+        """Bytes of the peer that were received, and that are no message yet."""
+        return self._inbox_bytes + (0 if self._codec is None else self._codec.held)
+
+    def look_again(self) -> None:
+        """Deliver what the codec has, although nothing came: it was changed from outside."""
+        self._look()
+
     def active(self, mode: bool | int | Literal["once"]) -> None:
         """Say how much of what the peer sends is to be delivered, as Erlang's ``{active, N}``.
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any, Never
+from typing import TYPE_CHECKING, Any, Never, cast
 
 from stackmap.actor import ActorSystem, Child, ConnectionActor, Listener
 from stackmap.codec.memcached import Invalid, Reply, Request
 
-from .hosting import AsyncioServer, make_codec
+from .client_codec import ClientCodec
+from .hosting import AsyncioServer
 from .server import GRACE
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class ActorServer(AsyncioServer):
             lambda: ClientActor(self),
             sock,
             capacity=1,
-            codec=make_codec,
+            codec=ClientCodec,
             max_connections=self.max_connections,
             shutdown=GRACE,
         )
@@ -73,15 +74,31 @@ class ClientActor(ConnectionActor[Never, Request | Invalid, Reply]):
 
     def connected(self) -> None:
         """Deliver everything from now on; TCP's window holds the client back if need be."""
-        self.sock = self.stream.transport.get_extra_info("socket")
+        stream = self.stream
+        self.sock = stream.transport.get_extra_info("socket")
+        self.codec = cast("ClientCodec", stream.codec)
         self._server.add(self)
         self._server.actors.add(self)
-        self.stream.active(True)
+        stream.active(True)
 
     def received(self, message: Request | Invalid) -> None:
         """Execute a command, and send its reply."""
         self.heard = self._store.now
         self.send(self._execute(message))
+
+    @property
+    def held(self) -> int:
+        """Bytes of commands that were received and not executed."""
+        return self.stream.held if self.has_stream else 0
+
+    @property
+    def pending(self) -> int:
+        """Bytes of replies that TCP has not taken."""
+        return self.stream.pending if self.has_stream else 0
+
+    def look_again(self) -> None:
+        """Go on, because the codec has a message although nothing came."""
+        self.stream.look_again()
 
     def abort(self) -> None:
         """Disconnect the client at once, with RST."""
@@ -90,4 +107,5 @@ class ClientActor(ConnectionActor[Never, Request | Invalid, Reply]):
 
     def on_stop(self, reason: BaseException | None) -> None:  # noqa: ARG002 (as of the base class)
         """The connection has ended, or nothing more comes on it."""
-        self._server.remove(self)
+        if self.sock is not None:
+            self._server.remove(self)

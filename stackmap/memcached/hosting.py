@@ -14,38 +14,47 @@ import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stackmap.aio import EventLoop
-from stackmap.codec.memcached import ServerCodec
+from stackmap.codec.memcached import MetaSet
 
 from .executor import Executor
 from .server import DEFAULT_MAX_CONNECTIONS
 from .statistics import Client, ServerStatistics
+from .waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from stackmap import Port
 
+    from .client_codec import ClientCodec
     from .store import Store
-
-#: Bytes that a line may have.
-MAX_LINE = 1 << 20
-
-#: The codec of a connection, with the flags that memcached 1.6.18 knows.
-make_codec = functools.partial(ServerCodec, max_line=MAX_LINE, later=False)
 
 
 class Connected(Protocol):
     """What keeps the state of one connection.
 
     Attributes:
+        codec: accounts for what waits in the connection.
         heard: when its last request came, in seconds of the store's clock.
     """
 
+    codec: ClientCodec
     heard: int
 
     @property
     def sock(self) -> Any:
         """Its socket."""
+
+    @property
+    def held(self) -> int:
+        """Bytes of commands that were received and not executed."""
+
+    @property
+    def pending(self) -> int:
+        """Bytes of replies that TCP has not taken."""
+
+    def look_again(self) -> None:
+        """Go on, because the codec has a message although nothing came."""
 
     def abort(self) -> None:
         """Disconnect the client at once, with RST."""
@@ -81,6 +90,7 @@ class AsyncioServer(abc.ABC):
         self.executor = Executor(store, self.statistics)
         self._port = port
         self._connected: set[Connected] = set()
+        self._waiting: Waiting[Connected] = Waiting(store)
         self._stops = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
@@ -128,9 +138,11 @@ class AsyncioServer(abc.ABC):
             self.abort()
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Once a second: move the store's clock, and disconnect clients that are idle."""
+        """Once a second: move the store's clock, and look after the connections."""
         loop.call_later(1.0, self._tick, loop)
         self.store.tick()
+        self._account_for_all()
+        self._relieve()
         if self.idle_timeout:
             for connection in list(self._connected):
                 if self.store.now - connection.heard > self.idle_timeout:
@@ -142,16 +154,65 @@ class AsyncioServer(abc.ABC):
     def add(self, connection: Connected) -> None:
         """A connection has begun."""
         self._connected.add(connection)
+        connection.codec.account = functools.partial(self._account, connection)
         counters = self.statistics.connections
         counters.current += 1
         counters.total += 1
 
     def remove(self, connection: Connected) -> None:
-        """A connection has ended."""
+        """A connection has ended, but for what is still to be sent."""
         self._connected.remove(connection)
         self.statistics.connections.current -= 1
+        self._update(connection)
+        connection.codec.close()
 
     def clients(self) -> Iterator[Client]:
         """The connections, as ``stats conns`` shows them."""
         for connection in list(self._connected):
             yield Client(connection.sock, "conn_read", connection.heard)
+
+    # -- memory --
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Memory that is reserved for what waits in connections."""
+        self._account_for_all()
+        return self.store.reserved
+
+    def _update(self, connection: Connected, more: int = 0) -> None:
+        held = connection.held + connection.pending + more
+        self._waiting.account(connection, connection.codec, held)
+
+    def _account(self, connection: Connected, more: int) -> None:
+        """A connection has made progress, and holds ``more`` bytes than can be seen yet."""
+        self._update(connection, more)
+        if self.store.overdrawn:
+            self._relieve()
+
+    def _account_for_all(self) -> None:
+        """Nothing tells when clients take their replies."""
+        for connection in {*self._connected, *self._waiting}:
+            held = connection.held + connection.pending
+            if held != connection.codec.charged:
+                self._waiting.account(connection, connection.codec, held)
+
+    def _relieve(self) -> None:
+        """Free memory, because too much waits in connections."""
+        counters = self.statistics.connections
+        for connection in self._waiting.excess():
+            codec = connection.codec
+            if connection.held + connection.pending < codec.charged:
+                self._update(connection)
+                continue
+            command = codec.drop_value()
+            if command is not None:
+                verb = b"ms" if isinstance(command, MetaSet) else command.verb.encode()
+                self.store.refuse_for_memory(verb, command.key)
+                connection.look_again()
+            elif not connection.pending and codec.drop_line():
+                counters.lines_dropped += 1
+                connection.look_again()
+            else:
+                counters.replies_dropped += 1
+                connection.abort()
+            self._waiting.forget(connection, codec)

@@ -84,7 +84,7 @@ class Server:
         self.connections: set[Connection] = set()
         self._port = port
         self._store = store
-        self._waiting = Waiting(store)
+        self._waiting: Waiting[Connection] = Waiting(store)
         #: Those whose commands wait for their turn, in the order in which they get it.
         self._busy: OrderedDict[Connection, None] = OrderedDict()
         self._refused: dict[Connection, int] = {}
@@ -132,6 +132,11 @@ class Server:
         with self._wake_lock:
             if self._wake_fd >= 0:
                 os.eventfd_write(self._wake_fd, 1)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Memory that is reserved for what waits in connections."""
+        return self._store.reserved
 
     def clients(self) -> Iterator[Client]:
         """The connections, as ``stats conns`` shows them."""
@@ -191,7 +196,7 @@ class Server:
             connection.pause_reading()
         else:
             connection.resume_reading()
-        self._waiting.account(connection, session)
+        self._account(connection, session)
 
     def _resume(self, count: int) -> None:
         """Let the connections go on that have waited longest for their turn."""
@@ -206,6 +211,9 @@ class Server:
             if output:
                 connection.write(output)
             self._settle(connection, session)
+
+    def _account(self, connection: Connection, session: Session) -> None:
+        self._waiting.account(connection, session, session.held + connection.pending)
 
     def _relieve(self) -> None:
         """Free memory, because too much waits in connections."""
@@ -228,7 +236,7 @@ class Server:
         """Hang up on a client, after it has read why if it was told that."""
         session.drop()
         self._busy.pop(connection, None)
-        self._waiting.account(connection, session)
+        self._account(connection, session)
         if not session.refused:
             connection.close()
         elif connection not in self._refused:

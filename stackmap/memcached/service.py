@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stackmap.codec.memcached import Error, Invalid, Reply, Request
 from stackmap.service import (
@@ -19,7 +19,8 @@ from stackmap.service import (
     serve,
 )
 
-from .hosting import AsyncioServer, make_codec
+from .client_codec import ClientCodec
+from .hosting import AsyncioServer
 from .server import GRACE
 from .statistics import BACKLOG
 
@@ -62,7 +63,7 @@ class ServiceServer(AsyncioServer):
         server: Server[Request | Invalid, Reply] = serve(
             self.listeners,
             connections,
-            make_codec,
+            ClientCodec,
             grace=GRACE,
             max_connections=self.max_connections,
             backlog=BACKLOG,
@@ -89,9 +90,11 @@ class ClientService:
         self._server = server
         self._peer = peer
         self._service = service
+        self._ended = False
         self._store = server.store
         self.heard = server.store.now
         self.sock: Any = peer.get_extra_info("socket")
+        self.codec = cast("ClientCodec", peer.codec)
         server.add(self)
 
     def __call__(self, request: Request | Invalid, /) -> Awaitable[Reply]:
@@ -99,12 +102,27 @@ class ClientService:
         self.heard = self._store.now
         return self._service(request)
 
+    @property
+    def held(self) -> int:
+        """Bytes of commands that were received and not executed."""
+        return 0 if self._ended else self.codec.held
+
+    @property
+    def pending(self) -> int:
+        """Bytes of replies that TCP has not taken."""
+        return 0 if self._ended else self._peer.pending
+
+    def look_again(self) -> None:
+        """Go on, because the codec has a message although nothing came."""
+        self._peer.look_again()
+
     def abort(self) -> None:
         """Disconnect the client at once, with RST."""
         self._peer.abort()
 
     async def aclose(self, _deadline: float | None = None, /) -> None:
         """The connection has ended."""
+        self._ended = True
         self._server.remove(self)
 
 

@@ -31,6 +31,7 @@ from . import meta
 from .administration import ADMINISTRATION, OK, VERSION
 from .codec import TURN, Decoder
 from .store import NO_MEMORY, NOT_FOUND, item_fits
+from .waiting import NO_ROOM_FOR_LINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +54,6 @@ _VALUE_END = b"\r\nEND\r\n"
 _TOO_MANY_GET_FLAGS = b"CLIENT_ERROR options flags are too long\r\n"
 _TOO_MANY_FLAGS = b"CLIENT_ERROR options flags too long\r\n"
 _BAD_FLAGS = b"CLIENT_ERROR invalid or duplicate flag\r\n"
-_NO_ROOM_FOR_LINE = b"SERVER_ERROR out of memory reading request\r\n"
 
 #: How many bytes of a long line are cut into keys at a time.
 _STRETCH = 4096
@@ -184,19 +184,14 @@ class Session(Decoder):
         """
         verb, key, *_, noreply = self._header
         if self.drop_value():
-            counters = self._store.counters
-            counters.store_no_memory += 1
-            counters.malloc_fails += 1
-            if verb in {b"set", b"ms"}:
-                # The old value would be stale.
-                self._store.discard(key)
+            self._store.refuse_for_memory(verb, key)
             if not noreply:
                 self._out.append(NO_MEMORY)
             return True
         self.refused = not self.paused
         self.drop()
         if self.refused:
-            self._out.append(_NO_ROOM_FOR_LINE)
+            self._out.append(NO_ROOM_FOR_LINE)
         return False
 
     def drop(self) -> None:

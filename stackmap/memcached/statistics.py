@@ -81,6 +81,10 @@ class Host(Protocol):
     idle_timeout: int
     accepting: bool
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Memory that is reserved for what waits in connections."""
+
     def clients(self) -> Iterable[Client]:
         """The connections."""
 
@@ -440,7 +444,7 @@ class ServerStatistics:
             "server": "stackmap",
             "release": __version__,
             "backend": self._port.backend,
-            "waiting_bytes": self._store.reserved,
+            "waiting_bytes": self._server.waiting_bytes,
             **self._server.model_report(),
         }
         for name, value in dataclasses.asdict(self._port.stats()).items():

@@ -461,6 +461,14 @@ class Store:
             # The old value would be stale.
             self.discard(key)
 
+    def refuse_for_memory(self, verb: bytes, key: bytes) -> None:
+        """Count a storage command whose value could not wait in memory until it was complete."""
+        self.counters.store_no_memory += 1
+        self.counters.malloc_fails += 1
+        if verb in {b"set", b"ms"}:
+            # The old value would be stale.
+            self.discard(key)
+
     def discard(self, key: bytes) -> None:
         """Remove the item, if there is one, because its new value could not be stored."""
         if key in self._items:

@@ -52,7 +52,7 @@ def unread_bytes(transport: asyncio.Transport) -> int:
     It is not known of TLS, whose bytes are not the application's.
     """
     sock = transport.get_extra_info("socket")
-    if sock is None or transport.get_extra_info("ssl_object") is not None:
+    if sock is None or sock.fileno() < 0 or transport.get_extra_info("ssl_object") is not None:
         return 0
     count = array.array("i", [0])
     try:
@@ -126,7 +126,13 @@ class ServedConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self._transport = cast("asyncio.Transport", transport)
-        self.peer = Peer(self._transport, self._hang_up)
+        self.peer = Peer(
+            self._transport,
+            self._codec,
+            hang_up=self._hang_up,
+            look_again=self._look_again,
+            pending=self._pending,
+        )
         watch_transmit_slots(self._transport)
         self._context = contextvars.copy_context()
         self._context.run(enter_peer, self.peer)
@@ -178,6 +184,7 @@ class ServedConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Cancel what is in progress."""
         self._lost = self._closing = True
+        self._out.clear()
         if not self._ending:
             self.task.cancel()
         if self._waiter is not None:
@@ -462,6 +469,13 @@ class ServedConnection(asyncio.Protocol):
         if self._looked and self._unread <= 0:
             self._last = True
             self._pause_reading()
+
+    def _look_again(self) -> None:
+        if self._hungry:
+            self._context.run(self._go_on)
+
+    def _pending(self) -> int:
+        return self._out_size + self._transport.get_write_buffer_size()
 
     def _hang_up(self) -> None:
         self._hanging_up = True

@@ -29,6 +29,8 @@ from stackmap.service import (
     per_connection,
     serve,
 )
+from stackmap.service._connection import unread_bytes
+from stackmap.testing import MemoryTransport
 
 from .service_peer import RawClient
 
@@ -599,6 +601,18 @@ def test_a_service_can_reset_its_client() -> None:
                 await client.send(b"request\n")
                 with pytest.raises(ConnectionResetError):
                     await client.rest()
+
+    run(main())
+
+
+def test_a_drain_leaves_a_connection_alone_whose_socket_is_closed() -> None:
+    """On a port the socket is closed a turn before connection_lost() is called."""
+
+    async def main() -> None:
+        sock = socket.socket()
+        sock.close()
+        transport = MemoryTransport(asyncio.get_running_loop(), 1000, {"socket": sock})
+        assert unread_bytes(transport) == 0
 
     run(main())
 

@@ -1,0 +1,103 @@
+"""``--memory`` bounds the memory of the service and of the actors as well.
+
+The tests are those of ``test_memcached_memory.py``.  Not among them is how long another client has
+to wait while a long command is executed, which only the loop interrupts; nor are the loads in which
+that takes minutes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stackmap_testbed.memcached.conformance import Conversation
+from stackmap_testbed.memcached.pressure import allow_descriptors, peak, press, server
+from tests.unit.test_memcached_memory import (
+    MOST,
+    connect,
+    receive,
+    test_a_value_that_goes_while_it_is_sent_arrives_whole,
+    test_the_oldest_half_value_gives_way,
+    wait_until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stackmap_testbed.memcached.conformance import Address
+
+__all__ = [
+    "test_a_value_that_goes_while_it_is_sent_arrives_whole",
+    "test_the_oldest_half_value_gives_way",
+]
+
+
+@pytest.fixture(scope="module", params=["service", "actors"])
+def model(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def small(model: str) -> Iterator[Address]:
+    """A server with room for 8 MB."""
+    with server("--backend", "sockets", "--memory", "8", "--model", model) as (address, _pid):
+        yield address
+
+
+@pytest.fixture
+def smallest(model: str) -> Iterator[Address]:
+    """A server with room for 1 MB."""
+    with server("--backend", "sockets", "--memory", "1", "--model", model) as (address, _pid):
+        yield address
+
+
+@pytest.mark.timeout(300)
+def test_memory_is_bounded_and_another_client_is_served(model: str) -> None:
+    allow_descriptors()
+    options = ("--backend", "sockets", "--memory", "64", "--max-connections", "2000")
+    with server(*options, "--model", model) as (address, pid):
+        for load in ("values-begun", "values-nearly-sent", "lines-unfinished"):
+            assert press(address, load).count > 0
+            print(f"{model}, {load}: peak {peak(pid) / 1e6:.0f} MB")
+        assert peak(pid) < MOST
+
+
+def test_a_value_larger_than_half_of_the_memory_is_stored(smallest: Address) -> None:
+    conversation = Conversation(smallest)
+    value = b"v" * 700_000
+    for _ in range(3):
+        assert conversation.ask(b"set k 0 0 700000\r\n%b\r\n" % value) == b"STORED\r\n"
+    assert conversation.ask(b"get k\r\n") == b"VALUE k 0 700000\r\n%b\r\nEND\r\n" % value
+    conversation.close()
+
+
+def test_the_oldest_long_line_is_told_why_it_has_to_go(smallest: Address) -> None:
+    other = Conversation(smallest)
+    clients = [connect(smallest) for _ in range(2)]
+    line = b"get" + b" k" * 150_000
+    for client in clients:
+        client.sendall(line)
+        wait_until(other, range(len(line), len(line) + 1))
+    assert receive(clients[0], 100) == b"SERVER_ERROR out of memory reading request\r\n"
+    clients[1].sendall(b"\r\n")
+    assert receive(clients[1], 5) == b"END\r\n"
+    assert b"STAT read_buf_oom 1\r\n" in other.ask(b"stats\r\n")
+    for client in clients:
+        client.close()
+    other.close()
+
+
+def test_the_oldest_that_takes_nothing_gives_way(smallest: Address) -> None:
+    other = Conversation(smallest)
+    other.ask(b"set big 0 0 200000\r\n" + bytes(200_000) + b"\r\n")
+    clients = [connect(smallest) for _ in range(40)]
+    for client in clients:
+        client.sendall(b"get big\r\n" * 50)
+    while b"STAT response_obj_oom 0\r\n" in other.ask(b"stats\r\n"):
+        assert other.ask(b"get nothing\r\n") == b"END\r\n"
+    with pytest.raises(ConnectionResetError):
+        receive(clients[0], 1 << 24)
+    for client in clients:
+        client.close()
+    other.close()
