@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
@@ -19,6 +20,9 @@ from .completion import complete_nic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+#: The first port that any user may listen on, unless ``ip_unprivileged_port_start`` says otherwise.
+_UNPRIVILEGED = 1024
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -137,5 +141,10 @@ def listen_on(address: tuple[str, int]) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as failure:
         listener.close()
-        raise StackmapError(f"cannot listen on {name}:{number}: {failure.strerror}") from failure
+        remedy = ""
+        if failure.errno == errno.EACCES and number < _UNPRIVILEGED:
+            remedy = f" (ports below {_UNPRIVILEGED} are root's): choose another one, or use sudo"
+        raise StackmapError(
+            f"cannot listen on {name}:{number}: {failure.strerror}{remedy}"
+        ) from failure
     return listener

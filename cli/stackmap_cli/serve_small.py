@@ -8,7 +8,7 @@ import click
 
 from stackmap.errors import StackmapError
 
-from .click_errors import examples
+from .click_errors import SentenceCommand, examples
 from .serve_options import (
     announce,
     backend_option,
@@ -22,10 +22,11 @@ from .serve_options import (
 
 
 @click.command(
+    cls=SentenceCommand,
     epilog=examples(
         "stackmap serve echo",
         "stackmap serve echo --model actors --backend sockets --listen 127.0.0.1:7007",
-    )
+    ),
 )
 @model_option("loop")
 @backend_option
@@ -46,10 +47,11 @@ def echo(*, model: str, backend: str, listen: tuple[str, int], nic: str | None) 
 
 
 @click.command(
+    cls=SentenceCommand,
     epilog=examples(
         "stackmap serve http --root public",
         "sudo stackmap serve http --root public --listen 192.0.2.1:80 --nic eth1 --model loop",
-    )
+    ),
 )
 @click.option(
     "--root",

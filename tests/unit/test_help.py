@@ -12,6 +12,7 @@ import pytest
 from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
+from stackmap_cli.click_errors import SentenceCommand
 from stackmap_cli.main import main
 from stackmap_testbed.lab.session import Session
 
@@ -35,6 +36,19 @@ def test_every_help_is_whole(path: tuple[str, ...]) -> None:
     listed = short.output.partition("\nCommands:\n")[2]
     assert "..." not in listed
     assert "Examples:\n    " in short.output
+
+
+def leaves(command: click.Command) -> Iterator[click.Command]:
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            yield from leaves(inner)
+    else:
+        yield command
+
+
+def test_every_command_ends_with_a_sentence_if_it_fails() -> None:
+    plain = [command.name for command in leaves(main) if not isinstance(command, SentenceCommand)]
+    assert plain == []
 
 
 def completed(words: str, incomplete: str) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import resource
@@ -345,6 +346,18 @@ def test_a_port_in_use_is_one_sentence() -> None:
     assert result.output == f"Error: cannot listen on {address}: Address already in use\n"
 
 
+def test_a_port_of_root_s_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bind(_sock: socket.socket, _address: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(socket.socket, "bind", bind)  # the tests may run as root
+    result = CliRunner().invoke(main, ["serve", "echo", "--listen", "127.0.0.1:80"])
+    assert result.exit_code == 1
+    assert "Permission denied (ports below 1024 are root's)" in result.output
+    result = CliRunner().invoke(main, ["serve", "echo", "--listen", "127.0.0.1:8080"])
+    assert result.output.endswith("Permission denied\n")
+
+
 def test_what_is_no_host_name_is_one_sentence() -> None:
     result = CliRunner().invoke(main, ["serve", "memcached", "--listen", "a..b:1"])
     assert result.exit_code == 1
@@ -358,8 +371,9 @@ def test_a_bad_address_is_a_usage_error(address: str) -> None:
 
 
 @without_module
-def test_rings_that_cannot_be_had_are_one_sentence() -> None:
-    options = ["serve", "memcached", "--backend", "stackmap", "--listen", "127.0.0.1:0"]
+@pytest.mark.parametrize("command", ["memcached", "echo", "http"])
+def test_rings_that_cannot_be_had_are_one_sentence(command: str) -> None:
+    options = ["serve", command, "--backend", "stackmap", "--listen", "127.0.0.1:0"]
     result = CliRunner().invoke(main, options)
     assert result.exit_code == 1
     assert re.fullmatch(r"Error: [^\n]+\n", result.output)
