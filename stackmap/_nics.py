@@ -1,4 +1,4 @@
-"""Read from rtnetlink which NICs are bound, and who may open ports on them.
+"""Read from rtnetlink which NICs are bound, and which users may open ports on them.
 
 A NIC is bound while the module's qdisc is at its root.  The options of that qdisc (SM_TCA_* in
 ``kmod/uapi/stackmap.h``) name the user and the group that may open ports besides the administrator.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Payloads of up to so many bytes are copied to the staging area.
 SMALL: int = lib.SMR_SMALL
-#: Of a received slot: id, start, buffer, length, flags, errno (struct smr_segment).
+#: Fields of a received slot: id, start, buffer, length, flags, errno (struct smr_segment).
 _SEGMENT = struct.Struct("=IIIHBB")
 _PAGE_SIZE = 4096
 #: The offset in a page: the lower half of struct smr_segment's start.

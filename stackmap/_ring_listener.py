@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ._connection import Address
     from ._ring_connection import RingConnection
 
-#: Of a struct tcp_info: tcpi_unacked, which for a listener is the number of those that wait.
+#: Offset of tcpi_unacked in struct tcp_info; for a listener, the connections in its backlog.
 _BACKLOG = struct.Struct("=24xI")
 
 #: The port and the address of a peer, as struct sm_open has them.

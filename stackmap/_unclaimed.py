@@ -42,7 +42,7 @@ class Unclaimed:
 
     @property
     def abandoned(self) -> bool:
-        """Nobody claims it any more: it ended some time ago."""
+        """Whether it ended so long ago that nobody will claim it."""
         return time.monotonic() > self._abandoned_at
 
     def queue(self, flags: int, code: int, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The package's exceptions, in four kinds that say whose doing it was.
+"""The package's exceptions, in four kinds, by their cause.
 
 - :class:`ClosedError`: the program itself has closed what it uses: a port, a connection, a socket.
 - :class:`BrokenError`: the peer, or the path to it, ended the connection.

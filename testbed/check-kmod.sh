@@ -59,7 +59,7 @@ coccicheck() {
 	fi
 }
 
-# All that depends on the kernel's version is in one place.
+# Code that depends on the kernel's version is in one file.
 versions() {
 	if git grep -nE 'LINUX_VERSION_CODE|KERNEL_VERSION\(' -- kmod ':!kmod/compat.h' >&2; then
 		complain "the kernel's version is asked for outside kmod/compat.h"

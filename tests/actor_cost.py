@@ -27,7 +27,7 @@ Measure = Callable[[], Coroutine[Any, Any, float]]
 
 
 class _Receiver:
-    """What a direct call calls."""
+    """The function that a direct call calls."""
 
     def __init__(self) -> None:
         self.left = HOPS

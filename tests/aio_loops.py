@@ -1,4 +1,4 @@
-"""What tests of transports share: one connection between a loop's transport and a plain socket."""
+"""Helpers for tests of transports: a connection between a loop's transport and a plain socket."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def connect(make_protocol: Callable[[], Any]) -> tuple[Any, Any, socket.so
     """A connected transport, its protocol, and the peer's socket, which does not block."""
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        # What the peer does not read fills TCP's buffers sooner.
+        # Small buffers fill sooner when the peer does not read.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         transport, protocol = await loop.create_connection(make_protocol, *listener.getsockname())
         peer, _address = listener.accept()
@@ -81,7 +81,7 @@ async def receive(peer: socket.socket, size: int) -> bytes:
 
 
 async def receive_all(peer: socket.socket) -> bytes:
-    """All that the peer receives until the end of the stream."""
+    """Receive as the peer until the end of the stream."""
     loop = asyncio.get_running_loop()
     data = bytearray()
     async with asyncio.timeout(PATIENCE):

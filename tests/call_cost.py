@@ -175,7 +175,7 @@ Loop = Callable[[int], None]
 
 
 def loops(folder: Path) -> dict[tuple[str, str], Loop]:
-    """What is measured, by call and way; each loop makes as many calls as it is told."""
+    """The loops to measure, by call and binding; each takes the number of calls to make."""
     module, extension = build(folder)
     found = {("write of 64 bytes", "cffi"): cffi_write(module)}
     found["write of 64 bytes", "extension"] = extension_write(extension)

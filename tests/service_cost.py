@@ -103,7 +103,7 @@ class SpawningProtocol(AwaitingProtocol):
 
 
 class NothingProtocol(AwaitingProtocol):
-    """What the measurement itself costs."""
+    """The cost of the measurement itself."""
 
     def data_received(self, data: bytes) -> None:
         self._transport.write(data)

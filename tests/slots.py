@@ -153,7 +153,7 @@ _RING = 16 * WRITES
 #: Each piece that was not acknowledged has a buffer, and a connection may use half of them: enough
 #: for pieces of one byte as fast as a socket sends them, and the longest of the round trips.
 _SPARE = 16 * _RING
-#: Of a slot, and where its length, its id and its events are.
+#: The size of a slot, and the offsets of its length, its id and its events.
 _SLOT, _LENGTH, _ID, _EVENTS = 16, 4, 8, 14
 
 

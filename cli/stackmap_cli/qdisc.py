@@ -169,7 +169,7 @@ def set_qdisc(route: IPRoute, nic: Nic, grants: Grants | None) -> None:
     Args:
         route: where to ask the kernel.
         nic: the NIC.
-        grants: who may open ports, instead of whom an earlier call named; None to leave it.
+        grants: the users and groups that may open ports, in place of earlier ones; None: unchanged.
 
     Raises:
         NicError: the kernel refuses.

@@ -1,4 +1,4 @@
-"""What a program derives its actors from."""
+"""The base class of actors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs one actor: its mailbox, its turns on the event loop, its lives and its end.
+"""The runtime of one actor: its mailbox, its turns on the event loop, its lives and its end.
 
 An actor whose handlers are plain functions has no task.  A message to an idle one costs an append
 and ``call_soon()``, and the callback handles all that has come by then.  The first handler that
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 #: Messages that an actor handles before the loop and the other actors get their turn.
 TURN = 64
-#: What a handler may raise without harm to anything but its actor.
+#: Exceptions of a handler that end its actor and nothing else.
 _FAILURES = (Exception, asyncio.CancelledError)
 #: Seconds between attempts to cancel a handler that does not end when it is cancelled.
 _INSIST = 1.0
@@ -730,7 +730,7 @@ class Cell(ActorRef[Msg]):
         )
 
     def gone(self) -> ClosedError:
-        """The error of whoever wants something of an actor that has ended."""
+        """The error for callers of an actor that has ended."""
         error = make_error(ClosedError, errno.ESHUTDOWN, f"the actor {self.name} has ended")
         error.__cause__ = self.reason
         return error

@@ -1,4 +1,4 @@
-"""What others hold of an actor: they send to it, ask it, stop it, and wait for its end."""
+"""The address of an actor: send to it, ask it, stop it, or wait for its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the system tells an actor, ahead of the messages of other actors."""
+"""Signals: notifications of the system to an actor, handled ahead of messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an actor did, and a listing of a tree of actors."""
+"""Counters of an actor."""
 
 from __future__ import annotations
 

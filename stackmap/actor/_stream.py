@@ -115,7 +115,7 @@ class Stream(Generic[In, Out]):
 
     @property
     def codec(self) -> Codec[In, Out] | None:
-        """What cuts messages; None if the actor receives :class:`Payload`."""
+        """The codec; None if the actor receives :class:`Payload`."""
         return self._codec
 
     @property

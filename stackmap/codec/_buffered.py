@@ -1,4 +1,4 @@
-"""What codecs whose messages are complete pieces of the stream have in common."""
+"""The common part of codecs that cut complete messages from a buffer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Buffered(Codec[In_co, Out_contra]):
-    """Keeps the stream in a ``bytearray``, from whose front a subclass cuts messages.
+    """Keeps the stream in a ``bytearray``; a subclass cuts messages from its front.
 
     A subclass implements ``_cut()``, which takes the next message out of ``_data``, and
     :meth:`send`.

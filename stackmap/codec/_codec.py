@@ -1,6 +1,6 @@
-"""What every codec is: one connection's end of a protocol, without I/O.
+"""The interface of codecs: one connection's end of a protocol, without I/O.
 
-The shape is h11's: bytes in, messages out, and the other way round; whoever owns the connection
+The shape is h11's: bytes in, messages out, and the other way round; the owner of the connection
 moves the bytes.  So the same codec serves a ring, a socket, an asyncio transport and a test.
 """
 

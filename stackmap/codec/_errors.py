@@ -1,4 +1,4 @@
-"""Violations of a protocol, in two kinds that say whose doing it was."""
+"""Violations of a protocol, by the peer or by the program."""
 
 from __future__ import annotations
 

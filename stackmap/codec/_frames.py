@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Frames(Buffered[In_co, Out_contra]):
-    """What codecs have in common whose messages are the payload of frames.
+    """The common part of codecs that put each message into a frame.
 
     Args:
         header_size: how many bytes the number has: 1, 2, 4 or 8.

@@ -1,4 +1,4 @@
-"""What the servers on an event loop have in common, however they are composed.
+"""The common part of the servers on an event loop.
 
 The loop is :class:`stackmap.aio.EventLoop`, on rings and on sockets alike: its port counts bytes
 for the reports.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Connected(Protocol):
-    """What keeps the state of one connection.
+    """The state of one connection.
 
     Attributes:
         codec: accounts for what waits in the connection.
@@ -190,7 +190,7 @@ class AsyncioServer(abc.ABC):
             self._relieve()
 
     def _account_for_all(self) -> None:
-        """Nothing tells when clients take their replies."""
+        """Update all accounts; no event tells when clients take their replies."""
         for connection in {*self._connected, *self._waiting}:
             held = connection.held + connection.pending
             if held != connection.codec.charged:

@@ -1,4 +1,4 @@
-"""What runs a server of each model until a signal ends it."""
+"""Run a server of each model until a signal ends it."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ make_codec = functools.partial(ServerCodec, max_body=MAX_BODY)
 
 
 class Client:
-    """What a bare loop knows of a client; ``app`` of its connection."""
+    """A client of the bare loop; ``app`` of its connection."""
 
     __slots__ = ("at_end", "codec")
 

@@ -1,4 +1,4 @@
-"""What became of a request: the one judgement that statistics and retries share."""
+"""The outcome of a request, classified for statistics and retries alike."""
 
 from __future__ import annotations
 

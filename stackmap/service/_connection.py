@@ -63,7 +63,7 @@ def unread_bytes(transport: asyncio.Transport) -> int:
 
 
 class Host(Protocol):
-    """What a connection needs of its server."""
+    """The part of a server that its connections use."""
 
     service: Service[Any, Any] | None
     factory: ServiceFactory[Any, Any] | None

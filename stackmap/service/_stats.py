@@ -1,4 +1,4 @@
-"""What became of requests, and how long they took."""
+"""Counters of outcomes, and latencies."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def wait_until(condition: Callable[[], bool], patience: float, pause: float = 0.
         condition: asked once at least.
         patience: seconds after which it is not asked again.
         pause: seconds between two times; more if asking takes longer than that, because it costs
-            those who are waited for as much.
+            the processes that are waited for as much.
     """
     deadline = time.monotonic() + patience
     while True:

@@ -6,7 +6,7 @@
  *	honest.c	a connection on a port of its own that must stay right all the time
  *	peers.c		the other end of the hostile connections: floods, stalls, resets
  *	network.c	namespaces, links and qdiscs; and what happens to them meanwhile
- *	look.c		those who look on: netlink dumps, tracepoints
+ *	look.c		observers: netlink dumps, tracepoints
  *	hostile.c	a hostile process: its threads, ports and descriptors, its life and death
  *	rings.c, ioctls.c, maps.c, sockets.c	what a hostile thread may do, as tables
  *

@@ -175,7 +175,7 @@ static void honest_fill(struct honest *h, uint64_t limit)
 	__atomic_store_n(&h->tx->head, head, __ATOMIC_RELEASE);
 }
 
-/* What became of the slots that a sync has processed. */
+/* Account for the slots that a sync has processed. */
 static void honest_collect(struct honest *h)
 {
 	uint32_t end = ring_next(__atomic_load_n(&h->tx->tail, __ATOMIC_ACQUIRE));

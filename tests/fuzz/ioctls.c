@@ -196,7 +196,7 @@ static void wait_with_epoll(struct rng *rng)
 	keep_fd(rng, set);
 }
 
-/* What files can do and ports cannot. */
+/* File operations that ports do not support. */
 static void other_calls(struct rng *rng)
 {
 	int fd = atomic_load(&pick_port(rng)->fd), other = pick_fd(rng);

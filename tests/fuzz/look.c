@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Those who look on: dumps of the generic netlink family, and the tracepoints, on and off, while
+ * Observers: dumps of the generic netlink family, and the tracepoints, on and off, while
  * ports, rings and connections come and go.
  */
 #include "fuzz.h"

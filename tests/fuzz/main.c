@@ -397,7 +397,7 @@ int main(int argc, char **argv)
 		sleep_ms(20);
 	}
 	end_all_hostile();
-	/* The honest ones finish their round; whoever cannot has failed. */
+	/* Let the honest connections finish their round; one that cannot has failed. */
 	end_helpers(now_ms() + STALL_MS);
 	for (int i = 0; i < HELPERS; i++)
 		if (helper[i].killed)

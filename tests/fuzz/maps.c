@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* What a hostile thread does to mappings, and to processes that share them. */
+/* Operations of a hostile thread on mappings, and on processes that share them. */
 #include "hostile.h"
 
 #include <fcntl.h>
@@ -109,7 +109,7 @@ static void move(struct rng *rng)
 	if (at + from > port->arena + ARENA_SIZE || there + to > port->arena + ARENA_SIZE)
 		return;
 	mremap(at, from, to, MREMAP_MAYMOVE | MREMAP_FIXED, there);
-	/* What was moved away left a hole: reserve it again. */
+	/* The mapping that was moved left a hole: reserve it again. */
 	mmap(at, from, PROT_NONE,
 	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
 	count(C_munmaps);

@@ -150,7 +150,7 @@ static void delete_nic(struct rng *rng)
 	count(C_nic_deletions);
 }
 
-/* What an operator looks at; it must not disturb, nor be disturbed. */
+/* An operator's commands: they must not disturb the ports, nor be disturbed. */
 static void look(struct rng *rng)
 {
 	(void)rng;

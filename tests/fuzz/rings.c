@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* What a hostile thread does to rings, slots and buffers. */
+/* Operations of a hostile thread on rings, slots and buffers. */
 #include "hostile.h"
 
 #include <errno.h>
@@ -56,7 +56,7 @@ static bool mutate_slot(struct rng *rng, struct port *port, struct sm_slot *slot
 	return memcmp(&before, slot, sizeof(before));
 }
 
-/* What the kernel says is not there gets hardly any further slot. */
+/* Hardly ever fill a slot of a connection that the kernel reported as unknown. */
 static void learn(struct rng *rng, struct port *port, uint64_t ptr)
 {
 	if (SM_PTR_FLAGS(ptr) & SM_SLOT_REFUSED && SM_PTR_ERRNO(ptr) == ENOENT && rng_below(rng, 64))
@@ -212,7 +212,7 @@ static void forward(struct rng *rng)
 	port_sync(rng, port, to);
 }
 
-/* Write over any slots, whoever they belong to. */
+/* Overwrite any slots, also those of the kernel. */
 static void scribble_slots(struct rng *rng)
 {
 	struct port *port = pick_mapped_port(rng);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* What a hostile thread does to sockets, attached or not, and to other descriptors. */
+/* Operations of a hostile thread on sockets, attached or not, and on other descriptors. */
 #include "hostile.h"
 
 #include <errno.h>
@@ -347,7 +347,7 @@ static void kcm(struct rng *rng, int fd)
 	ioctl(fd, rng_one_in(rng, 2) ? SIOCKCMATTACH : SIOCKCMUNATTACH, &attach);
 }
 
-/* What ss -K does. */
+/* As ss -K. */
 static void destroy(struct rng *rng, int fd)
 {
 	struct {

@@ -1,6 +1,6 @@
 """Ways in which a port's life ends, situations in which they find it, and what must come of it.
 
-``docs/lifetimes.md`` says the same in words: whoever changes an outcome here changes it there.
+``docs/lifetimes.md`` says the same in words: keep the two in step.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Round:
             self.acks_withheld = False
 
     def goes_on(self) -> None:
-        """Nothing was lost: the streams go on to their end, and are closed in good order."""
+        """Check that no byte was lost: the streams go on to their end, and close in order."""
         self.pass_acks()
         self.app.order("stall", stalled=False)
         if self.situation == "in_flight":

@@ -46,7 +46,7 @@ class WaitingCall(threading.Thread):
             self.code = error.errno
 
     def await_lock(self) -> None:
-        """Wait until it sleeps as who waits for a socket's lock does, or has returned."""
+        """Wait until it sleeps on a socket's lock, or has returned."""
         self._await("D")
 
     def await_sleep(self) -> None:
@@ -99,7 +99,7 @@ class MissingPage:
         os.read(self._fd, 32)
 
     def let_come(self) -> None:
-        """Fill the page with zeros; whoever waits for it goes on."""
+        """Fill the page with zeros, which lets the threads that wait for it go on."""
         self._ioctl(_UFFDIO_ZEROPAGE, 0)
         os.close(self._fd)
 

@@ -35,7 +35,7 @@ def module_file() -> Path:
 
 
 def references() -> int:
-    """How many hold the module: bound NICs, open ports, ports whose buffers TCP still has."""
+    """The module's reference count: bound NICs, open ports, ports whose buffers TCP holds."""
     return int(Path("/sys/module/stackmap/refcnt").read_text())
 
 
@@ -152,7 +152,7 @@ class Site:
         sh(f"ip -n {self.app} link set {self.nic} up")
 
     def delete_app_namespace(self) -> None:
-        """Take the namespace's name away; it lives on for whoever is in it."""
+        """Remove the namespace's name; the namespace itself lives on for the processes in it."""
         sh(f"ip netns del {self.app}")
 
     def withhold_acks(self) -> None:

@@ -90,7 +90,7 @@ def carry(
     port: RingPort, lines: Sequence[tuple[RingConnection, RingConnection | socket.socket]],
     size: int,
 ) -> None:  # fmt: skip
-    """Send so many bytes each way on each of the connections, whose ends are given.
+    """Send so many bytes each way on each connection; ``lines`` has the two ends of each.
 
     The first end of each is on the port, the second there too or an ordinary socket.
     """

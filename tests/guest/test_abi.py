@@ -335,7 +335,7 @@ def test_small_rings_work() -> None:
         two.close()
 
 
-def test_before_register_there_is_nothing() -> None:
+def test_before_register_every_call_is_refused() -> None:
     fd = os.open("/dev/stackmap", os.O_RDWR)
     with pytest.raises(OSError) as caught:
         fcntl.ioctl(fd, SMIOC_SYNC, bytes(8))

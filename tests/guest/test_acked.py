@@ -57,7 +57,7 @@ def test_it_comes_with_the_ack_and_not_before(two: Attached) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 100, 4096])
-def test_only_what_was_asked_for_is_told(two: Attached, size: int) -> None:
+def test_only_requested_slots_are_reported(two: Attached, size: int) -> None:
     for _ in range(3):
         send(two.port, two.id, (b"x" * size, 0))
     receive_exactly(two.peer, 3 * size)
@@ -66,7 +66,7 @@ def test_only_what_was_asked_for_is_told(two: Attached, size: int) -> None:
     assert acked_events(two.port, two.id, 4 * size) == [4 * size]
 
 
-def test_several_are_told_of_at_once(two: Attached) -> None:
+def test_several_slots_are_reported_at_once(two: Attached) -> None:
     with peer_is_late_by(LATE_MS):
         send(two.port, two.id, *((b"z" * 50, REPORT) for _ in range(10)), (b"end", 0))
         told = acked_events(two.port, two.id, 500)
@@ -74,7 +74,7 @@ def test_several_are_told_of_at_once(two: Attached) -> None:
     assert told == sorted(set(told))
 
 
-def test_each_is_told_of_in_the_end(two: Attached) -> None:
+def test_each_slot_is_reported_in_the_end(two: Attached) -> None:
     """An event may count later slots, but each slot is counted by one."""
     total = 0
     for size in (1, 5000, 70, 4096, 4095):
@@ -107,7 +107,7 @@ def test_without_an_ack_there_is_no_event(two: Attached) -> None:
     assert acked_events(two.port, two.id, 5) == [5]
 
 
-def test_after_a_reset_only_the_end_is_told(two: Attached) -> None:
+def test_after_a_reset_only_closed_is_reported(two: Attached) -> None:
     with peer_loses(100):
         send(two.port, two.id, (b"gone", REPORT))
         two.sock.close()  # an orphan: its bytes may still be acknowledged

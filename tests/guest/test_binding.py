@@ -139,7 +139,7 @@ def test_an_alternative_name() -> None:
         assert seen_as(port) == (f"tcp:{NAME}", True)
 
 
-def test_a_nic_that_was_elsewhere(own_port: RawPort) -> None:
+def test_a_nic_back_from_another_namespace(own_port: RawPort) -> None:
     """In another namespace it is bound for others; back here it is the port's again."""
     index = socket.if_nametoindex(NAME)
     sh("ip netns add elsewhere")
@@ -198,7 +198,7 @@ def test_binding_again_gives_no_rights_back() -> None:
 
 
 def test_a_notification_speaks_as_the_namespace_of_the_nic_does() -> None:
-    """Root of a container is told of its own users, whoever changes the binding."""
+    """Root of a container sees its own users' numbers, also after the host changes the binding."""
 
     def listen_in_a_container(tell: Callable[[], object]) -> None:
         enter_container()

@@ -126,7 +126,7 @@ def test_the_end_comes_after_the_data_that_waits(two: Attached) -> None:
     assert [(event[1], event[2]) for event in events(two, EOF)] == [(b"first", 0), (b"", EOF)]
 
 
-def test_a_reset_is_told_at_once(two: Attached) -> None:
+def test_a_reset_is_reported_at_once(two: Attached) -> None:
     two.port.credit(two.id, 0)
     two.peer.sendall(bytes(3 * PAGE))
     two.check_honest()

@@ -81,7 +81,7 @@ def _run(output: int, *arguments: str) -> None:
 # In their stead: on rings, and of one model each, for that takes long enough.
 del place, chat, proxy, rpc  # noqa: F821
 del test_one_client_too_many_waits_in_other_models  # noqa: F821
-del test_a_client_that_is_gone_before_accept_ends_no_other_model  # noqa: F821
+del test_other_models_survive_clients_gone_before_accept  # noqa: F821
 
 
 @pytest.fixture(scope="module", name="place")

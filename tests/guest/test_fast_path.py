@@ -1,4 +1,4 @@
-"""Batches of small messages, which C makes and takes back: who uses them, and what is left."""
+"""Batches of small messages, which C makes and takes back: their use, and that none leaks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_payload_ends_with_its_exchange(port: RingPort, viewed: bool) -> None:
     peer.close()
 
 
-def test_nothing_is_left_of_what_was_echoed(port: RingPort) -> None:
+def test_echoing_leaves_no_memory_behind(port: RingPort) -> None:
     peer, sock = connect_pair()
     connection = port.attach(sock)
 

@@ -123,7 +123,7 @@ def with_no_buffer() -> Iterator[RawPort]:
             i, o = port.rx.head, port.tx.head
             if i == port.rx.tail:
                 continue
-            # What was received is sent on; the transmit slot's own buffer is in no slot any more.
+            # Received buffers are sent; the transmit slots' own buffers are in no slot any more.
             port.tx.fill(o, buf=port.rx.slot(i).buf, id=id, len=1)
             port.tx.set_head((o + 1) % port.tx.n)
             port.rx.fill(i, buf=0)
@@ -271,7 +271,7 @@ def a_sync_that_sleeps(two: Attached) -> Iterator[None]:
 
 
 def test_a_sync_that_sleeps_holds_nobody_elses_packets(two: Attached) -> None:
-    """Neither those of ordinary sockets nor those of other ports, from the first one on."""
+    """A sync holds packets of its own port only, from the first packet on."""
     peer, sock = connect_pair()
     with (
         RawPort(16, 16) as other,
@@ -548,7 +548,7 @@ def read_all(peer: socket.socket) -> None:
             pass
 
 
-def test_rests_that_cannot_be_sent_stop_nobody_elses(two: Attached) -> None:
+def test_a_stuck_partial_slot_does_not_delay_others(two: Attached) -> None:
     """Each of them waits for the lock of its socket; nobody syncs."""
     stream = pattern(0, 0, 200_000)
     with ExitStack() as stack:

@@ -44,7 +44,7 @@ def loaded_users() -> int:
     raise AssertionError("the module is not loaded")
 
 
-def test_what_was_accepted_arrives() -> None:
+def test_accepted_slots_arrive() -> None:
     idle = loaded_users()
     for number in range(ROUNDS):
         reading, writing = os.pipe()

@@ -1,4 +1,4 @@
-"""Every limit of a port: what is refused and by which limit, what is granted, who pays."""
+"""Every limit of a port: what is refused, by which limit, and to which account it is charged."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def refusal(body: bytearray, option: bytearray) -> tuple[int, int]:
         (register_body(), limits_option(reserved=1), errno.EINVAL, NONE),
     ],
 )
-def test_what_is_too_much_is_refused_with_the_limit(
+def test_sizes_above_a_limit_are_refused_with_the_limit(
     body: bytearray, option: bytearray, code: int, limit: int
 ) -> None:
     if option[-4:] != bytes(4):
@@ -97,8 +97,8 @@ def pages_allocated() -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("pgalloc_"))
 
 
-def test_what_the_machine_does_not_have_is_refused_before_it_is_taken() -> None:
-    """Nobody else is pushed out of memory for a port that cannot be."""
+def test_sizes_beyond_the_machine_are_refused_at_once() -> None:
+    """A port that does not fit fails early, and reclaims no memory of other processes."""
     body, option = register_body(), limits_option(spare=MILLION - 4096)
     before = pages_allocated()
     assert refusal(body, option) == (errno.ENOMEM, MEMORY)
@@ -122,7 +122,7 @@ def test_options_that_are_unknown_or_repeated() -> None:
     os.close(fd)
 
 
-def test_what_is_granted() -> None:
+def test_granted_sizes() -> None:
     with RawPort(spare=0, connections=0) as port:
         assert (port.rings, port.tx_slots, port.rx_slots) == (1, 1024, 1024)
         assert (port.spare, port.connections) == (4096, 16384)
@@ -153,7 +153,7 @@ def test_more_connections_than_registered_for() -> None:
 
 
 def attach_once_there_is_room(port: RawPort, sock: socket.socket) -> int:
-    """A record is free when the last who may look at the old connection has gone."""
+    """A record is free when the last reader of the old connection has gone."""
     deadline = time.monotonic() + 20
     while True:
         try:
@@ -228,7 +228,7 @@ def test_the_library_says_which_limit(sizes: dict[str, int], sentence: str) -> N
         {"extra_buffers": -1},
     ],
 )
-def test_what_is_no_size(sizes: dict[str, int]) -> None:
+def test_invalid_sizes(sizes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(sizes))} must be a size"):
         RingPort(NIC, **sizes)
 
@@ -250,8 +250,8 @@ def in_cgroup(cgroup: Path, program: str) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def test_what_the_cgroup_has_no_room_for_is_refused(cgroup: Path) -> None:
-    """Nobody is killed: the caller is told, and goes on with less."""
+def test_a_port_beyond_its_cgroup_s_memory_is_refused(cgroup: Path) -> None:
+    """The OOM killer does not run: the call fails, and the caller goes on with less."""
     printed = in_cgroup(
         cgroup,
         f"""

@@ -68,7 +68,7 @@ def hear(pair: RawPair, done: Callable[[list[Received]], bool]) -> list[Received
 
 
 def opened(slots: list[Received]) -> list[tuple[int, int, int, int, bytes]]:
-    """Of each OPEN: id, listener, family, and the peer's port and address."""
+    """For each OPEN: id, listener, family, and the peer's port and address."""
     found = []
     for id, data, event, _err in slots:
         if event == OPEN:
@@ -187,7 +187,7 @@ def test_the_port_closes(listening: Callable[[], Listening]) -> None:
         s.close()
 
 
-def test_what_cannot_be_attached_as_a_listener(port: RawPort) -> None:
+def test_sockets_that_cannot_be_attached_as_a_listener(port: RawPort) -> None:
     def refused(sock: socket.socket | int, ring: int = 0) -> int:
         return code(port.attach_to, ring, sock, ATTACH_LISTENER)
 
@@ -297,7 +297,7 @@ def answered_in_the_handshake() -> bool:
             return True
 
 
-def test_what_a_detached_listener_accepts_is_as_tcp_makes_it(port: RawPort) -> None:
+def test_a_detached_listener_accepts_ordinary_sockets(port: RawPort) -> None:
     """It may even become something that an attached socket may not."""
     sh("modprobe -q tls")
     with socket.create_server((ADDRESS, 0)) as listener:

@@ -26,7 +26,7 @@ ADDRESSES = [ADDRESS, "127.0.0.1", ADDRESS6, "::1"]
 
 
 def connect_here(address: str) -> tuple[socket.socket, socket.socket]:
-    """A connection of this host with itself: who connected, and who accepted."""
+    """A connection of this host with itself: the end that connected, and the one that accepted."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family) as listener:
         one = socket.create_connection(listener.getsockname()[:2], timeout=PATIENCE)
@@ -38,7 +38,7 @@ def connect_here(address: str) -> tuple[socket.socket, socket.socket]:
 
 @pytest.fixture(autouse=True)
 def quiet_kernel() -> Iterator[None]:
-    """Nothing is reported by the kernel meanwhile."""
+    """The kernel logs nothing meanwhile."""
     log = KernelLog()
     with closing(log):
         yield
@@ -46,13 +46,13 @@ def quiet_kernel() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-@pytest.mark.parametrize("attached", ["who accepted", "who connected", "both"])
+@pytest.mark.parametrize("attached", ["the accepting end", "the connecting end", "both"])
 def test_a_stream_each_way(address: str, attached: str) -> None:
     one, other = connect_here(address)
     with RingPort(NIC) as port, closing(one), closing(other):
         if attached == "both":
             carry(port, [(port.attach(one), port.attach(other))], MEGABYTE)
-        elif attached == "who accepted":
+        elif attached == "the accepting end":
             carry(port, [(port.attach(other), one)], MEGABYTE)
         else:
             carry(port, [(port.attach(one), other)], MEGABYTE)

@@ -69,7 +69,7 @@ def test_a_port_is_there_while_it_is_open(inspector: Inspector) -> None:
         assert (found.pid, found.uid) == (os.getpid(), os.getuid())
         assert (found.rings, found.tx_slots, found.rx_slots) == (1, 64, 128)
         assert (found.bufs_pinned, found.counters.connections) == (0, 0)
-        # What is neither spare nor in a ring is nowhere.
+        # Every buffer is spare or in a ring.
         assert found.bufs_free == found.bufs - 64 - 128
         with RawPort() as other:
             assert {p.mem_id for p in inspector.ports()} == {port.mem_id, other.mem_id}
@@ -174,7 +174,7 @@ def test_connections_are_those_of_ss(inspector: Inspector, port: RawPort) -> Non
         assert {c.local for c in found} >= {ADDRESS, pairs[2][1].getsockname()[0]}
 
 
-def test_what_waits_is_shown(inspector: Inspector, two: Attached) -> None:
+def test_waiting_data_is_shown(inspector: Inspector, two: Attached) -> None:
     """A peer that does not read: its connection is blocked, and what it pins can be seen."""
     port = two.port
     before = the_connection(inspector, two.id)
@@ -209,9 +209,7 @@ def test_what_waits_is_shown(inspector: Inspector, two: Attached) -> None:
     assert (found.bytes_pinned, found.rest, found.paused) == (0, 0, False)
 
 
-def test_who_leaves_is_shown_until_the_application_knows(
-    inspector: Inspector, two: Attached
-) -> None:
+def test_leaving_connections_are_shown_until_closed(inspector: Inspector, two: Attached) -> None:
     peer, sock = connect_pair()
     with closing(peer), closing(sock):
         id = two.port.attach(sock)

@@ -1,4 +1,4 @@
-"""Too few buffers: order is kept, who waits is woken, and nothing is taken back too early."""
+"""Too few buffers: order is kept, waiters are woken, and no buffer is reused too early."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def wait_by_epoll(port: RawPort) -> None:
 
 @pytest.mark.parametrize("wait", [wait_by_poll, wait_by_epoll])
 @pytest.mark.parametrize("unread", [False, True])
-def test_who_waits_for_a_ring_that_stopped_is_woken(
+def test_waiters_for_a_stopped_ring_are_woken(
     wait: Callable[[RawPort], None], unread: bool
 ) -> None:
     """Also while there is something to read, which is not what it waits for."""
@@ -139,7 +139,7 @@ def test_who_waits_for_a_ring_that_stopped_is_woken(
             sh("modprobe sch_netem")
             with peer_loses(100):
                 crowd.stall()
-                # Nothing is left to fill: the ring is all the kernel's.
+                # The ring is full: all slots are the kernel's.
                 while port.tx.head != port.tx.tail:
                     port.put(port.tx.head, crowd.ids[1], b"z")
                     port.tx.set_head((port.tx.head + 1) % port.tx.n)
@@ -270,9 +270,9 @@ def probes_of(sender: Sender, path: Way) -> int:
     ("mode", "path"), [(2, long_path), (1, path_that_was_cut), (2, path_that_was_cut)]
 )
 def test_tcp_does_not_probe_the_mtu_with_pages_of_the_application(mode: int, path: Way) -> None:
-    """A probe has them without a word of whose they are, and goes to a local peer as it is."""
+    """A probe references pages without an owner, and goes to a local peer uncopied."""
     with mtu_probing(mode):
-        assert probes_of(by_socket, path) > 0, "TCP does not probe here, whoever sends"
+        assert probes_of(by_socket, path) > 0, "TCP does not probe here, not even from a socket"
         assert probes_of(by_ring, path) == 0
 
 

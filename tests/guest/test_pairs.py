@@ -62,7 +62,7 @@ def hear(pair: RawPair, size: int) -> list[Received]:
 
 
 def users_buffers(port: RawPort) -> list[int]:
-    """All that are the application's while nothing is under way and nothing was received."""
+    """The application's buffers while none is in flight and none was received."""
     in_slots = [pair.tx.slot(i).buf for pair in port.pairs for i in range(pair.tx.n)]
     return in_slots + port.extra_buffers()
 

@@ -86,7 +86,7 @@ def test_epoll_knows_a_port_from_before_it_was_one() -> None:
 
 
 @pytest.mark.parametrize("kind", ["poll", "epoll"])
-def test_what_was_not_taken_is_told_again(polled: Polled, kind: str) -> None:
+def test_data_not_taken_is_reported_again(polled: Polled, kind: str) -> None:
     """Until the wake-up point, which is cur and not head, has passed it."""
     with select.epoll() as epoll:
         epoll.register(polled.fd, select.EPOLLIN)
@@ -107,7 +107,7 @@ def test_what_was_not_taken_is_told_again(polled: Polled, kind: str) -> None:
             assert told(0) == []
 
 
-def test_edge_triggered_tells_of_what_is_new_once(polled: Polled) -> None:
+def test_edge_triggered_reports_new_data_once(polled: Polled) -> None:
     with select.epoll() as epoll:
         epoll.register(polled.fd, select.EPOLLIN | select.EPOLLET)
         for number in range(5):
@@ -120,7 +120,7 @@ def test_edge_triggered_tells_of_what_is_new_once(polled: Polled) -> None:
             assert epoll.poll(0) == []
 
 
-def test_edge_triggered_tells_of_what_was_there_before(polled: Polled) -> None:
+def test_edge_triggered_reports_earlier_data(polled: Polled) -> None:
     polled.peer.sendall(b"early")
     assert poller(polled.fd, select.POLLIN).poll(PATIENCE * 1000)
     with select.epoll() as epoll:
@@ -129,7 +129,7 @@ def test_edge_triggered_tells_of_what_was_there_before(polled: Polled) -> None:
         assert polled.receive() == b"early"
 
 
-def test_io_uring_is_told_of_one_thing_after_another(polled: Polled) -> None:
+def test_io_uring_multishot_reports_each_event(polled: Polled) -> None:
     """By one request: unlike epoll, it does not look at the file again when it has told."""
     with uring.Uring() as ring:
         ring.poll(polled.fd, select.POLLIN)
@@ -144,7 +144,7 @@ def test_io_uring_is_told_of_one_thing_after_another(polled: Polled) -> None:
                 assert word.startswith(got)
 
 
-def test_both_who_wait_are_woken(polled: Polled) -> None:
+def test_both_waiters_are_woken(polled: Polled) -> None:
     """Two threads, each with an epoll of its own on the same descriptor."""
     told: list[list[tuple[int, int]]] = []
 
@@ -306,7 +306,7 @@ def test_edge_triggered_goes_on_after_a_bad_ring(polled: Polled) -> None:
 
 
 @pytest.mark.parametrize("kind", ["poll", "epoll"])
-def test_who_waits_for_a_ring_learns_that_the_port_has_closed(kind: str) -> None:
+def test_waiters_for_a_ring_are_woken_when_the_port_closes(kind: str) -> None:
     port = RawPort(8, 8, rings=2)
     ring = port.pairs[1].fd
     told: list[list[tuple[int, int]]] = []

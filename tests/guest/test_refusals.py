@@ -133,7 +133,7 @@ def test_a_connection_that_has_ended(port: RawPort) -> None:
         time.sleep(0.1)
         id = port.attach(sock)
         assert port.receive() == [(id, b"", ERROR, errno.ECONNRESET), (id, b"", CLOSED, 0)]
-        # Nobody has read SO_ERROR, so the socket can be attached, and tells it, again.
+        # SO_ERROR was not read, so the socket can be attached again, and reports it again.
         id = port.attach(sock)
         assert port.receive() == [(id, b"", ERROR, errno.ECONNRESET), (id, b"", CLOSED, 0)]
     peer, sock = connect_pair()
@@ -334,7 +334,7 @@ def test_becoming_something_else(two: Attached) -> None:
     assert code(two.sock.listen) == errno.EBUSY
 
 
-def test_options_that_change_who_reads(two: Attached) -> None:
+def test_options_that_take_the_receive_path_are_refused(two: Attached) -> None:
     sh("modprobe tls")
     tcp = socket.IPPROTO_TCP
     for name in (b"tls", b"smc", b"nonsense"):

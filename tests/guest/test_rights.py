@@ -311,7 +311,7 @@ def test_locked_memory_is_the_users_not_the_processs() -> None:
     assert take(limit, work) == (errno.ENOMEM, 0, errno.ENOMEM)
 
 
-def test_what_may_be_locked_by_a_privileged_user_is_not_limited() -> None:
+def test_locked_memory_of_a_privileged_user_is_not_limited() -> None:
     def work() -> int:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
         with RawPort() as port:

@@ -67,7 +67,7 @@ def test_detach_sends_what_was_asked_for() -> None:
         peer.close()
 
 
-def test_what_cannot_be_detached() -> None:
+def test_refused_detaches() -> None:
     with RingPort(NIC, rings=2) as port:
         peer, sock = connect_pair()
         connection = port.attach(sock)
@@ -221,7 +221,7 @@ def test_a_ring_that_another_thread_waits_on_is_left_alone() -> None:
 
 @pytest.mark.parametrize("way", ["place", "place_listener"])
 def test_a_placed_connection_wakes_its_ring(way: str) -> None:
-    """Nothing has arrived for it, and its ring's thread sleeps without a timeout."""
+    """No data has arrived for it, and its ring's thread sleeps without a timeout."""
     with RingPort(NIC, rings=2, tx_slots=16, rx_slots=16) as port:
         heard: dict[int, list[Segment]] = {}
 

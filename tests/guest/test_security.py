@@ -126,7 +126,7 @@ def test_a_fresh_port_shows_nobodys_data() -> None:
     for _ in range(3):
         with RawPort(64, 64, extra=8, spare=64, connections=64) as port:
             expect_blank(port)
-            # What another application leaves behind, in every byte that it can write.
+            # Another application fills every byte that it can write.
             at = port.tx.address(0)
             port.memory[at:] = b"\xa5" * (port.size - at)
             for ring in (port.tx, port.rx):
@@ -156,7 +156,7 @@ def expect_blank(port: RawPort) -> None:
 # -- the ring --
 
 
-def test_what_the_header_of_a_ring_says_is_for_the_application_only(two: Attached) -> None:
+def test_the_kernel_ignores_changes_of_a_ring_s_header(two: Attached) -> None:
     """The kernel reads head and cur; everything else may say what it likes."""
     port = two.port
     noise = random.Random(1)
@@ -309,8 +309,8 @@ class Mapping:
         assert libc.munmap(self.start, PAGE) == 0
 
 
-def test_no_mapping_but_of_what_there_is() -> None:
-    """Neither private, nor beyond the end, nor growing."""
+def test_other_mappings_are_refused() -> None:
+    """Private mappings, mappings beyond the end, and mremap() to a larger size."""
     with RawPort(4, 4, connections=64) as port:
         check_mappings(port)
 
@@ -333,7 +333,7 @@ def check_mappings(port: RawPort) -> None:
         page.unmap()
 
 
-def test_pages_outlive_the_port_for_who_maps_them(elsewhere: Attached) -> None:
+def test_mapped_pages_outlive_the_port(elsewhere: Attached) -> None:
     """The mapping keeps the port open: no page of it is anybody else's meanwhile."""
     port = RawPort(64, 64)
     peer, sock = connect_pair()

@@ -262,7 +262,7 @@ def test_a_reset_releases_copied_buffers(detached: bool) -> None:
     peer, sock = connect_pair()
     with closing(peer), closing(sock), small_port() as port:
         id = port.attach(sock)
-        # Nothing of this is acknowledged, and then the reset passes.
+        # No ACK passes, but then the reset does.
         with peer_loses(100):
             port.send(id, b"lost")
             assert receive_exactly(peer, 4) == b"lost"

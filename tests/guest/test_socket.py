@@ -56,7 +56,7 @@ def ss(sock: socket.socket) -> tuple[int, int]:
     return received, sent
 
 
-def test_what_the_ring_took_is_in_no_queue_of_the_socket(
+def test_data_in_the_ring_has_left_the_socket_s_queue(
     two: Attached, socket_pair: Callable[[], tuple[socket.socket, socket.socket]]
 ) -> None:
     """Neither while a stream flows nor after it, however much that was."""
@@ -108,7 +108,7 @@ def test_small_messages_leave_nothing(two: Attached) -> None:
     assert ss(sock) == (0, 0)
 
 
-def test_what_waits_in_tcp_is_shown_until_the_ring_takes_it(two: Attached) -> None:
+def test_data_that_waits_in_tcp_is_shown(two: Attached) -> None:
     """A paused connection: its bytes are in TCP, and the socket says how many."""
     port, sock = two.port, two.sock
     port.pause(two.id)
@@ -127,7 +127,7 @@ def test_what_waits_in_tcp_is_shown_until_the_ring_takes_it(two: Attached) -> No
     assert not readable(sock)
 
 
-def test_what_a_full_ring_leaves_is_shown_until_it_is_taken() -> None:
+def test_data_that_a_full_ring_leaves_in_tcp_is_shown() -> None:
     peer, sock = connect_pair()
     stream = pattern(4, 0, 40_000)
     with RawPort(4, 4) as port:
@@ -137,7 +137,7 @@ def test_what_a_full_ring_leaves_is_shown_until_it_is_taken() -> None:
         assert ss(sock)[0] == len(stream) - 3 * 4096
         got = b""
         while len(got) < len(stream):
-            # What comes is moved on by the sync after the one that told of it.
+            # Data moves into the ring in the sync after the one that reported it.
             got += b"".join(data for source, data, _e, _x in port.receive() if source == id)
             port.sync(SYNC_RX | SYNC_POLL)
         assert got == stream
@@ -163,7 +163,7 @@ def test_what_comes_after_the_application_has_ended_reading_is_received(two: Att
     assert len(found) == 2
 
 
-def test_nobody_who_waits_for_the_socket_is_woken_by_what_the_ring_takes(two: Attached) -> None:
+def test_pollers_of_the_socket_are_not_woken_by_the_ring(two: Attached) -> None:
     """A level-triggered watch of the socket does not spin: it tells of the end only."""
     port, sock = two.port, two.sock
     with select.epoll() as epoll:

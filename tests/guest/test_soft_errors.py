@@ -134,7 +134,7 @@ def test_the_rest_of_a_slot_survives_an_error(
         assert got == stream[:accepted]
 
 
-def test_each_error_is_told(two: Attached) -> None:
+def test_each_error_is_reported(two: Attached) -> None:
     port = two.port
     with heard(two.sock) as wire:
         say_hello(two)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BUDGET_US = 1000
-#: What the peer sends is so long on its way.
+#: Delay of the peer's packets.
 DELAY_US = 300
 PATIENCE = 60.0
 SO_INCOMING_NAPI_ID = 56

@@ -125,7 +125,7 @@ def test_the_record_is_what_ss_says() -> None:
         peer.close()
 
 
-def test_what_waits_for_its_ack_and_what_is_sent_again() -> None:
+def test_unacknowledged_and_retransmitted_bytes() -> None:
     with RingPort(NIC) as port:
         peer, sock = connect_pair()
         link = Exchanged(port, peer, port.attach(sock))

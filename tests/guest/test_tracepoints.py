@@ -128,7 +128,7 @@ def test_events_and_a_reset(two: Attached, trace: Trace) -> None:
         assert "reset" in {line["by"] for line in trace.take("release")}
 
 
-def test_off_they_say_nothing(two: Attached, trace: Trace) -> None:
+def test_disabled_tracepoints_print_nothing(two: Attached, trace: Trace) -> None:
     (TRACEFS / "instances" / "stackmap" / "events" / "stackmap" / "enable").write_text("0")
     two.check_honest()
     for name in ("send", "pin", "release", "receive", "event", "refuse"):

@@ -84,7 +84,7 @@ def test_an_event_ends_the_sleep(two: Attached) -> None:
     later.join()
 
 
-def test_what_is_there_is_not_waited_for(two: Attached) -> None:
+def test_a_wait_returns_at_once_if_data_is_there(two: Attached) -> None:
     """Seen or not: slots that the application has not taken yet count as something."""
     two.peer.sendall(b"early")
     time.sleep(0.1)
@@ -126,7 +126,7 @@ def test_closing_the_port_ends_the_sleep_on_its_other_rings() -> None:
     os.close(port.pairs[1].fd)
 
 
-def test_a_stalled_ring_that_can_go_on_ends_the_sleep() -> None:
+def test_a_ring_that_is_no_longer_stalled_ends_the_sleep() -> None:
     """Out of buffers, the transmit ring stops; an ACK brings one, and the rest is sent."""
     with RawPort(8, 8, spare=8) as port:
         connections = [connect_pair() for _ in range(16)]

@@ -94,7 +94,7 @@ class Victim:
         """Take one order, carry it out and answer."""
         order = self.control.recv(1 << 16)
         if not order:
-            os._exit(3)  # whoever gave orders is gone
+            os._exit(3)  # the test has ended
         name, arguments = json.loads(order)
         try:
             answer = getattr(self, f"do_{name}")(**arguments)
@@ -170,7 +170,7 @@ class Victim:
             self.lines.append(line)
 
     def do_echo(self) -> None:
-        """Attach whoever connects from now on, and send back what comes."""
+        """Attach each new connection, and echo what it receives."""
         self.listener.setblocking(False)
         self.exchange = self._echo
         self.port.watch(self.control, self._call)

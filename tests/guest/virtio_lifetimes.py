@@ -1,6 +1,6 @@
 """Lifetimes on virtio NICs: ``python -m tests.guest.virtio_lifetimes SITUATION ROUNDS``.
 
-The machine is changed from outside, by whoever started this: a line on the standard output asks
+The host changes the machine from outside: a line on the standard output asks
 for it ("plug NAME" or "unplug NAME"), and a line on the standard input says that it was done.
 """
 

@@ -75,7 +75,7 @@ class _Flow:
 def transmissions(path: Path, source: str, port: int) -> Transmissions:
     """Compare everything that ``source`` sent again with its first transmission.
 
-    ``port`` is the server's, whoever ``source`` is.
+    ``port`` is the server's port, whether ``source`` is the server or the client.
     The capture must have the connections from their first segment on.
     """
     found = Transmissions()

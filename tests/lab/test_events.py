@@ -107,7 +107,7 @@ def test_a_reset_after_eof(lab: Lab) -> None:
         hosts.server.wait_for("state", ends_with("EOF"), peer=one)
         hosts.client.reset(peer=one)
         state = hosts.server.wait_for("state", ends_with("CLOSED"), peer=one)
-        # What read() or write() on a socket would say in this state.
+        # The errno of read() or write() on a socket in this state.
         assert state["log"][:2] == [["EOF", 0], ["ERROR", errno.EPIPE]]
         assert names(state["log"]) == ["EOF", "ERROR", "CLOSED"]
 

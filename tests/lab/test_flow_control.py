@@ -99,7 +99,7 @@ def test_an_application_that_stops_reading_closes_the_window_and_loses_nothing(
 READERS = 31
 EACH = 1_000_000
 ROUNDS = 5
-#: Of the throughput without a client that never reads.
+#: The least share of the throughput without a client that never reads.
 ENOUGH = 0.7
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PORT = 7600
 TO_SERVER, TO_CLIENT = 200_000, 300_000
 PROGRAMS = ("ss", "tcpdump", "ethtool")
-#: What is kept under way while one looks, and how often one looks.
+#: Bytes that are kept in flight during the samples, and the number of samples.
 UNDER_WAY, LOOKS = 8_000_000, 5
 
 pytestmark = [
@@ -60,7 +60,7 @@ done
 
 
 def looks(told: str) -> list[tuple[int, int, int, int]]:
-    """Of each look: bytes received, bytes acknowledged, kicks, and the longer of the queues."""
+    """For each sample: bytes received, bytes acknowledged, kicks, and the longer of the queues."""
     found = []
     for look in told.split("looked\n")[:-1]:
         of = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)\b", look)}

@@ -1,4 +1,4 @@
-"""What tests of codecs have in common: feeding them, and holding them to what all promise."""
+"""Helpers for tests of codecs: feed them, and check the guarantees that all codecs give."""
 
 from __future__ import annotations
 

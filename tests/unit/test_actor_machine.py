@@ -29,7 +29,7 @@ Message = int | str
 
 @dataclass
 class Expected:
-    """What is known of one actor."""
+    """The model of one actor."""
 
     ref: ActorRef[Message] | None = None
     overflow: Overflow = Overflow.BLOCK

@@ -91,7 +91,7 @@ async def talk(client: Client, *lines: bytes) -> list[bytes]:
 
 
 async def end(client: Client) -> bytes:
-    """What comes until the end."""
+    """Read until the end of the stream."""
     reader, writer = client
     with contextlib.suppress(ConnectionError):
         return await reader.read()

@@ -227,7 +227,7 @@ def test_a_message_of_another_type(format: str, payload: bytes) -> None:
 
 @pytest.mark.parametrize("message", [object(), 1 << 70, "\ud800", "x" * 1001])
 @pytest.mark.parametrize("format", ["json", "msgpack"])
-def test_what_cannot_be_encoded(format: Any, message: object) -> None:
+def test_messages_that_cannot_be_encoded(format: Any, message: object) -> None:
     codec: MsgspecFrames[int, object] = MsgspecFrames(int, format=format, max_size=1000)
     if format == "json" and message == 1 << 70:
         assert codec.send(message)
@@ -239,7 +239,7 @@ def test_what_cannot_be_encoded(format: Any, message: object) -> None:
 # -- errors, and packages that are not installed --
 
 
-def test_whose_doing_an_error_is() -> None:
+def test_kinds_of_errors() -> None:
     assert issubclass(RemoteProtocolError, ProtocolError)
     assert issubclass(LocalProtocolError, ProtocolError)
     assert issubclass(ProtocolError, ValueError)

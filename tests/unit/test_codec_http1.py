@@ -182,7 +182,7 @@ def test_a_client_that_waits_for_leave_gets_it_in_its_turn() -> None:
     second = server.next_message()
     assert second is not None
     assert second.body == b"cd"
-    # Who does not wait needs no leave.
+    # A client that sends the body at once does not need 100 Continue.
     server.receive(head + b"ef")
     assert server.next_message() is not None
     assert server.take_output() == []

@@ -65,7 +65,7 @@ class Stub(Connection):
         return 0
 
 
-def test_what_is_given_back_goes_first() -> None:
+def test_bytes_given_back_by_the_backend_go_first() -> None:
     connection = Stub()
     connection.write(b"second")
     connection.write(b"third")

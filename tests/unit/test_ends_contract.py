@@ -285,7 +285,7 @@ def test_close(cell: Cell) -> None:
 
 
 def test_close_and_reset(cell: Cell) -> None:
-    """What was to be sent before cannot be any more, which is told if it was in the queue."""
+    """Data not yet sent is lost, which is reported if it was in the queue."""
     cell.connection.close()
     reset(cell.peer)
     cell.link.until_event(Event.CLOSED)

@@ -285,7 +285,7 @@ def test_chat_sends_lines_to_all_others(chat: Program) -> None:
         guest.leave()
 
 
-def test_chat_forgets_who_vanishes_in_the_middle_of_a_line(chat: Program) -> None:
+def test_chat_forgets_a_client_lost_in_mid_line(chat: Program) -> None:
     here, gone = Guest(chat), Guest(chat)
     gone.sock.sendall(b"I just want to s")
     time.sleep(0.1)
@@ -310,7 +310,7 @@ def test_chat_ends_a_line_that_is_too_long(chat: Program, line: bytes) -> None:
     here.leave()
 
 
-def test_chat_disconnects_who_does_not_keep_up(chat: Program) -> None:
+def test_chat_disconnects_slow_readers(chat: Program) -> None:
     here, other, slow = Guest(chat), Guest(chat), Guest(chat, receive_buffer=4096)
     text = (b"%s\n" % (b"y" * 1000)) * 100 + b"end\n"
     heard: list[bytes] = []
@@ -505,7 +505,7 @@ def test_rpc_holds_up_a_client_that_does_not_read(rpc: Program) -> None:
         assert replies(other, 1) == {1: hashlib.sha256(b"meanwhile").digest()}
 
 
-def test_rpc_forgets_who_vanishes_in_mid_message(rpc: Program) -> None:
+def test_rpc_forgets_a_client_lost_in_mid_message(rpc: Program) -> None:
     for cut in (3, 8, 5000):
         client = rpc.connect()
         client.sendall(request(0, b""))
@@ -521,23 +521,23 @@ def test_rpc_forgets_who_vanishes_in_mid_message(rpc: Program) -> None:
 # -- all of them --
 
 
-def test_a_client_that_is_gone_before_accept_ends_no_readme(readme: Program) -> None:
-    check_that_no_early_end_ends(readme)
+def test_the_readme_program_survives_clients_gone_before_accept(readme: Program) -> None:
+    check_that_it_survives_early_resets(readme)
 
 
 @pytest.mark.parametrize("name", ["chat", "rpc_server"])
-def test_a_client_that_is_gone_before_accept_ends_no_server(place: Place, name: str) -> None:
+def test_loops_survive_clients_gone_before_accept(place: Place, name: str) -> None:
     with example(place, name) as server:
-        check_that_no_early_end_ends(server)
+        check_that_it_survives_early_resets(server)
 
 
 @pytest.mark.parametrize("name", ["chat_actors", "rpc_service"])
-def test_a_client_that_is_gone_before_accept_ends_no_other_model(place: Place, name: str) -> None:
+def test_other_models_survive_clients_gone_before_accept(place: Place, name: str) -> None:
     with example(place, name) as server:
-        check_that_no_early_end_ends(server)
+        check_that_it_survives_early_resets(server)
 
 
-def check_that_no_early_end_ends(server: Program) -> None:
+def check_that_it_survives_early_resets(server: Program) -> None:
     """As those of a port scan are."""
     os.kill(server.pid, signal.SIGSTOP)
     try:

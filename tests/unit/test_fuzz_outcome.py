@@ -32,7 +32,7 @@ def test_a_run_that_does_not_end_fails() -> None:
     assert Outcome("progress {}\n").failures() == ["the fuzzer did not end"]
 
 
-def test_what_the_fuzzer_says_counts() -> None:
+def test_a_violation_reported_by_the_fuzzer_fails() -> None:
     said = Outcome(f"failure wrong byte\n{outcome().output}", ["BUG: at"])
     assert said.failures() == ["wrong byte", "BUG: at"]
 
@@ -41,7 +41,7 @@ def test_too_few_slots_fail() -> None:
     assert outcome().shortfalls(10, 1001) == ["1000 slots were mutated, fewer than 1001"]
 
 
-def test_what_a_run_has_not_met_depends_on_its_length() -> None:
+def test_missing_events_depend_on_the_length_of_a_run() -> None:
     idle = outcome(honest_rounds=0, honest_detaches=0)
     assert idle.shortfalls(29, 0) == []
     assert idle.shortfalls(30, 0) == ["honest_rounds is 0"]

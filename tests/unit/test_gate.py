@@ -55,7 +55,7 @@ def test_a_gain_is_worth_keeping() -> None:
 
 
 @pytest.mark.parametrize("name", ["kernel", "qemu", "gcc"])
-def test_elsewhere_what_epoll_costs_there_counts(name: str) -> None:
+def test_another_environment_is_judged_by_its_own_epoll_cost(name: str) -> None:
     there = {**HERE, name: "another"}
     verdict = judge(figure(55000, 66000, there), figure(50000))
     assert verdict.passed
@@ -64,7 +64,7 @@ def test_elsewhere_what_epoll_costs_there_counts(name: str) -> None:
 
 
 @pytest.mark.parametrize(("ring", "passes"), [(56600, True), (56700, False), (40000, True)])
-def test_elsewhere_three_percent_more_of_epoll_fails(ring: int, passes: bool) -> None:
+def test_another_environment_allows_three_percent_of_epoll_cost(ring: int, passes: bool) -> None:
     verdict = judge(figure(ring, 66000, {**HERE, "gcc": "another"}), figure(50000))
     assert verdict.passed is passes
     assert any("of what epoll does" in sentence for sentence in verdict.sentences)
@@ -77,7 +77,7 @@ def test_a_failure_elsewhere_says_by_how_much() -> None:
     assert "+10.0%" in verdict.sentences[0]
 
 
-def test_what_only_one_side_knows_is_a_difference() -> None:
+def test_a_name_on_one_side_only_is_a_difference() -> None:
     verdict = judge(figure(50000, here={**HERE, "cffi": "2.1.1"}), figure(50000))
     assert verdict.passed
     assert "cffi None instead of 2.1.1" in verdict.sentences[0]
@@ -187,7 +187,7 @@ def test_an_update_is_written_and_compared_with_itself(
         (record([50000.0, 51100.0], [60000.0], HERE), "find out what is not repeatable"),
     ],
 )
-def test_what_is_wrong_anywhere_is_not_kept(
+def test_figures_with_errors_are_not_kept(
     measured: Record,
     why: str,
     tmp_path: Path,

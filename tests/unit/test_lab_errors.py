@@ -66,7 +66,7 @@ def test_a_kernel_that_is_not_installed() -> None:
     assert refused.output.count("\n") == 1
 
 
-def test_a_direct_wire_that_is_to_lose() -> None:
+def test_a_direct_wire_with_loss_is_refused() -> None:
     refused = CliRunner().invoke(lab_command, ["up", "--wire", "direct", "--loss", "5"])
     assert refused.exit_code == 2
     assert "--wire relay" in refused.output
@@ -83,7 +83,7 @@ def test_a_lab_that_is_up_already() -> None:
     assert not session.held()
 
 
-def test_what_a_dead_lab_left_is_removed() -> None:
+def test_remains_of_a_dead_lab_are_removed() -> None:
     session = Session("dead")
     session.directory.mkdir()
     (session.directory / "control.sock").touch()
@@ -102,7 +102,7 @@ def test_down_removes_what_a_lab_that_was_killed_left() -> None:
     assert list(session.directory.parent.iterdir()) == []
 
 
-def test_a_lock_that_its_holder_removes_is_no_lock() -> None:
+def test_a_removed_lock_file_is_opened_again() -> None:
     """Two that wait for a lab's end get it one after the other."""
     session = Session()
     opened = []
@@ -177,8 +177,8 @@ def test_a_name_that_cannot_be_a_directory(name: str) -> None:
         Session(name)
 
 
-def test_what_a_command_says_that_was_given_up_is_ignored() -> None:
-    """It was started after all, too late for who asked."""
+def test_replies_of_a_cancelled_command_are_ignored() -> None:
+    """The guest started the command after its caller had given up."""
     guest: Any = Guest.__new__(Guest)
     guest._processes, guest._processes_lock = {}, threading.Lock()
     for event in ("output", "exit", "closed"):

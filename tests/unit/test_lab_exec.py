@@ -265,7 +265,7 @@ def test_a_terminal_is_put_back_when_killed(here: Here) -> None:
             pass
 
 
-def test_what_the_terminal_showed_last_is_not_lost(here: Here) -> None:
+def test_the_last_output_of_a_terminal_is_not_lost(here: Here) -> None:
     with contextlib.closing(Terminal(here, "exec", "-t", "server", "seq", "3000")) as person:
         person.wait_for(b"3000\r\n")
         assert person.process.wait(SECONDS) == 0

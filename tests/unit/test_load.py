@@ -237,7 +237,7 @@ def latencies_ms(histogram: str) -> Iterator[float]:
             yield item.value_iterated_to / 1e6
 
 
-def test_what_was_due_and_could_not_be_sent_is_unanswered() -> None:
+def test_requests_due_but_not_sent_count_as_unanswered() -> None:
     """The server never wakes up in time: the other requests that were due count as well."""
     asleep = threading.Event()
 

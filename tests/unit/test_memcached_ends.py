@@ -128,7 +128,7 @@ def test_clients_that_read_nothing_and_reset_leave_nothing(
 
 
 @pytest.mark.parametrize("model", MODELS[1:])
-def test_they_leave_nothing_with_other_models_either(
+def test_other_models_leave_nothing_either(
     port_factory: Callable[[], Port],
     listening: Callable[[], Listening],
     model: type[Server | ServiceServer | ActorServer],

@@ -81,7 +81,7 @@ def wait_until(conversation: Conversation, held: range) -> None:
     )
 
 
-def test_the_oldest_half_value_gives_way(small: Address) -> None:
+def test_the_oldest_incomplete_value_is_dropped(small: Address) -> None:
     other = Conversation(small)
     other.ask(b"set k0 0 0 3\r\nold\r\n")
     clients = [connect(small) for _ in range(6)]
@@ -118,7 +118,7 @@ def test_a_value_larger_than_half_of_the_memory_is_stored() -> None:
         conversation.close()
 
 
-def test_the_oldest_long_line_is_told_why_it_has_to_go(small: Address) -> None:
+def test_the_oldest_long_line_is_refused_with_a_reply(small: Address) -> None:
     other = Conversation(small)
     clients = [connect(small) for _ in range(2)]
     line = b"get" + b" k" * 1_250_000
@@ -135,7 +135,7 @@ def test_the_oldest_long_line_is_told_why_it_has_to_go(small: Address) -> None:
     other.close()
 
 
-def test_the_oldest_that_takes_nothing_gives_way() -> None:
+def test_the_oldest_slow_reader_is_disconnected() -> None:
     with contextlib.ExitStack() as stack:
         address, _pid = stack.enter_context(server("--backend", "sockets", "--memory", "1"))
         other = Conversation(address)

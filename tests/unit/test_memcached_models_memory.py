@@ -18,7 +18,7 @@ from tests.unit.test_memcached_memory import (
     connect,
     receive,
     test_a_value_that_goes_while_it_is_sent_arrives_whole,
-    test_the_oldest_half_value_gives_way,
+    test_the_oldest_incomplete_value_is_dropped,
     wait_until,
 )
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "test_a_value_that_goes_while_it_is_sent_arrives_whole",
-    "test_the_oldest_half_value_gives_way",
+    "test_the_oldest_incomplete_value_is_dropped",
 ]
 
 
@@ -72,7 +72,7 @@ def test_a_value_larger_than_half_of_the_memory_is_stored(smallest: Address) -> 
     conversation.close()
 
 
-def test_the_oldest_long_line_is_told_why_it_has_to_go(smallest: Address) -> None:
+def test_the_oldest_long_line_is_refused_with_a_reply(smallest: Address) -> None:
     other = Conversation(smallest)
     clients = [connect(smallest) for _ in range(2)]
     line = b"get" + b" k" * 150_000
@@ -88,7 +88,7 @@ def test_the_oldest_long_line_is_told_why_it_has_to_go(smallest: Address) -> Non
     other.close()
 
 
-def test_the_oldest_that_takes_nothing_gives_way(smallest: Address) -> None:
+def test_the_oldest_slow_reader_is_disconnected(smallest: Address) -> None:
     other = Conversation(smallest)
     other.ask(b"set big 0 0 200000\r\n" + bytes(200_000) + b"\r\n")
     clients = [connect(smallest) for _ in range(40)]

@@ -228,7 +228,7 @@ def test_growing_an_item_evicts_others_not_itself() -> None:
     assert kit.value(b"c") is not None
 
 
-def test_what_is_larger_than_the_memory() -> None:
+def test_a_host_larger_than_the_memory() -> None:
     kit = Kit(limit=1000)
     kit.store.set(b"k", 0, 0, b"v")
     assert kit.store.set(b"k", 0, 0, b"v" * 1000) == NO_MEMORY

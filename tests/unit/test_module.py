@@ -27,7 +27,7 @@ def test_a_checkout_has_modules(
 
 
 @pytest.mark.parametrize("place", ["kmod", f"build/kmod/{os.uname().release}"])
-def test_what_is_beside_an_installed_package_is_left_alone(
+def test_folders_beside_an_installed_package_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     monkeypatch.setattr(module, "_PACKAGE", tmp_path / "site-packages" / "stackmap_cli")

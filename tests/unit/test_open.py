@@ -24,7 +24,7 @@ def test_sockets_take_no_nic() -> None:
 
 
 @pytest.mark.parametrize("nic", ["", "eth0\0", "\0"])
-def test_what_is_no_name_of_a_nic(nic: str) -> None:
+def test_invalid_nic_names(nic: str) -> None:
     with pytest.raises(ValueError, match="cannot be the name of a NIC"):
         RingPort(nic)
     for backend in ("auto", "stackmap", "sockets"):

@@ -54,7 +54,7 @@ def test_a_dedicated_nic_may_be_bound(kind: str | None) -> None:
         ),
     ],
 )
-def test_what_has_no_queue_or_whose_queue_is_taken_may_not(nic: Nic, sentence: str) -> None:
+def test_devices_without_a_free_queue_are_refused(nic: Nic, sentence: str) -> None:
     with pytest.raises(NicError, match=sentence):
         check_bindable(nic)
 

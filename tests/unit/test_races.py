@@ -20,7 +20,7 @@ def test_a_race_of_linux_alone_does_not_count() -> None:
     assert complaints("booted\n" + race("tick_sched", "timekeeping") + "more\n") == []
 
 
-def test_a_race_that_the_module_takes_part_in_does() -> None:
+def test_a_race_with_the_module_counts() -> None:
     log = race("tick_sched", "jiffies") + race("tcp_ack", "sm_rx [stackmap]")
     (found,) = complaints(log)
     assert "data-race in tcp_ack / sm_rx [stackmap]" in found

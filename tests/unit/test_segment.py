@@ -23,7 +23,7 @@ def segment(payload: bytes = b"", event: Event = Event.NONE, errno: int = 0) -> 
     return Segment(connection, memoryview(payload), event, errno)
 
 
-def test_it_has_what_it_was_made_of() -> None:
+def test_its_attributes() -> None:
     found = segment(b"payload", Event.EOF | Event.ERROR, 104)
     assert isinstance(found.connection, Stub)
     assert bytes(found.view) == found.tobytes() == b"payload"

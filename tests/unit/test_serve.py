@@ -326,13 +326,13 @@ def test_a_bad_option_is_a_usage_error(options: list[str], complaint: str) -> No
     assert complaint in " ".join(result.output.split())
 
 
-def test_as_many_connections_as_nobody_has() -> None:
+def test_more_connections_than_any_limit_are_refused() -> None:
     result = CliRunner().invoke(main, ["serve", "memcached", "--max-connections", str(10**19)])
     assert result.exit_code == 1
     assert "file descriptors" in result.output
 
 
-def test_what_is_refused_is_in_the_help() -> None:
+def test_the_help_names_refused_protocols() -> None:
     result = CliRunner().invoke(main, ["serve", "memcached", "--help"])
     text = " ".join(result.output.split())
     assert "The binary protocol is refused" in text
@@ -358,7 +358,7 @@ def test_a_port_of_root_s_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPat
     assert result.output.endswith("Permission denied\n")
 
 
-def test_what_is_no_host_name_is_one_sentence() -> None:
+def test_an_invalid_host_name_is_one_sentence() -> None:
     result = CliRunner().invoke(main, ["serve", "memcached", "--listen", "a..b:1"])
     assert result.exit_code == 1
     assert result.output == "Error: cannot listen on a..b:1: that is no host name\n"

@@ -139,7 +139,7 @@ def test_a_server_that_breaks_the_protocol_is_left(noise: bytes) -> None:
     run(main())
 
 
-def test_nothing_is_sent_where_nobody_listens() -> None:
+def test_a_refused_connection_is_not_connected_error() -> None:
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as unused:
             address = unused.getsockname()

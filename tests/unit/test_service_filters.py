@@ -521,7 +521,7 @@ def test_a_budget_bounds_retries_to_a_share_of_the_requests() -> None:
     run(main())
 
 
-def test_what_a_request_put_into_a_budget_is_worth_nothing_after_its_ttl() -> None:
+def test_deposits_in_a_retry_budget_expire() -> None:
     async def main() -> None:
         budget = RetryBudget(ttl=10, min_per_second=0, percent=100)
         for _ in range(5):
@@ -659,7 +659,7 @@ def test_a_full_limit_is_not_ready_and_wakes_as_many_as_it_has_room_for() -> Non
     run(main())
 
 
-def test_whoever_is_woken_and_does_not_come_holds_up_nobody() -> None:
+def test_a_woken_waiter_that_has_gone_delays_nobody() -> None:
     async def main() -> None:
         gate = Gate()
         chain = ConcurrencyLimit(1).and_then(gate)
@@ -843,7 +843,7 @@ def test_hedge_learns_its_delay() -> None:
     run(main())
 
 
-# -- who, what, how long -------------------------------------------------------------------------
+# -- authentication, tracing, logging ------------------------------------------------------------
 
 
 def test_auth_changes_the_type_of_requests() -> None:
@@ -940,7 +940,7 @@ def test_trace_reports_nested_spans() -> None:
     run(main())
 
 
-def test_spans_are_logged_if_nothing_else_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_spans_are_logged_by_default(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "stackmap.service"):
         run(_call(Trace("lookup").and_then(upper), "x"))
     assert "of none: lookup," in caplog.text

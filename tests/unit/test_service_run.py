@@ -46,7 +46,7 @@ class Program:
         self.client.connect(self.address)
 
     def said(self) -> str:
-        """What the service manager is told next."""
+        """The next notification to the service manager."""
         return self.manager.recv(100).decode()
 
     def begin(self) -> None:
@@ -99,7 +99,7 @@ def test_the_first_signal_drains(start: Start, number: signal.Signals) -> None:
     assert program.exit_code() == 0
 
 
-def test_what_is_cut_off_is_in_the_exit_code(start: Start) -> None:
+def test_the_exit_code_says_that_connections_were_cut_off(start: Start) -> None:
     program = start("stuck", 0.01)
     program.begin()
     program.signal(signal.SIGTERM)
@@ -136,7 +136,7 @@ def test_a_service_that_never_returns_is_ended_by_the_second_signal(start: Start
     assert program.exit_code() == -signal.SIGTERM
 
 
-def test_nobody_is_notified_who_did_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_notify_socket_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     assert not notify("READY=1")
 

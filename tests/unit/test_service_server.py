@@ -50,7 +50,7 @@ async def upper(req: bytes) -> bytes:
 
 
 class Held:
-    """A service whose requests wait until they are released; it says what became of them."""
+    """A service that keeps requests waiting until they are released, and records each outcome."""
 
     def __init__(self) -> None:
         self.waiting: dict[bytes, asyncio.Future[bytes]] = {}
@@ -97,7 +97,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def exchange(server: Server[Any, Any], data: bytes) -> bytes:
-    """What a client gets that sends this, and then its end."""
+    """Send data and FIN as a client, and return everything received."""
     with await RawClient.connect(server) as client:
         await client.send(data)
         client.end()
@@ -365,7 +365,7 @@ def test_a_reply_that_cannot_be_encoded_ends_the_connection(
 
 
 class Strict(Lines):
-    """Says goodbye to those who do not keep to the protocol."""
+    """Has a reply for clients that break the protocol."""
 
     def next_message(self) -> bytes | None:
         try:
@@ -486,7 +486,7 @@ def test_a_client_that_does_not_read_is_not_read_from() -> None:
     run(main())
 
 
-def test_what_is_not_ready_is_not_read_for() -> None:
+def test_a_connection_is_not_read_while_its_service_is_not_ready() -> None:
     async def main() -> None:
         held = Held()
         chain = Timeout(LONG).and_then(ConcurrencyLimit(1)).and_then(held)

@@ -141,7 +141,7 @@ def test_who_may_open_ports(grants: Grants, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("option", "sentence"), [("--user", "no user 'nobody-at-all'"), ("--group", "no group")]
 )
-def test_nobody_can_be_granted_anything_who_does_not_exist(option: str, sentence: str) -> None:
+def test_an_unknown_user_or_group_is_refused(option: str, sentence: str) -> None:
     result = CliRunner().invoke(main, ["bind", "eth0", option, "nobody-at-all"])
     assert result.exit_code == 1
     assert sentence in result.output

@@ -36,7 +36,7 @@ def test_a_short_run_may_miss_what_is_rare() -> None:
         ({"retransmitted": {}}, "sent again by nobody"),
     ],
 )
-def test_what_a_long_run_misses_is_said(change: dict[str, Any], said: str) -> None:
+def test_a_long_run_reports_missing_events(change: dict[str, Any], said: str) -> None:
     (found,) = shortfalls([APPLICATION, APPLICATION], TOTAL | change, MILLION)
     assert said in found
 
@@ -46,6 +46,6 @@ def test_growth_needs_two_applications() -> None:
     assert "two applications" in found
 
 
-def test_memory_that_has_grown_is_said() -> None:
+def test_grown_memory_is_reported() -> None:
     (found,) = growth([APPLICATION, APPLICATION | {"SUnreclaim": 50_000}])
     assert "SUnreclaim has changed by 10000 KiB" in found

@@ -8,7 +8,7 @@ from stackmap import Event, SocketPort
 from tests.unit.test_port_contract import reset
 
 
-def test_what_a_reset_threw_away_was_not_sent() -> None:
+def test_a_reset_with_a_queue_reports_no_writable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, SocketPort() as port:
         peer = socket.create_connection(listener.getsockname())
         accepted, _address = listener.accept()

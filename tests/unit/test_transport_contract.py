@@ -290,9 +290,7 @@ def test_a_detached_socket_is_an_ordinary_one(port: Port, socket_pair: Callable[
         again.until(lambda: again.received() == b"again")
 
 
-def test_what_cannot_be_detached(
-    make_link: Callable[[], Link], port_factory: Callable[[], Port]
-) -> None:
+def test_refused_detaches(make_link: Callable[[], Link], port_factory: Callable[[], Port]) -> None:
     full, closed, failed = make_link(), make_link(), make_link()
     port = full.port
     full.fill()
@@ -406,7 +404,7 @@ def test_nothing_is_delivered_while_paused(link: Link) -> None:
     assert link.story == [expected]
 
 
-def test_an_end_that_waits_for_a_paused_connection(link: Link) -> None:
+def test_the_end_of_a_paused_connection_waits(link: Link) -> None:
     link.peer.sendall(b"last words")
     link.peer.shutdown(socket.SHUT_WR)
     time.sleep(0.05)

@@ -71,5 +71,5 @@ def test_the_session_is_found_when_the_environment_has_been_cleared(
     assert told.stdout == f"{session}\n"
 
 
-def test_without_a_session_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_session_there_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ssh_session(1) is None

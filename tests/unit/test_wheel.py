@@ -85,7 +85,7 @@ def wheel(source: Path) -> list[str]:
     return zipfile.ZipFile(path).namelist()
 
 
-def test_nothing_but_names_of_our_own(wheel: list[str]) -> None:
+def test_the_wheel_installs_only_our_packages(wheel: list[str]) -> None:
     top = {name.split("/")[0] for name in wheel}
     assert {name for name in top if not name.endswith(".dist-info")} == {
         "stackmap",
@@ -149,7 +149,7 @@ def test_sources(sdist: list[str], file: str) -> None:
     assert file in sdist
 
 
-def test_what_is_for_systemd(wheel: list[str]) -> None:
+def test_files_for_systemd(wheel: list[str]) -> None:
     assert "stackmap_cli/systemd/stackmap-bind@.service" in wheel
     assert "stackmap_cli/systemd/90-stackmap.rules" in wheel
 

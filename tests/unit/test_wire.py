@@ -181,7 +181,7 @@ def test_a_missing_wire_is_a_sentence(tmp_path: Path) -> None:
         Wire(tmp_path / "wire.sock")
 
 
-def test_who_hangs_up_without_listening_does_not_cut_the_wire(ends: Ends) -> None:
+def test_a_client_that_hangs_up_does_not_end_the_wire(ends: Ends) -> None:
     for answers_lost in (False, True):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(ends.relay.control))

@@ -173,7 +173,7 @@ def in_a_master(name: str, kind: str) -> Standing:
 
 
 def with_parts(kind: str, article: str) -> list[Standing]:
-    """Neither the device nor its part is bound."""
+    """A bridge, bond or team, and its part: both are refused."""
     set_up = (
         f"ip link add sm0 type veth peer name sm1; ip link add {kind}0 type {kind};"
         f" ip link set sm0 master {kind}0; ip link set sm0 up"
@@ -265,7 +265,7 @@ STANDING = [
 
 
 @pytest.mark.parametrize("standing", STANDING, ids=lambda standing: standing.name)
-def test_what_stands_on_a_nic(stackmap: Stackmap, server: Guest, standing: Standing) -> None:
+def test_devices_on_top_of_a_nic(stackmap: Stackmap, server: Guest, standing: Standing) -> None:
     check_refused(stackmap, server, standing)
 
 
@@ -289,7 +289,7 @@ def check_refused(stackmap: Stackmap, server: Guest, standing: Standing) -> None
     assert sentence.startswith(standing.sentence)
 
 
-def test_routes_that_nothing_uses_are_in_nobodys_way(stackmap: Stackmap, server: Guest) -> None:
+def test_unused_routes_do_not_prevent_binding(stackmap: Stackmap, server: Guest) -> None:
     """A table that no rule names, a network of one's own, multicast, a veth's other end."""
     server.run(
         "set -e; ip link add sm0 type veth peer name sm1; ip link set sm0 up; ip link set sm1 up;"

@@ -1,4 +1,4 @@
-"""What both ends of HTTP/1.1 have in common: receiving a message, and encoding one.
+"""The common part of both ends of HTTP/1.1: receive a message, and encode one.
 
 Strategy: an h11 connection sees one request and its response, and no more.  What it has received
 beyond that is handed on to the next one.  h11 itself would hold back the next request until the
@@ -191,7 +191,7 @@ def as_bytes(body: Buffer) -> Buffer:
 
 
 def local_error(error: Exception) -> LocalProtocolError:
-    """What h11 does not want to send, in our words."""
+    """Translate h11's refusal to send a message."""
     return LocalProtocolError(f"the message cannot be sent: {error}")
 
 

@@ -268,7 +268,7 @@ class Debug:
 
 @dataclass(frozen=True, slots=True)
 class NoReply:
-    """What a server sends if no reply is wanted: nothing."""
+    """The reply to a command that wants none: it encodes to nothing."""
 
 
 @dataclass(frozen=True, slots=True)

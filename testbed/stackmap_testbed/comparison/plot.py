@@ -49,7 +49,7 @@ def _merged(runs: Sequence[Run]) -> HdrHistogram:
 
 
 def _draw_percentiles(axes: Axes, runs: Sequence[Run], connections: int) -> None:
-    """Of the closed loop: which share of the requests took how long at most."""
+    """Plot the closed loop's latencies by percentile."""
     furthest = 2.0
     for backend in BACKENDS:
         chosen = [
@@ -76,7 +76,7 @@ def _draw_percentiles(axes: Axes, runs: Sequence[Run], connections: int) -> None
 
 
 def _draw_loads(axes: Axes, loads: Sequence[Mapping[str, Any]], connections: int) -> None:
-    """Of the open loop: median and tail at each load at which the server kept up."""
+    """Plot the open loop's median and tail at each load at which the server kept up."""
     for backend in BACKENDS:
         for name, style in _LINES.items():
             points = [

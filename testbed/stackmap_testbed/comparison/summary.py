@@ -76,7 +76,7 @@ def _ratio(couples: Sequence[tuple[Run, Run]], figure: Figure) -> Spread:
 
 
 def ratios(runs: Sequence[Run]) -> dict[str, dict[str, Spread]]:
-    """Of the closed loop, stackmap over sockets, by number of connections and figure."""
+    """The closed loop's ratios of stackmap to sockets, by number of connections and figure."""
     return {
         str(connections): {
             "requests_per_cpu_second": _ratio(couples, lambda run: run.requests_per_cpu_second),

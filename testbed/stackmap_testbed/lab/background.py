@@ -133,7 +133,7 @@ def _execute(command: Message, connection: socket.socket, lines: BinaryIO, lab: 
 
 
 def _feed(process: GuestProcess, lines: BinaryIO, end: signal.Signals) -> None:
-    """Pass input on as fast as the command reads it; if whoever sends it goes away, end it."""
+    """Pass input on as fast as the command reads it; end the command if the client goes away."""
     with contextlib.suppress(LabError):  # the guest has ended
         for line in _whole_lines(lines):
             message = json.loads(line)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _CHUNK = 64 * 1024
-#: Of a terminal that does not know its size.
+#: Columns and rows of a terminal that does not know its size.
 _USUAL_WINDOW = (24, 80)
 
 

@@ -364,7 +364,7 @@ class Guest:
             if kind == "dead":
                 concerned = list(self._processes.values())
             else:
-                # None: starting it took too long, and who asked for it has given up.
+                # None: starting it took too long, and the caller has given up.
                 found = self._processes.get(message["process"])
                 concerned = [found] if found else []
                 if kind == "closed":

@@ -44,7 +44,7 @@ struct load *load_new(const int *fds, unsigned int connections,
 void load_free(struct load *load);
 
 /*
- * Of a closed loop only: have no more than this many requests outstanding, on the connections in
+ * Closed loop only: have no more than this many requests outstanding, on the connections in
  * turn.
  */
 void load_set_window(struct load *load, unsigned int window);

@@ -447,7 +447,7 @@ def test_the_rest_of_a_slot_is_sent_or_the_peer_learns(
 
 @contextmanager
 def no_memory_in(function: str, times: int) -> Iterator[Path]:
-    """Have allocations fail that come from a function, whoever runs it; so often, or always (-1).
+    """Make allocations by a function fail, in any process; so often, or always (-1).
 
     Yields the file that tells how often they may fail still.
     """

@@ -36,7 +36,7 @@ version=$(dpkg-query -W -f '${Version}' linux-source-6.12)
 
 configs=
 for fragment in $fragments; do configs="$configs $here/$fragment.config"; done
-# Of the sources a patch changes what only user-mode Linux has.
+# A patch changes the sources that only user-mode Linux compiles.
 patch=$here/uml-fork.patch
 inputs=$configs
 [ "$arch" != um ] || inputs="$inputs $patch"

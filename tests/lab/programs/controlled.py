@@ -1,4 +1,4 @@
-"""What the two programs that tests drive by hand have in common: commands come in, answers go out.
+"""Shared by the two programs that tests drive by hand: read commands, and write answers.
 
 A command is a line of JSON, ``{"do": NAME, ...}``; its answer is a line ``=N JSON``,
 the first N being 1.

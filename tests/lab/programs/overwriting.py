@@ -1,4 +1,4 @@
-"""A port on rings whose application scribbles over every transmit buffer it gets back, at once."""
+"""A port on rings; its application overwrites each transmit buffer as soon as it gets it back."""
 
 from __future__ import annotations
 
