@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from typing import TYPE_CHECKING, Any, Never
 
 import pytest
 
+from stackmap import SocketPort
 from stackmap.actor import ActorSystem, Child, ConnectionActor, Listener
+from stackmap.aio import EventLoop
 from stackmap.codec import Lines, RemoteProtocolError
 from stackmap.testing import VirtualClock, memory_pair
 from tests.reset import reset_on_close
@@ -69,7 +72,8 @@ def send_much_and_read(address: tuple[str, int], first: bytes) -> bytes:
 
 @pytest.mark.parametrize("session", [Session, OneSlot])
 @pytest.mark.parametrize(("first", "answer"), [(b"x" * 101, REFUSAL), (b"quit\n", BYE)])
-def test_over_tcp(session: type[Session], first: bytes, answer: bytes) -> None:
+@pytest.mark.parametrize("on_port", [False, True])
+def test_over_tcp(session: type[Session], first: bytes, answer: bytes, on_port: bool) -> None:
     async def main() -> bytes:
         with socket.create_server(("127.0.0.1", 0)) as sock:
             async with ActorSystem() as system:
@@ -79,7 +83,10 @@ def test_over_tcp(session: type[Session], first: bytes, answer: bytes) -> None:
                 await system.spawn(Child(lambda: listener, capacity=1)).ready()
                 return await asyncio.to_thread(send_much_and_read, sock.getsockname(), first)
 
-    assert asyncio.run(main()) == answer
+    with SocketPort() as port:
+        factory = functools.partial(EventLoop, port) if on_port else None
+        with asyncio.Runner(loop_factory=factory) as runner:
+            assert runner.run(main()) == answer
 
 
 class Client(asyncio.Protocol):
