@@ -55,7 +55,11 @@ class StreamProtocol(asyncio.Protocol):
         if not self._supervisor.accepts:
             transport.abort()
             return
-        codec = None if self._codec is None else self._codec()
+        try:
+            codec = None if self._codec is None else self._codec()
+        except BaseException:
+            transport.abort()  # nobody would own the connection; the loop reports the error
+            raise
         self._stream = Stream(transport, codec)
         self._cell = self._supervisor.adopt(self._child, self._stream)
         self._stream.connect(self._cell)

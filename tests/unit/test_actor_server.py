@@ -252,6 +252,26 @@ def test_the_connection_of_an_actor_that_fails_is_reset() -> None:
     run(main)
 
 
+def test_a_connection_without_a_codec_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    def no_codec() -> Lines:
+        raise RuntimeError("no codec for this connection")
+
+    class Other(ConnectionActor[Never, bytes, Buffer]):
+        """Never made."""
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            async with ActorSystem() as system:
+                listener: Listener[bytes, Buffer] = Listener(
+                    Other, sock, capacity=1, codec=no_codec
+                )
+                await system.spawn(Child(lambda: listener, capacity=1)).ready()
+                assert await end(await connect(sock.getsockname())) == b""
+
+    run(main)
+    assert "no codec for this connection" in caplog.text
+
+
 def test_accept_backs_off_without_descriptors(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
