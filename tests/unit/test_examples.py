@@ -190,8 +190,8 @@ def readme(place: Place) -> Iterator[Program]:
     (program,) = re.findall(
         r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
     )
-    assert '("", 7)' in program
-    with running(place, "-c", program, number=7) as running_program:
+    assert '("", 7007)' in program
+    with running(place, "-c", program, number=7007) as running_program:
         yield running_program
 
 
