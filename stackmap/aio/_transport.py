@@ -12,12 +12,14 @@ import collections
 import contextvars
 import sys
 import warnings
-from asyncio import constants, transports, trsock
+from asyncio import constants, transports
 from asyncio.log import logger
 from typing import TYPE_CHECKING, Any, cast
 
 from stackmap import ClosedError, Event, Segment
 from stackmap.errors import make_error
+
+from ._socket import TransportSocket
 
 if TYPE_CHECKING:
     import socket
@@ -92,7 +94,7 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         self._connection: Any = connection
         self._port = loop.port
         super().__init__(extra, loop)
-        self._extra["socket"] = trsock.TransportSocket(connection.sock)
+        self._extra["socket"] = TransportSocket(connection)
         self._extra["sockname"] = connection.sockname
         self._extra.setdefault("peername", connection.peername)
         self._extra["stackmap.connection"] = connection

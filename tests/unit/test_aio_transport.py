@@ -11,6 +11,7 @@ import contextvars
 import logging
 import socket
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -124,6 +125,38 @@ def test_abort_drops_what_is_not_sent(new_loop: NewLoop) -> None:
             assert len(await receive_all(peer)) < HUGE  # and no reset
 
     run(new_loop, main())
+
+
+def test_a_connection_that_is_reset_before_it_is_accepted(new_loop: NewLoop) -> None:
+    """Its protocol is told its own address, as uvicorn asks for."""
+
+    class Asking(Recorder):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            sock = transport.get_extra_info("socket")
+            assert sock.getsockname() == address
+            assert transport.get_extra_info("sockname") == address
+            with suppress(OSError):
+                sock.getpeername()
+
+    async def main() -> None:
+        protocols: list[Asking] = []
+
+        def make() -> Asking:
+            protocols.append(Asking())
+            return protocols[-1]
+
+        server = await asyncio.get_running_loop().create_server(make, sock=listener)
+        for data in (b"", b"request"):
+            with socket.create_connection(address) as peer:
+                peer.sendall(data)
+                reset_on_close(peer)
+        await until(lambda: sum(len(each.lost) for each in protocols) == 2)
+        server.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        run(new_loop, main())
 
 
 def test_a_reset_is_reported(new_loop: NewLoop) -> None:
