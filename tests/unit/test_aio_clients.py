@@ -2,6 +2,8 @@
 
 Each server is a process, as in production; it is asked for the counters of its loop and port.
 ``tests/guest/test_aio_clients.py`` runs the same on rings, with the peers beyond the NIC.
+
+Libraries are imported where they are used: an emulated machine takes half a minute for them all.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import logging
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import ssl
@@ -24,16 +27,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
-import httpx
 import pytest
-import redis.asyncio
-import redis.exceptions
-import uvicorn
-import websockets
-from aiohttp import web
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from stackmap import SocketPort
 from stackmap.aio import EventLoop, loop_factory
@@ -41,7 +35,11 @@ from tests.reset import reset_on_close
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+
+    import aiohttp
+    import websockets
+    from aiohttp import web
 
     NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
@@ -202,6 +200,8 @@ def asgi() -> Any:
 
 def serve_uvicorn(sock: socket.socket, tls: Certificate | None, _new_loop: NewLoop) -> None:
     """As ``uvicorn --loop stackmap.aio:EventLoop --fd ...``."""
+    import uvicorn
+
     files: dict[str, Any] = {}
     if tls:
         files = {"ssl_certfile": str(tls.file), "ssl_keyfile": str(tls.key)}
@@ -213,6 +213,8 @@ def serve_uvicorn(sock: socket.socket, tls: Certificate | None, _new_loop: NewLo
 
 def serve_aiohttp(sock: socket.socket, tls: Certificate | None, new_loop: NewLoop) -> None:
     """``web.run_app()`` in a loop of one's choice."""
+    from aiohttp import web
+
     together = _Together()
 
     def answer(request: web.Request, body: bytes = b"") -> web.Response:
@@ -250,6 +252,7 @@ def serve_aiohttp(sock: socket.socket, tls: Certificate | None, new_loop: NewLoo
 
 def serve_websockets(sock: socket.socket, tls: Certificate | None, new_loop: NewLoop) -> None:
     """An echo server, as in the manual of websockets."""
+    import websockets
 
     async def echo(websocket: websockets.ServerConnection) -> None:
         async for message in websocket:
@@ -373,6 +376,8 @@ class Http:
 
     async def is_well_used(self, connections: int) -> None:
         """Well-behaved clients, many at a time."""
+        import aiohttp
+
         connector = aiohttp.TCPConnector(limit=1, ssl=self.context or True)
         async with aiohttp.ClientSession(connector=connector) as session:
             clients = set()
@@ -416,6 +421,8 @@ class Http:
         await slow_writer.wait_closed()
 
     async def counters(self) -> Any:
+        import aiohttp
+
         connector = aiohttp.TCPConnector(ssl=self.context or True)
         async with (
             aiohttp.ClientSession(connector=connector) as session,
@@ -442,6 +449,8 @@ def test_http_server(place: Place, tls: Certificate | None, serve: Any) -> None:
 
 
 def test_aiohttp_client(place: Place, tls: Certificate | None) -> None:
+    import aiohttp
+
     async def main(http: Http) -> None:
         await http.is_well_used(place.connections)
         connector = aiohttp.TCPConnector(ssl=http.context or True)
@@ -458,9 +467,12 @@ def test_aiohttp_client(place: Place, tls: Certificate | None) -> None:
 
 
 def test_httpx_client(place: Place, tls: Certificate | None) -> None:
+    import httpx
+
     async def main(http: Http) -> None:
         verify: Any = http.context or True
-        many = min(place.connections, 50)  # with 200, it takes longer than all the others
+        # With 200, its pool compares each with each for longer than all others take together.
+        many = min(place.connections, 50) if tls else place.connections
         async with httpx.AsyncClient(
             verify=verify, trust_env=False, timeout=PATIENCE, base_url=http.url,
             limits=httpx.Limits(max_connections=many, max_keepalive_connections=many),
@@ -489,6 +501,8 @@ def test_httpx_client(place: Place, tls: Certificate | None) -> None:
 
 async def use_websockets(server: Server, tls: Certificate | None, connections: int) -> Any:
     """Use an echo server well and badly, and return its counters."""
+    import websockets
+
     url = f"ws{'s' if tls else ''}://{server.address}:{server.number}"
     connect = functools.partial(
         websockets.connect, url, ssl=tls.client_context() if tls else None, max_size=2 << 20,
@@ -541,17 +555,26 @@ def test_websockets_client(place: Place, tls: Certificate | None) -> None:
 
 
 @contextmanager
-def daemon(place: Place, *command: str) -> Iterator[None]:
+def daemon(
+    place: Place,
+    *command: str | Path,
+    user: str | None = None,
+    stop: signal.Signals = signal.SIGTERM,
+) -> Iterator[None]:
     """Run a daemon among the peers."""
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile("w+") as log:
         with place.peers():
             process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd="/", start_new_session=True
+                command, stdout=log, stderr=log, user=user, cwd="/", start_new_session=True
             )
         try:
             yield
+        except BaseException as error:
+            log.seek(0)
+            error.add_note(f"{command[0]} said:\n{log.read()[-4000:]}")
+            raise
         finally:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(stop)
             try:
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
@@ -577,6 +600,13 @@ def answers(place: Place, number: int) -> bool:
 
 
 def test_redis_client(place: Place, tls: Certificate | None, folder: Path) -> None:
+    import redis.asyncio
+    import redis.exceptions
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    if not shutil.which("redis-server"):
+        pytest.skip("there is no redis-server here: testbed/setup.sh test-packages")
     number = free_number(place)
     ports = ["--port", f"{number}"]
     options: dict[str, Any] = {}
@@ -635,4 +665,142 @@ def test_redis_client(place: Place, tls: Certificate | None, folder: Path) -> No
         "--dir", str(folder), "--maxclients", "1000", *ports,
     ):  # fmt: skip
         eventually(lambda: answers(place, number), lambda: "Redis never listened")
+        run(place.new_loop, main())
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> tuple[Path, Path]:
+    """PostgreSQL's programs, and an empty database of the user whom it runs as."""
+    programs = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+    if programs is None:
+        pytest.skip("there is no PostgreSQL server here: testbed/setup.sh test-packages")
+    data = folder / "postgresql"
+    data.mkdir()
+    shutil.chown(data, "postgres", "postgres")
+    subprocess.run(
+        [programs / "initdb", "--no-sync", "--no-instructions", "--auth", "trust", "--no-locale",
+         "--encoding", "UTF8", data],
+        check=True, capture_output=True, user="postgres", group="postgres", cwd="/",
+    )  # fmt: skip
+    (data / "pg_hba.conf").write_text("host all all all trust\n")
+    return programs, data
+
+
+#: asyncpg's connections at a time: each is a process of PostgreSQL's.
+SESSIONS = 20
+#: Rows of 1 KiB that are copied each way, and one of them.
+ROWS, ROW = 8192, b"x" * 1023 + b"\n"
+
+
+async def use_postgresql(options: dict[str, Any]) -> None:
+    """Queries, bulk data, sessions that are cancelled and that end while they work."""
+    import asyncpg
+
+    async with asyncpg.create_pool(min_size=0, max_size=SESSIONS, **options) as pool:
+        sessions = await asyncio.gather(*(pool.acquire() for _ in range(SESSIONS)))
+        assert len({each.get_server_pid() for each in sessions}) == SESSIONS
+        query = "SELECT pg_backend_pid() FROM pg_sleep(0)"
+        found = await asyncio.gather(*(each.fetchval(query) for each in sessions))
+        assert found == [each.get_server_pid() for each in sessions]
+        for each in sessions:
+            await pool.release(each)
+        async with pool.acquire() as session, pool.acquire() as witness:
+            for _ in range(3):
+                assert await session.fetchval("SELECT $1::bytea", BODY) == BODY
+            await copy_rows(session)
+            await cancel_query(session, witness)
+            await end_session(session, witness)
+
+
+async def copy_rows(session: Any) -> None:
+    """COPY in, and out to a slow reader and to one that fails."""
+
+    async def rows() -> AsyncIterator[bytes]:
+        for _ in range(ROWS // 64):
+            yield ROW * 64
+
+    async def take(piece: bytes) -> None:
+        digest.update(piece)
+        await asyncio.sleep(0)
+
+    async def fail(_piece: bytes) -> None:
+        raise ZeroDivisionError
+
+    await session.execute("CREATE TEMPORARY TABLE copied (line text)")
+    assert await session.copy_to_table("copied", source=rows()) == f"COPY {ROWS}"
+    digest = hashlib.sha256()
+    assert await session.copy_from_table("copied", output=take) == f"COPY {ROWS}"
+    assert digest.digest() == hashlib.sha256(ROW * ROWS).digest()
+    with pytest.raises(ZeroDivisionError):
+        await session.copy_from_table("copied", output=fail)
+    assert await session.fetchval("SELECT count(*) FROM copied") == ROWS
+
+
+async def cancel_query(session: Any, witness: Any) -> None:
+    """asyncpg opens a connection for that; the session can be used afterwards."""
+    task = asyncio.create_task(session.execute("SELECT pg_sleep(1000)"))
+    await sleeps(witness, session.get_server_pid())
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await session.fetchval("SELECT $1::bytea", BODY) == BODY
+
+
+async def end_session(session: Any, witness: Any) -> None:
+    """The server ends it in mid-query."""
+    import asyncpg
+
+    task = asyncio.create_task(session.execute("SELECT pg_sleep(1000)"))
+    await sleeps(witness, session.get_server_pid())
+    await witness.execute("SELECT pg_terminate_backend($1)", session.get_server_pid())
+    with pytest.raises((asyncpg.PostgresError, ConnectionError)):
+        await task
+
+
+async def sleeps(witness: Any, pid: int) -> None:
+    """Wait until that session is in pg_sleep()."""
+    query = "SELECT wait_event FROM pg_stat_activity WHERE pid = $1"
+    while await witness.fetchval(query, pid) != "PgSleep":  # noqa: ASYNC110 (of another process)
+        await asyncio.sleep(0)
+
+
+def test_asyncpg_client(
+    place: Place, tls: Certificate | None, folder: Path, cluster: tuple[Path, Path]
+) -> None:
+    programs, data = cluster
+    number = free_number(place)
+    settings: dict[str, Any] = {
+        "listen_addresses": place.peer_address, "port": number, "unix_socket_directories": "",
+        "max_connections": SESSIONS + 10, "fsync": "off", "shared_buffers": "16MB", "ssl": "off",
+    }  # fmt: skip
+    if tls:
+        key = folder / "postgresql.pem"  # it must be the daemon's own
+        shutil.copy(tls.key, key)
+        shutil.chown(key, "postgres", "postgres")
+        key.chmod(0o600)
+        settings |= {"ssl": "on", "ssl_cert_file": tls.file, "ssl_key_file": key}
+
+    async def main() -> None:
+        await use_postgresql({
+            "host": place.peer_address, "port": number, "user": "postgres",
+            "database": "postgres", "ssl": tls.client_context() if tls else False,
+            "timeout": PATIENCE,
+        })  # fmt: skip
+        place.check(count(), received=(4 << 20) + ROWS * len(ROW), sent=(4 << 20) + ROWS * len(ROW))
+
+    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+    with daemon(
+        place, programs / "postgres", "-D", data, *options, user="postgres",
+        stop=signal.SIGQUIT,  # SIGTERM would wait for clients
+    ):  # fmt: skip
+        ready: list[str | Path] = [
+            programs / "pg_isready", "-q", "-U", "postgres", "-h", place.peer_address,
+            "-p", f"{number}",
+        ]  # fmt: skip
+
+        def is_ready() -> bool:
+            with place.peers():
+                return subprocess.run(ready, check=False).returncode == 0
+
+        eventually(is_ready, lambda: "PostgreSQL never took connections")
         run(place.new_loop, main())
