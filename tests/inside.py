@@ -70,17 +70,23 @@ class GuestPytest:
         self._process: GuestProcess | None = None
         self._runs = count(1)
 
-    def passes(self, tests: Path, timeout: float, patience: int, rounds: str = "0") -> None:
-        """Have tests passed: all within ``timeout`` seconds, and each within ``patience``."""
+    def passes(
+        self, tests: Path, timeout: float, patience: int, rounds: str = "0", select: str = ""
+    ) -> None:
+        """Have tests passed: all within ``timeout`` seconds, and each within ``patience``.
+
+        ``select`` is an expression of markers, as of pytest's ``-m``.
+        """
         if not self._process:
             command = [sys.executable, "-B", "-m", "tests.forked", *_OPTIONS]
             self._process = self._guest.popen(command, stdin=True)
         process, run = self._process, next(self._runs)
         before = len(process.output())
         report_inside = f"/tmp/junit-{run}.xml"
+        limits = ["--timeout", str(patience)]
         request = {
             "run": run,
-            "options": ["--timeout", str(patience), "--junitxml", report_inside, str(tests)],
+            "options": [*limits, "-m", select, "--junitxml", report_inside, str(tests)],
             "environment": {"STACKMAP_ROUNDS": rounds},
         }
         process.send(json.dumps(request).encode() + b"\n")

@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where a file says which of its tests are ``SHORT``, mark the others as long."""
+    for item in items:
+        short = getattr(item.getparent(pytest.Module).obj, "SHORT", None)  # type: ignore[union-attr]
+        if short is not None and item.name not in short:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nic() -> Iterator[str]:
     """A bound NIC with a peer."""

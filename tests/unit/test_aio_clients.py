@@ -269,8 +269,9 @@ def serve_websockets(sock: socket.socket, tls: Certificate | None, new_loop: New
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         async with websockets.serve(
-            echo, sock=sock, ssl=context, max_size=2 << 20, compression=None
-        ):
+            echo, sock=sock, ssl=context, max_size=2 << 20, compression=None,
+            open_timeout=PATIENCE,
+        ):  # fmt: skip
             await stop.wait()
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -662,7 +663,8 @@ def test_redis_client(place: Place, tls: Certificate | None, folder: Path) -> No
 
     with daemon(
         place, "redis-server", "--bind", place.peer_address, "--save", "", "--appendonly", "no",
-        "--dir", str(folder), "--maxclients", "1000", *ports,
+        "--dir", str(folder), "--maxclients", "1000",
+        "--protected-mode", "no", *ports,
     ):  # fmt: skip
         eventually(lambda: answers(place, number), lambda: "Redis never listened")
         run(place.new_loop, main())

@@ -45,6 +45,9 @@ def marks(file: str) -> list[pytest.MarkDecorator]:
     return found
 
 
+#: Files that have the marker "long" on some tests.
+LONG = {"test_aio_clients.py"}
+
 FILES = [
     pytest.param(path.name, marks=marks(path.name)) for path in sorted(INSIDE.glob("test_*.py"))
 ]
@@ -58,4 +61,12 @@ FILE_SECONDS = 2300 * (1 + int(ROUNDS))
 @pytest.mark.timeout(FILE_SECONDS + 100)
 @pytest.mark.parametrize("file", FILES)
 def test_inside(guest_pytest: GuestPytest, file: str) -> None:
-    guest_pytest.passes(INSIDE / file, FILE_SECONDS, TEST_SECONDS, ROUNDS)
+    guest_pytest.passes(INSIDE / file, FILE_SECONDS, TEST_SECONDS, ROUNDS, "not long")
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("module")
+@pytest.mark.timeout(FILE_SECONDS + 100)
+@pytest.mark.parametrize("file", sorted(LONG))
+def test_what_is_long(guest_pytest: GuestPytest, file: str) -> None:
+    guest_pytest.passes(INSIDE / file, FILE_SECONDS, TEST_SECONDS, ROUNDS, "long")
