@@ -12,6 +12,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 
 from stackmap.codec import Lines
 from stackmap.service import (
@@ -88,12 +89,23 @@ class Held:
         self.changed.set()
 
 
+_new_loop: Callable[[], asyncio.AbstractEventLoop]
+
+
+@pytest.fixture(autouse=True, params=["asyncio", "uvloop"])
+def new_loop(request: pytest.FixtureRequest) -> None:
+    """Choose what run() makes: each test runs on the standard library's loop and on one that shares no code with it."""
+    global _new_loop  # noqa: PLW0603 (for run())
+    _new_loop = asyncio.SelectorEventLoop if request.param == "asyncio" else uvloop.new_event_loop
+
+
 def run(main: Coroutine[Any, Any, None]) -> None:
     async def limited() -> None:
         async with asyncio.timeout(LONG):
             await main
 
-    asyncio.run(limited())
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(limited())
 
 
 async def exchange(server: Server[Any, Any], data: bytes) -> bytes:
@@ -165,6 +177,7 @@ def test_a_client_that_waits_for_each_reply_gets_each(service: Service[bytes, by
     run(main())
 
 
+@pytest.mark.parametrize("new_loop", ["asyncio"], indirect=True)  # whose transport it patches
 def test_several_requests_of_a_segment_are_answered_with_one_write(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
