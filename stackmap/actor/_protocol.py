@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ._cell import Cell
 from ._child import Child, Restart
@@ -51,16 +51,17 @@ class StreamProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Spawn the actor."""
-        assert isinstance(transport, asyncio.Transport)
+        # Not all of uvloop's are derived from it.
+        made = cast("asyncio.Transport", transport)
         if not self._supervisor.accepts:
-            transport.abort()
+            made.abort()
             return
         try:
             codec = None if self._codec is None else self._codec()
         except BaseException:
-            transport.abort()  # nobody would own the connection; the loop reports the error
+            made.abort()  # nobody would own the connection; the loop reports the error
             raise
-        self._stream = Stream(transport, codec)
+        self._stream = Stream(made, codec)
         self._cell = self._supervisor.adopt(self._child, self._stream)
         self._stream.connect(self._cell)
 
@@ -75,11 +76,11 @@ class StreamProtocol(asyncio.Protocol):
             self._stream.receive_segments(segments)
 
     def eof_received(self) -> bool:
-        """The actor decides when to close."""
+        """The actor decides when to close; TLS has no half of a connection to go on with."""
         if self._stream is None:
             return False
         self._stream.receive_eof()
-        return True
+        return self._stream.transport.get_extra_info("ssl_object") is None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone."""

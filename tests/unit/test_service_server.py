@@ -8,7 +8,6 @@ import contextvars
 import os
 import resource
 import socket
-import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,6 +31,7 @@ from stackmap.service import (
 )
 from stackmap.service._connection import unread_bytes
 from stackmap.testing import MemoryTransport
+from tests.certificate import contexts
 
 from .service_peer import RawClient
 
@@ -94,7 +94,7 @@ _new_loop: Callable[[], asyncio.AbstractEventLoop]
 
 @pytest.fixture(autouse=True, params=["asyncio", "uvloop"])
 def new_loop(request: pytest.FixtureRequest) -> None:
-    """Choose what run() makes: each test runs on the standard library's loop and on one that shares no code with it."""
+    """Choose what run() makes: the standard library's loop, or one that shares no code with it."""
     global _new_loop  # noqa: PLW0603 (for run())
     _new_loop = asyncio.SelectorEventLoop if request.param == "asyncio" else uvloop.new_event_loop
 
@@ -984,11 +984,7 @@ async def echo_sometimes_slow(req: bytes) -> bytes:
 
 
 def test_tls(tmp_path: Path) -> None:
-    pem = tmp_path / "pem"
-    pem.write_text(CERTIFICATE)
-    accepting = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    accepting.load_cert_chain(pem)
-    trusting = ssl.create_default_context(cafile=str(pem))
+    accepting, trusting = contexts(tmp_path)
 
     async def main() -> None:
         for service in (upper, slow):
@@ -1006,24 +1002,3 @@ def test_tls(tmp_path: Path) -> None:
                     await writer.wait_closed()
 
     run(main())
-
-
-#: Of "localhost", valid for a hundred years, and for these tests only.
-CERTIFICATE = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg+Lm5duGbErmpXJU/
-BtkOIXHmnxKINl4EiazOyOZVxIWhRANCAATsfd+R6y4gCCHTXwT5UnL0aDcskJKI
-qhBAcEJkP4poOlC+Kk17l9TiJxy92mgWhfuOI4VWqPUCjRxEXbshDTtP
------END PRIVATE KEY-----
------BEGIN CERTIFICATE-----
-MIIBnDCCAUGgAwIBAgIUKnBa0hy2TTjeELeXBg3G0kaigD8wCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNzIxMjMwNVoYDzIxMjYxMTAz
-MjEyMzA1WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
-PQMBBwNCAATsfd+R6y4gCCHTXwT5UnL0aDcskJKIqhBAcEJkP4poOlC+Kk17l9Ti
-Jxy92mgWhfuOI4VWqPUCjRxEXbshDTtPo28wbTAdBgNVHQ4EFgQUIZLCnr+mHofJ
-JC1eIGMFWM3T2dowHwYDVR0jBBgwFoAUIZLCnr+mHofJJC1eIGMFWM3T2dowDwYD
-VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
-zj0EAwIDSQAwRgIhAJve0//QvByMBjnZC01TxeErlvDDBdEm3RJeYBjbE/V7AiEA
-kaukFsX5BQW5rPDIKUmydxwEzBqLw8ljiSZB2NW99RY=
------END CERTIFICATE-----
-"""

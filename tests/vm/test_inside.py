@@ -29,7 +29,7 @@ FIRST_KERNEL = {
         "actor", "aio_clients", "aio_cpython", "aio_loop", "aio_oracle", "aio_transport",
         "congestion", "examples", "fast_path", "forward", "kill", "lifetimes", "limits",
         "memcached_ends", "netlink", "register", "reuseport", "rights", "ring_port", "security",
-        "servers", "signals", "soft_errors", "spin", "tcp_state", "tracepoints",
+        "servers", "signals", "soft_errors", "spin", "tcp_state", "tls", "tracepoints",
         "transport_contract",
     )
 }  # fmt: skip
