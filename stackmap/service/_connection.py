@@ -461,8 +461,8 @@ class ServedConnection(asyncio.Protocol):
         self._looked = True
         self._may_stop_reading()
         if self._last and self.idle:
-            self._closing = True
-            self._transport.close()
+            # What may be on its way would have the kernel reset a closed socket, replies and all.
+            self._part()
 
     def _may_stop_reading(self) -> None:
         """Read no more once everything has been read that was there when the drain began."""
