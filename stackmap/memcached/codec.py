@@ -222,7 +222,7 @@ class Decoder(abc.ABC):
     def drop(self) -> None:
         """Free everything; the client is to be disconnected."""
         self.hang_up = True
-        self.paused = False
+        self.idle = self.paused = False
         self._body = None
         self._rest = b""
         self._left = bytearray()

@@ -45,6 +45,8 @@ ACCEPTS_PER_TURN = 64
 RESUMED_PER_TURN = 64
 #: How long, in seconds, clients have to take their last replies when the server stops.
 GRACE = 5.0
+#: How long, in seconds, they then have to hang up.
+LINGER = 1.0
 #: How long, in seconds, a client that is refused has to read why.
 FAREWELL = 2
 
@@ -87,7 +89,8 @@ class Server:
         self._waiting: Waiting[Connection] = Waiting(store)
         #: Those whose commands wait for their turn, in the order in which they get it.
         self._busy: OrderedDict[Connection, None] = OrderedDict()
-        self._refused: dict[Connection, int] = {}
+        #: Those that were told the end, and since when; they have not hung up yet.
+        self._parting: dict[Connection, int] = {}
         self._looked_at = store.now
         self._stopping = False
         self._aborting = False
@@ -233,16 +236,16 @@ class Server:
                 self._abort(connection, session)
 
     def _part(self, connection: Connection, session: Session) -> None:
-        """Hang up on a client, after it has read why if it was told that."""
+        """Hang up on a client, after it has read its last reply if it does not expect that."""
         session.drop()
         self._busy.pop(connection, None)
         self._account(connection, session)
-        if not session.refused:
+        if not (session.refused or self._stopping):
             connection.close()
-        elif connection not in self._refused:
+        elif connection not in self._parting:
             # Closing now would reset the connection if more of the client's input came, and with
             # that take the reply from it: wait until it hangs up as well.
-            self._refused[connection] = self._store.now
+            self._parting[connection] = self._store.now
             connection.shutdown_write()
             connection.resume_reading()
 
@@ -255,7 +258,7 @@ class Server:
 
     def _look_after_connections(self, now: int) -> None:
         """Once a second: disconnect those that have had their time."""
-        for connection, since in list(self._refused.items()):
+        for connection, since in list(self._parting.items()):
             if now - since > FAREWELL:
                 connection.abort()
         if not self.idle_timeout:
@@ -283,7 +286,7 @@ class Server:
             session.drop()
             self._busy.pop(connection, None)
             self._waiting.forget(connection, session)
-            self._refused.pop(connection, None)
+            self._parting.pop(connection, None)
             self.connections.discard(connection)
             connection.app = None
             self.statistics.connections.current -= 1
@@ -361,13 +364,22 @@ class Server:
             connection.pause_reading()
             self._settle(connection, session)
         deadline = time.monotonic() + GRACE
+        sent = False
         while self.connections and not self._aborting:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
+            now = time.monotonic()
+            if not sent and all(
+                each in self._parting and not each.pending for each in self.connections
+            ):
+                sent = True
+                deadline = min(deadline, now + LINGER)
+            if now >= deadline:
                 break
-            self._turn(remaining)
+            self._turn(deadline - now)
         for connection in list(self.connections):
-            self._abort(connection, connection.app)
+            if connection in self._parting and not connection.pending:
+                connection.close()
+            else:
+                self._abort(connection, connection.app)
         self._turn(0.0)
 
 

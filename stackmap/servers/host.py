@@ -29,6 +29,8 @@ Out = TypeVar("Out")
 
 #: Seconds that clients have to take their last replies once the server is told to stop.
 GRACE = 5.0
+#: Seconds that a client has to hang up after its last reply.
+LINGER = 1.0
 
 
 class PortLoop(abc.ABC):
@@ -42,7 +44,7 @@ class PortLoop(abc.ABC):
     def __init__(self, port: Port, sock: socket.socket) -> None:
         self._port = port
         self._listener = port.attach_listener(sock)
-        self._stopping = False
+        self._stopping = self._draining = False
         self._accepting = False
 
     @abc.abstractmethod
@@ -59,21 +61,43 @@ class PortLoop(abc.ABC):
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; the second one ends the process."""
-        port = self._port
         self._accept_more()
         with on_first_signal(self._stop):
             while not self._stopping:
                 self._exchange(None)
             self._accept_no_more()
             self._listener.close()
-            for connection in port.connections:
-                connection.close()
-            deadline = time.monotonic() + GRACE
-            while port.connections and (left := deadline - time.monotonic()) > 0:
-                self._exchange(left)
+            self._exchange(0.0)  # what has arrived
+            self._drain()
+
+    def _drain(self) -> None:
+        """Send everything, then FIN; close when the client has done so too, or after a while.
+
+        Closing at once would reset connections whose clients are sending, and take from them what
+        they were answered (RFC 9112, section 9.6).
+        """
+        self._draining = True
+        port = self._port
+        for connection in port.connections:
+            connection.shutdown_write()
+            connection.resume_reading()
+        end = time.monotonic() + GRACE
+        sent_at: float | None = None
+        while port.connections and (now := time.monotonic()) < end:
+            if sent_at is None and not any(each.pending for each in port.connections):
+                sent_at = now
+                end = min(end, now + LINGER)
+            self._exchange(end - now)
+        for connection in port.connections:
+            connection.close()
+        port.flush()
 
     def _exchange(self, timeout: float | None) -> None:
         for segment in self._port.exchange(timeout):
+            if self._draining:
+                if segment.event & Event.EOF:
+                    segment.connection.close()
+                continue
             if not segment.event:
                 self.received(segment)
             if segment.event & Event.WRITABLE:
