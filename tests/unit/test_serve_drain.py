@@ -1,0 +1,143 @@
+"""``stackmap serve`` under load: a signal ends it, and nothing that was answered is lost.
+
+Not with the model of actors, whose connections do not wait until their clients hang up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODELS = ("loop", "service")
+PATIENCE = 60
+CLIENTS = 8
+#: Requests that a client sends ahead of their replies.
+AHEAD = 20
+#: Replies that a client must have before the signal comes.
+BEFORE = 50
+
+BODY = bytes(range(251)) * 20
+
+
+class Echo:
+    """Requests of an echo server."""
+
+    command = ("echo",)
+    request = reply = BODY
+
+
+class Http:
+    """Requests of a file."""
+
+    command = ("http", "--root", str(Path(__file__).parents[1] / "typing"))
+    request = b"GET /service_right.py HTTP/1.1\r\nHost: x\r\n\r\n"
+    reply = b""  # the first one shows
+
+
+class Memcached:
+    """Requests of an item that nobody has stored, whose replies are as long as requests."""
+
+    command = ("memcached",)
+    request = b"mg " + b"k" * 200 + b" v\r\nmn\r\n"
+    reply = b"EN\r\nMN\r\n"
+
+
+class Load(threading.Thread):
+    """A client that sends requests, a few ahead, until its connection ends."""
+
+    def __init__(self, address: tuple[str, int], kind: type[Echo | Http | Memcached]) -> None:
+        super().__init__(daemon=True)
+        self.sock = socket.create_connection(address, PATIENCE)
+        self.kind = kind
+        self.received = bytearray()
+        self.reply = kind.reply
+        self.busy = threading.Event()
+        self.failure: OSError | None = None
+
+    def run(self) -> None:
+        with self.sock as sock:
+            try:
+                if not self.reply:
+                    self.reply = self._first_reply()
+                sock.sendall(self.kind.request * AHEAD)
+                answered = 0
+                while data := sock.recv(1 << 16):
+                    self.received += data
+                    now = len(self.received) // len(self.reply)
+                    if now >= BEFORE:
+                        self.busy.set()
+                    # It stops to send only when the connection ends.
+                    with contextlib.suppress(BrokenPipeError):
+                        sock.sendall(self.kind.request * (now - answered))
+                    answered = now
+            except OSError as failure:
+                self.failure = failure
+
+    def _first_reply(self) -> bytes:
+        self.sock.sendall(self.kind.request)
+        reply = b""
+        while not (head := re.search(rb"(?i)content-length: (\d+)[^\0]*?\r\n\r\n", reply)) or len(
+            reply
+        ) < head.end() + int(head[1]):
+            reply += self.sock.recv(1 << 16)
+        return reply
+
+
+def undated(replies: bytes | bytearray) -> bytes:
+    return re.sub(rb"\r\nDate: [^\r]*", b"", replies, flags=re.IGNORECASE)
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], IO[str], tuple[str, int]]]:
+    command = [sys.executable, "-m", "stackmap_cli.main", "serve", *arguments]
+    command += ["--backend", "sockets", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            found = re.match(r"listening on ([\d.]+):(\d+)", process.stdout.readline())
+            assert found
+            yield process, process.stdout, (found[1], int(found[2]))
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("kind", [Echo, Http, Memcached])
+def test_stopping_under_load_loses_no_reply(
+    kind: type[Echo | Http | Memcached], model: str
+) -> None:
+    """What was answered arrives whole: no reply is cut, and none is lost to a reset."""
+    with serving(*kind.command, "--model", model) as (process, output, address):
+        clients = [Load(address, kind) for _ in range(CLIENTS)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            assert client.busy.wait(PATIENCE)
+        process.send_signal(signal.SIGTERM)
+        for client in clients:
+            client.join(PATIENCE)
+            assert not client.is_alive()
+        assert process.wait(PATIENCE) == 0
+        said = output.read()
+    for client in clients:
+        assert client.failure is None, client.failure
+        replies, rest = divmod(len(client.received), len(client.reply))
+        assert undated(client.received) == undated(client.reply * replies + client.reply[:rest])
+        assert kind is Echo or rest == 0
+    if kind is Memcached:
+        sent = re.search(r"sent \d+ and (\d+)", said)
+        assert sent
+        assert sum(len(client.received) for client in clients) == int(sent[1])
