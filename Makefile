@@ -22,7 +22,7 @@ comma := ,
 # A suite of two hosts keeps two processors busy; more at a time starve tests of their clients.
 JOBS ?= $(shell nproc)
 
-PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackmap/_ring_build.py stackmap/_fast.c \
+PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackmap/_ring_build.py stackmap/_fast*.[ch] \
 	kmod/uapi/*.h $(addprefix testbed/stackmap_testbed/load/,_load.[ch] _mark.h _load_build.py))
 CHECKED_PYTHON := stackmap cli testbed tests examples setup.py
 

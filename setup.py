@@ -4,9 +4,21 @@ from setuptools import Extension, setup
 
 fast = Extension(
     "stackmap._fast",
-    ["stackmap/_fast.c", "stackmap/_ring.c"],
+    [
+        "stackmap/_fast.c",
+        "stackmap/_fast_callback.c",
+        "stackmap/_fast_method.c",
+        "stackmap/_fast_transport.c",
+        "stackmap/_fast_turn.c",
+        "stackmap/_ring.c",
+    ],
     include_dirs=["stackmap", "kmod/uapi"],
-    depends=["stackmap/_ring.h", "stackmap/_ring_hot.h", "kmod/uapi/stackmap.h"],
+    depends=[
+        "stackmap/_fast.h",
+        "stackmap/_ring.h",
+        "stackmap/_ring_hot.h",
+        "kmod/uapi/stackmap.h",
+    ],
     extra_compile_args=["-O2", "-Wall", "-Wextra"],
 )
 

@@ -52,6 +52,7 @@ class Connection(abc.ABC):
         "_above_high",
         "_bytes_written",
         "_closing",
+        "_copy_max",
         "_credits",
         "_discarding",
         "_exceeded",
@@ -90,6 +91,8 @@ class Connection(abc.ABC):
         # The errno with which sending failed.
         self._failure = 0
         self._paused = False
+        # Payloads of up to so many bytes are copied in any case, though a page could be lent.
+        self._copy_max = 0
         # Segments of data that it may still deliver; None: any number.
         self._credits: int | None = None
         # The last written byte of which a report was asked for, and whether the backend is to be

@@ -7,42 +7,36 @@
  * Ring, which is told how many slots there are.  With one connection this saves a sixth of all
  * instructions of an echo, both ends and the kernel's included; with sixteen, a twentieth.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <structmember.h>
+#include "_fast.h"
 
 #include <errno.h>
-#include <stdbool.h>
-#include <stdint.h>
+#include <structmember.h>
 
 #include "_ring.h"
 #include "_ring_hot.h"
 
 /* Bytes that one write takes.  A program's makes two at most before its first sync. */
 #define WRITE_MAX (64 * 4096)
+/* The offset in a page: the lower half of struct smr_segment's start. */
+#define OFFSET 0xffff
 
-struct segment {
-	PyObject_HEAD
-	PyObject *connection;
-	PyObject *view;		/* NULL: of the payload below, and nobody has asked for it */
-	PyObject *event;
-	int err;
-	PyObject *batch;	/* a view of all payloads of the batch */
-	Py_ssize_t start, len;	/* where this segment's is */
-};
-
-static PyTypeObject segment_type;
-
-static PyObject *name_deaf;
+PyObject *smf_no_event;
 static PyObject *view_release;		/* memoryview.release */
 static PyObject *released_view;
+static PyObject *name_interrupted, *name_complete;
 static PyObject *port_closed, *broken;	/* of stackmap.errors */
+
+/* A connection on a ring: the class, and where its instances have what is looked at here. */
+static struct {
+	PyTypeObject *type;
+	Py_ssize_t waiting, shutdown, outlet, failure, deaf, copy_max;
+} ring_connection;
 
 /* A segment of payload, whose view is made when somebody asks for it. */
 static struct segment *make_segment(PyObject *connection, PyObject *event, PyObject *batch,
-				    const struct smr_segment *slot)
+				    Py_ssize_t start, Py_ssize_t len)
 {
-	struct segment *self = PyObject_GC_New(struct segment, &segment_type);
+	struct segment *self = PyObject_GC_New(struct segment, &smf_segment_type);
 
 	if (!self)
 		return NULL;
@@ -51,8 +45,8 @@ static struct segment *make_segment(PyObject *connection, PyObject *event, PyObj
 	self->event = Py_NewRef(event);
 	self->err = 0;
 	self->batch = Py_NewRef(batch);
-	self->start = slot->start;
-	self->len = slot->len;
+	self->start = start;
+	self->len = len;
 	PyObject_GC_Track(self);
 	return self;
 }
@@ -205,6 +199,18 @@ static PyObject *segment_tobytes(PyObject *object, PyObject *ignored)
 	return PyBytes_FromObject(self->view ? self->view : released_view);
 }
 
+/* The payload of a segment, to be released with PyBuffer_Release(). */
+int smf_get_payload(struct segment *self, Py_buffer *payload)
+{
+	if (self->batch) {
+		const char *payloads = PyMemoryView_GET_BUFFER(self->batch)->buf;
+
+		return PyBuffer_FillInfo(payload, (PyObject *)self, (char *)payloads + self->start,
+					 self->len, true, PyBUF_SIMPLE);
+	}
+	return PyObject_GetBuffer(self->view ? self->view : released_view, payload, PyBUF_SIMPLE);
+}
+
 static PyMethodDef segment_methods[] = {
 	{ "release", segment_release, METH_NOARGS, segment_release_doc },
 	{ "tobytes", segment_tobytes, METH_NOARGS, segment_tobytes_doc },
@@ -245,7 +251,7 @@ PyDoc_STRVAR(segment_doc,
 ":meth:`Port.exchange`, which takes the buffer back: using it afterwards raises ``ValueError``.\n"
 "Copy what you keep (:meth:`tobytes`).");
 
-static PyTypeObject segment_type = {
+PyTypeObject smf_segment_type = {
 	PyVarObject_HEAD_INIT(NULL, 0)
 	.tp_name = "stackmap.Segment",
 	.tp_basicsize = sizeof(struct segment),
@@ -376,59 +382,106 @@ static PyObject *fast_path_release(PyObject *object, PyObject *ignored)
 	return batch;
 }
 
-/* The connection that takes a slot's payload, if that is small; borrowed. */
+/* The connection that takes a slot's payload, if that is to be copied; borrowed. */
 static PyObject *usual_connection(const struct smr_segment *slot, PyObject *connections)
 {
-	PyObject *id, *connection, *deaf;
-	bool is_deaf;
+	PyObject *id, *connection;
 
-	if (slot->flags || slot->len > SMR_SMALL)
+	if (slot->flags)
 		return NULL;
 	id = PyLong_FromUnsignedLong(slot->id);
 	if (!id)
 		return NULL;
 	connection = PyDict_GetItemWithError(connections, id);
 	Py_DECREF(id);
-	if (!connection)
+	if (!connection || !Py_IS_TYPE(connection, ring_connection.type) ||
+	    smf_slot(connection, ring_connection.deaf) != Py_False)
 		return NULL;
-	deaf = PyObject_GetAttr(connection, name_deaf);
-	if (!deaf)
+	if (slot->len > SMR_SMALL &&
+	    slot->len > PyLong_AsLong(smf_slot(connection, ring_connection.copy_max)))
 		return NULL;
-	is_deaf = deaf != Py_False;
-	Py_DECREF(deaf);
-	return is_deaf ? NULL : connection;
+	return connection;
+}
+
+/* The connections of a batch's slots; NULL without an exception if not all of it is as usual. */
+static PyObject *usual_connections(const struct smr_pair *pair, int count, PyObject *connections)
+{
+	PyObject *found = PyList_New(count);
+
+	for (int i = 0; found && i < count; i++) {
+		PyObject *connection = usual_connection(&pair->received[i], connections);
+
+		if (connection)
+			PyList_SET_ITEM(found, i, Py_NewRef(connection));
+		else
+			Py_CLEAR(found);
+	}
+	return found;
+}
+
+/* A copy of all payloads of a batch: those that are staged, and then the large ones. */
+static PyObject *copy_payloads(const struct smr_pair *pair, int count)
+{
+	Py_ssize_t large = 0;
+	PyObject *copy;
+	char *to;
+
+	for (int i = 0; i < count; i++)
+		if (pair->received[i].len > SMR_SMALL)
+			large += pair->received[i].len;
+	copy = PyBytes_FromStringAndSize(NULL, pair->found[0] + large);
+	if (!copy)
+		return NULL;
+	to = PyBytes_AS_STRING(copy);
+	memcpy(to, pair->staging, pair->found[0]);
+	to += pair->found[0];
+	for (int i = 0; large && i < count; i++) {
+		const struct smr_segment *slot = &pair->received[i];
+
+		if (slot->len > SMR_SMALL) {
+			memcpy(to, smr_buffer(pair, slot->buf) + (slot->start & OFFSET), slot->len);
+			to += slot->len;
+		}
+	}
+	return copy;
 }
 
 /* The batch as a list of segments; NULL without an exception if not all of it is as usual. */
 static PyObject *usual_batch(struct fast_path *self, int count, PyObject *connections)
 {
 	const struct smr_pair *pair = self->pair;
-	PyObject *small, *whole, *batch;
-
+	Py_ssize_t large = pair->found[0];
+	PyObject *batch = usual_connections(pair, count, connections);
 	/* A copy of its own, so that a view of it can never show other data. */
-	small = PyBytes_FromStringAndSize(pair->staging, pair->found[0]);
-	if (!small)
-		return NULL;
-	whole = PyMemoryView_FromObject(small);
-	batch = whole ? PyList_New(count) : NULL;
+	PyObject *small = batch ? copy_payloads(pair, count) : NULL;
+	PyObject *whole = small ? PyMemoryView_FromObject(small) : NULL;
+
+	if (!whole)
+		Py_CLEAR(batch);
 	for (int i = 0; batch && i < count; i++) {
 		const struct smr_segment *slot = &pair->received[i];
-		PyObject *connection = usual_connection(slot, connections);
-		struct segment *segment = NULL;
+		PyObject *connection = PyList_GET_ITEM(batch, i);
+		Py_ssize_t start = slot->start;
+		struct segment *segment;
 
-		if (connection)
-			segment = make_segment(connection, self->no_event, whole, slot);
-		if (segment)
-			PyList_SET_ITEM(batch, i, (PyObject *)segment);
-		else
+		if (slot->len > SMR_SMALL) {
+			start = large;
+			large += slot->len;
+		}
+		segment = make_segment(connection, self->no_event, whole, start, slot->len);
+		if (!segment) {
 			Py_CLEAR(batch);
+			break;
+		}
+		PyList_SET_ITEM(batch, i, (PyObject *)segment);
+		Py_DECREF(connection);
 	}
 	Py_XDECREF(whole);
 	/* A list of its own, because the caller may take segments out of the other. */
 	self->shown = batch ? PyList_GetSlice(batch, 0, count) : NULL;
 	if (!self->shown) {
 		Py_XDECREF(batch);
-		Py_DECREF(small);
+		Py_XDECREF(small);
 		return NULL;
 	}
 	self->small = small;
@@ -463,19 +516,14 @@ static int exchange_and_heed_signals(struct fast_path *self, double timeout)
 	return count;
 }
 
-static PyObject *fast_path_exchange(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+static PyObject *exchange(struct fast_path *self, PyObject *wait, PyObject *connections)
 {
-	struct fast_path *self = (struct fast_path *)object;
 	double timeout = -1;
 	PyObject *batch;
 	int count;
 
-	if (nargs != 2 || !PyDict_Check(args[1])) {
-		PyErr_SetString(PyExc_TypeError, "exchange() takes a timeout and a dictionary");
-		return NULL;
-	}
-	if (args[0] != Py_None) {
-		timeout = PyFloat_AsDouble(args[0]);
+	if (wait != Py_None) {
+		timeout = PyFloat_AsDouble(wait);
 		if (PyErr_Occurred())
 			return NULL;
 	}
@@ -492,11 +540,20 @@ static PyObject *fast_path_exchange(PyObject *object, PyObject *const *args, Py_
 			return NULL;
 	}
 	if (count > 0 && !self->pair->found[1] && !self->pair->found[2]) {
-		batch = usual_batch(self, count, args[1]);
+		batch = usual_batch(self, count, connections);
 		if (batch || PyErr_Occurred())
 			return batch;
 	}
 	return PyLong_FromLong(count);
+}
+
+static PyObject *fast_path_exchange(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+	if (nargs != 2 || !PyDict_Check(args[1])) {
+		PyErr_SetString(PyExc_TypeError, "exchange() takes a timeout and a dictionary");
+		return NULL;
+	}
+	return exchange((struct fast_path *)object, args[0], args[1]);
 }
 
 PyDoc_STRVAR(send_doc,
@@ -587,6 +644,15 @@ PyDoc_STRVAR(outlet_write_doc,
 "Copy data into the transmit ring, and count it.  Returns None if it took all, or the number of\n"
 "bytes taken.");
 
+static size_t put(struct outlet *self, const Py_buffer *data)
+{
+	size_t taken = smr_write(self->path->pair, self->id, data->buf,
+				 data->len < WRITE_MAX ? data->len : WRITE_MAX);
+
+	self->written += taken;
+	return taken;
+}
+
 static PyObject *outlet_write(PyObject *object, PyObject *argument)
 {
 	struct outlet *self = (struct outlet *)object;
@@ -597,11 +663,9 @@ static PyObject *outlet_write(PyObject *object, PyObject *argument)
 	if (!self->path || !is_open(self->path) ||
 	    PyObject_GetBuffer(argument, &data, PyBUF_SIMPLE))
 		return NULL;
-	taken = smr_write(self->path->pair, self->id, data.buf,
-			  data.len < WRITE_MAX ? data.len : WRITE_MAX);
+	taken = put(self, &data);
 	all = taken == (size_t)data.len;
 	PyBuffer_Release(&data);
-	self->written += taken;
 	return all ? Py_NewRef(Py_None) : PyLong_FromSize_t(taken);
 }
 
@@ -646,11 +710,172 @@ static PyTypeObject outlet_type = {
 	.tp_members = outlet_members,
 };
 
+static PyObject *rest_of(PyObject *data, Py_ssize_t taken, Py_ssize_t len)
+{
+	PyObject *view = PyMemoryView_FromObject(data);
+	PyObject *octets = view ? PyObject_CallMethod(view, "cast", "s", "B") : NULL;
+	PyObject *rest = octets ? PySequence_GetSlice(octets, taken, len) : NULL;
+
+	Py_XDECREF(octets);
+	Py_XDECREF(view);
+	return rest;
+}
+
+/*
+ * Write to a connection, if it is on a ring, is well, and nothing of it waits.  Returns None if that took all
+ * of data, or else what is left: part of it, or data itself.
+ */
+PyObject *smf_write_as_usual(PyObject *connection, PyObject *data)
+{
+	struct outlet *outlet;
+	Py_buffer buffer;
+	Py_ssize_t taken, len;
+
+	if (!Py_IS_TYPE(connection, ring_connection.type) ||
+	    smf_slot(connection, ring_connection.shutdown) != Py_False ||
+	    !smf_is_zero(smf_slot(connection, ring_connection.failure)) ||
+	    PyObject_Size(smf_slot(connection, ring_connection.waiting)))
+		return Py_NewRef(data);
+	outlet = (struct outlet *)smf_slot(connection, ring_connection.outlet);
+	if (!outlet->path || !outlet->path->pair || outlet->path->pair->fd < 0)
+		return Py_NewRef(data);
+	if (PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)) {
+		PyErr_Clear();	/* whoever is left with data finds out */
+		return Py_NewRef(data);
+	}
+	len = buffer.len;
+	taken = put(outlet, &buffer);
+	PyBuffer_Release(&buffer);
+	return taken == len ? Py_NewRef(Py_None) : rest_of(data, taken, len);
+}
+
+static PyObject *connection_write(PyObject *method, PyObject *const *args, size_t nargsf,
+				  PyObject *names)
+{
+	PyObject *general = ((struct smf_method *)method)->general;
+	PyObject *left, *result;
+
+	if (PyVectorcall_NARGS(nargsf) != 2 || names)
+		return PyObject_Vectorcall(general, args, nargsf, names);
+	left = smf_write_as_usual(args[0], args[1]);
+	if (!left || left == Py_None)
+		return left;
+	result = PyObject_CallFunctionObjArgs(general, args[0], left, NULL);
+	Py_DECREF(left);
+	return result;
+}
+
+static int learn_connection(PyTypeObject *type)
+{
+	const struct smf_slot slots[] = {
+		{ "_waiting", &ring_connection.waiting },
+		{ "_shutdown", &ring_connection.shutdown },
+		{ "_outlet", &ring_connection.outlet },
+		{ "_failure", &ring_connection.failure },
+		{ "_deaf", &ring_connection.deaf },
+		{ "_copy_max", &ring_connection.copy_max },
+		{ 0 }
+	};
+
+	if (smf_find_slots(type, slots))
+		return -1;
+	Py_XSETREF(ring_connection.type, (PyTypeObject *)Py_NewRef(type));
+	return 0;
+}
+
+PyDoc_STRVAR(usual_connection_write_doc,
+"usual_connection_write(write)\n"
+"\n"
+"Decorate RingConnection.write(): C writes to a connection of which nothing waits.");
+
+static PyObject *usual_connection_write(PyObject *module, PyObject *general)
+{
+	(void)module;
+	return smf_make_method(general, connection_write, learn_connection);
+}
+
+/* A ring: the class, and where its instances have what is looked at here. */
+static struct {
+	PyTypeObject *type;
+	Py_ssize_t after_send, attention, connections, fast, shown, starved;
+} ring;
+
+static bool has_only_to_exchange(PyObject *self)
+{
+	return smf_slot(self, ring.attention) == Py_False &&
+	       !PyList_GET_SIZE(smf_slot(self, ring.after_send)) &&
+	       !PyDict_GET_SIZE(smf_slot(self, ring.starved));
+}
+
+static PyObject *ring_exchange(PyObject *method, PyObject *const *args, size_t nargsf,
+			       PyObject *names)
+{
+	PyObject *self, *found, *completed, *type, *exc, *traceback;
+
+	if (PyVectorcall_NARGS(nargsf) != 2 || names || !Py_IS_TYPE(args[0], ring.type) ||
+	    !has_only_to_exchange(args[0]) || PyList_GET_SIZE(smf_slot(args[0], ring.shown)))
+		return PyObject_Vectorcall(((struct smf_method *)method)->general, args, nargsf,
+					   names);
+	self = args[0];
+	found = exchange((struct fast_path *)smf_slot(self, ring.fast), args[1],
+			 smf_slot(self, ring.connections));
+	if (!found) {
+		PyErr_Fetch(&type, &exc, &traceback);
+		found = PyObject_CallMethodNoArgs(self, name_interrupted);
+		if (!found)
+			PyErr_Clear();
+		Py_XDECREF(found);
+		PyErr_Restore(type, exc, traceback);
+		return NULL;
+	}
+	if (PyList_CheckExact(found) && has_only_to_exchange(self))
+		return found;
+	completed = PyObject_CallMethodObjArgs(self, name_complete, found, args[1], NULL);
+	Py_DECREF(found);
+	return completed;
+}
+
+static int learn_ring(PyTypeObject *type)
+{
+	const struct smf_slot slots[] = {
+		{ "_after_send", &ring.after_send },
+		{ "_attention", &ring.attention },
+		{ "_connections", &ring.connections },
+		{ "_fast", &ring.fast },
+		{ "_shown", &ring.shown },
+		{ "_starved", &ring.starved },
+		{ 0 }
+	};
+
+	if (smf_find_slots(type, slots))
+		return -1;
+	Py_XSETREF(ring.type, (PyTypeObject *)Py_NewRef(type));
+	return 0;
+}
+
+PyDoc_STRVAR(usual_exchange_doc,
+"usual_exchange(exchange)\n"
+"\n"
+"Decorate Ring.exchange(): C exchanges if nothing else is to be done before it.");
+
+static PyObject *usual_exchange(PyObject *module, PyObject *general)
+{
+	(void)module;
+	return smf_make_method(general, ring_exchange, learn_ring);
+}
+
+static PyMethodDef functions[] = {
+	{ "usual_exchange", usual_exchange, METH_O, usual_exchange_doc },
+	{ "usual_connection_write", usual_connection_write, METH_O, usual_connection_write_doc },
+	{ 0 }
+};
+
 static struct PyModuleDef module = {
 	PyModuleDef_HEAD_INIT,
 	.m_name = "stackmap._fast",
 	.m_doc = PyDoc_STR("Segments, and what an exchange on rings does for each."),
 	.m_size = -1,
+	.m_methods = functions,
 };
 
 static PyObject *make_released_view(void)
@@ -665,24 +890,41 @@ static PyObject *make_released_view(void)
 	return view;
 }
 
+/* What another module of the package has under this name. */
+static PyObject *import(const char *module, const char *name)
+{
+	PyObject *imported = PyImport_ImportModule(module);
+	PyObject *found = imported ? PyObject_GetAttrString(imported, name) : NULL;
+
+	Py_XDECREF(imported);
+	return found;
+}
+
+static bool find_objects(void)
+{
+	PyObject *event = import("stackmap._event", "Event");
+
+	smf_no_event = event ? PyObject_GetAttrString(event, "NONE") : NULL;
+	Py_XDECREF(event);
+	port_closed = import("stackmap.errors", "port_closed");
+	broken = import("stackmap.errors", "broken");
+	name_interrupted = PyUnicode_InternFromString("_interrupted");
+	name_complete = PyUnicode_InternFromString("_complete");
+	view_release = PyObject_GetAttrString((PyObject *)&PyMemoryView_Type, "release");
+	released_view = make_released_view();
+	return smf_no_event && name_interrupted && name_complete && port_closed && broken && view_release && released_view;
+}
+
 PyMODINIT_FUNC PyInit__fast(void)
 {
 	PyObject *self = PyModule_Create(&module);
-	PyObject *errors = self ? PyImport_ImportModule("stackmap.errors") : NULL;
 
-	if (!errors) {
-		Py_XDECREF(self);
+	if (!self)
 		return NULL;
-	}
-	port_closed = PyObject_GetAttrString(errors, "port_closed");
-	broken = PyObject_GetAttrString(errors, "broken");
-	Py_DECREF(errors);
-	name_deaf = PyUnicode_InternFromString("_deaf");
-	view_release = PyObject_GetAttrString((PyObject *)&PyMemoryView_Type, "release");
-	released_view = make_released_view();
-	if (!port_closed || !broken || !name_deaf || !view_release || !released_view ||
-	    PyModule_AddType(self, &segment_type) ||
-	    PyModule_AddType(self, &fast_path_type) || PyModule_AddType(self, &outlet_type)) {
+	if (!find_objects() || PyModule_AddType(self, &smf_segment_type) ||
+	    PyModule_AddType(self, &fast_path_type) || PyModule_AddType(self, &outlet_type) ||
+	    PyType_Ready(&smf_method_type) || smf_init_transport(self) ||
+	    smf_init_turn(self) || smf_init_callback(self)) {
 		Py_DECREF(self);
 		return NULL;
 	}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ._connect import start_connecting
 from ._event import Event
-from ._fast import Segment
+from ._fast import Segment, usual_exchange
 from ._in_use import release_unless_in_use, warn_in_use
 from ._kernel_port import check
 from ._pair import SMALL, Pair
@@ -63,6 +63,9 @@ class Ring(Carrier):
     It is a port of its own to that thread: it has connections, watched files and exchanges of its
     own.  :meth:`stats` are those of the whole port.
     """
+
+    #: What the usual exchange looks at (_fast.c).
+    __slots__ = ("_after_send", "_attention", "_connections", "_fast", "_shown", "_starved")
 
     backend: ClassVar[str] = "stackmap"
 
@@ -202,6 +205,7 @@ class Ring(Carrier):
         else:
             connection._deaf = connection._closing
 
+    @usual_exchange
     def exchange(self, timeout: float | None = 0.0) -> list[Segment]:
         """Send everything written, and return everything received; see :meth:`Port.exchange`."""
         if self._attention or self._after_send or self._starved:
@@ -213,15 +217,9 @@ class Ring(Carrier):
         try:
             found = self._fast.exchange(timeout, self._connections)
         except BaseException:  # of a signal's handler
-            # Or later writes would overtake them.
-            self._transmission.requeue_refused(self._pair.found[1])
+            self._interrupted()
             raise
-        if type(found) is list and not (self._starved or self._attention):
-            return found
-        if found is None:
-            self._leave_to_users(self._fast.release())
-            return self.exchange(timeout)
-        return self._complete(found)
+        return self._complete(found, timeout)
 
     def flush(self) -> None:
         """Send everything written, and leave all views as they are; see :meth:`Port.flush`."""
@@ -334,8 +332,16 @@ class Ring(Carrier):
             return _SHORTAGE if timeout is None else min(timeout, _SHORTAGE)
         return timeout
 
-    def _complete(self, found: list[Segment] | int) -> list[Segment]:
+    def _interrupted(self) -> None:
+        """Finish an exchange that the handler of a signal has ended."""
+        # Or later writes would overtake them.
+        self._transmission.requeue_refused(self._pair.found[1])
+
+    def _complete(self, found: list[Segment] | int | None, timeout: float | None) -> list[Segment]:
         """Finish an exchange that C has not made into segments, or that is not all."""
+        if found is None:
+            self._leave_to_users(self._fast.release())
+            return self.exchange(timeout)
         if isinstance(found, list):
             segments, ready = found, 0
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ._connection import Address, Buffer, Connection, Payload
 from ._event import Event
-from ._fast import Outlet
+from ._fast import Outlet, usual_connection_write
 from ._port import Port
 from ._ring_c import lib
 from ._views import LentKept, LentSegment
@@ -92,17 +92,11 @@ class RingConnection(Connection):
         self._pair = ring._transmission.pair
         self._outlet = Outlet(self._pair.fast, id)
 
+    @usual_connection_write
     def write(self, data: Buffer, report: bool = False) -> None:
         """Send ``data``; see :meth:`Connection.write`."""
-        # The common case without the generality of _send(): bytes that fit into the ring.
-        if not (self._waiting or self._shutdown or report):
-            taken = self._outlet.write(data)
-            if taken is None:
-                return
-            data = memoryview(data).cast("B")[taken:]
-        elif self._failed:
-            return  # lost, as what was written just before
-        super().write(data, report)
+        if not self._failed:  # else it is lost, as what was written just before
+            super().write(data, report)
 
     @property
     def bytes_written(self) -> int:

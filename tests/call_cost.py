@@ -116,7 +116,7 @@ _INCLUDES = [str(ROOT / "stackmap"), str(ROOT / "kmod" / "uapi")]
 class Connection:
     """Has what the calls look at."""
 
-    __slots__ = ("_deaf", "id")
+    __slots__ = ("_copy_max", "_deaf", "_failure", "_outlet", "_shutdown", "_waiting", "id")
 
     def __init__(self, id: int) -> None:
         self.id = id
@@ -155,7 +155,8 @@ def build(folder: Path) -> tuple[Any, Path]:
             *("gcc", "-O2", "-shared", "-fPIC", f"-I{sysconfig.get_path('include')}"),
             *(f"-I{path}" for path in _INCLUDES),
             *(f"-D{name}={value}" for name, value in _DEFINES),
-            *(str(ROOT / "stackmap" / "_fast.c"), ring, str(mock), "-o", str(extension)),
+            *map(str, (ROOT / "stackmap").glob("_fast*.c")),
+            *(ring, str(mock), "-o", str(extension)),
         ],
         check=True,
     )
@@ -223,7 +224,10 @@ def extension_path(extension: Path, batch: int) -> Any:
     library = ctypes.CDLL(str(extension))
     library.mock_open.restype = ctypes.c_void_p
     address = library.mock_open(SLOTS, batch, SIZE)
-    return _load("_fast", extension).FastPath(address, library, Event.NONE)
+    fast = _load("_fast", extension)
+    # As for the class of a ring's connections: it learns where instances have what it looks at.
+    fast.usual_connection_write(Connection.__init__).__set_name__(Connection, "write")
+    return fast.FastPath(address, library, Event.NONE)
 
 
 def cffi_exchange(module: Any, batch: int) -> Loop:

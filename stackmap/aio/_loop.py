@@ -10,10 +10,12 @@ import socket
 from asyncio import events, sslproto
 from asyncio.log import logger
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from stackmap import Port, open_port
+from stackmap._fast import deliver, usual_call_soon
 
+from ._callback import Callback  # noqa: F401 (call_soon() in C makes them)
 from ._selector import PortSelector
 from ._transport import PortTransport
 from ._watchdog import Watchdog
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
     import selectors
     import ssl
     from collections.abc import Callable, Coroutine
+    from contextvars import Context
 
     from stackmap import Segment
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 
@@ -78,8 +82,12 @@ class EventLoop(asyncio.SelectorEventLoop):
             if self._owns_port:
                 self.port.close()
             raise
-        # One handle for all turns: there is at most one delivery in a turn.
-        self._delivery = events.Handle(self._deliver, (), self)
+        self._port_selector.loop = self
+        self._port_selector.pending = self._ready  # type: ignore[attr-defined]
+        # One handle for all turns: there is at most one delivery in a turn.  What SystemExit or
+        # KeyboardInterrupt leaves of it is delivered in the next.
+        what = (self._port_selector.segments, self._complain_of_stranger)
+        self._delivery = events.Handle(deliver, what, self)
 
     def run_forever(self) -> None:
         """Run until stop() is called.  What was written is sent before this returns."""
@@ -101,7 +109,7 @@ class EventLoop(asyncio.SelectorEventLoop):
             return
         if self._watchdog is not None:
             self._watchdog.stop()
-            self._watchdog = self._port_selector.turn_begins = None
+            self._watchdog = None
         super().close()
         if self._owns_port:
             self.port.close()
@@ -136,8 +144,6 @@ class EventLoop(asyncio.SelectorEventLoop):
         self.stats.attached += 1
         if self._watchdog is None and self.port.backend == "stackmap":
             self._watchdog = Watchdog(self._port_selector)
-            self._port_selector.turn_begins = self._watchdog.turn_begins
-            self._watchdog.turn_begins()
         return PortTransport(self, connection, protocol, waiter, extra=extra, server=server)
 
     def _make_ssl_transport(
@@ -186,40 +192,27 @@ class EventLoop(asyncio.SelectorEventLoop):
 
     # -- a turn --
 
+    @usual_call_soon
+    def call_soon(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Have a callback called in the next turn; see ``asyncio.loop.call_soon()``."""
+        handle = super().call_soon(callback, *args, context=context)
+        if traceback := handle._source_traceback:  # type: ignore[attr-defined]
+            del traceback[-1]  # this method
+        return handle
+
     def _process_events(self, event_list: list[tuple[selectors.SelectorKey, int]]) -> None:
         if self._port_selector.segments:
             self._ready.append(self._delivery)  # type: ignore[attr-defined]
         if event_list:
             super()._process_events(event_list)  # type: ignore[misc]
 
-    def _deliver(self) -> None:
-        """Give what the turn's exchange has received to the transports."""
-        selector = self._port_selector
-        segments = selector.segments
-        count = len(segments)
-        done = 0
-        try:
-            while done < count:
-                segment = segments[done]
-                done += 1
-                connection = segment.connection
-                transport = connection.app
-                if type(transport) is not PortTransport:
-                    self._complain_of_stranger(segment)
-                elif segment.event:
-                    transport.receive_event(segment)
-                else:
-                    first = done - 1
-                    while (
-                        done < count
-                        and segments[done].connection is connection
-                        and not segments[done].event
-                    ):
-                        done += 1
-                    transport.receive(segments[first:done])
-        finally:
-            # SystemExit and KeyboardInterrupt leave some for the next turn.
-            selector.segments = segments[done:]
+    def _delivery_failed(self, error: BaseException) -> None:
+        """Report it as if the delivery were a callback."""
+        self.call_exception_handler(
+            {"message": "Exception in a delivery", "exception": error, "handle": self._delivery}
+        )
 
     def _complain_of_stranger(self, segment: Segment) -> None:
         self.call_exception_handler(

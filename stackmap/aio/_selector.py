@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import select
 import selectors
 from typing import TYPE_CHECKING, Any
 
-from stackmap import Event, Segment
+from stackmap import Event, RingPort, Segment
+from stackmap._fast import usual_select
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,11 +27,26 @@ class PortSelector(selectors._BaseSelectorImpl):
 
     Attributes:
         port: the port.  Its files are watched by :meth:`Port.watch`.
-        segments: what the last exchange returned, and the loop has not delivered yet.
+        segments: what the last exchange returned, and the loop has not delivered yet; always the
+            same list.
+        loop: the event loop, whose turns may be made from here; None until there is one.
+        pending: the callbacks that the loop has to run.
         waiting: the loop's thread is in an exchange, or the loop does not run.
         turns: how many exchanges have been made.
-        turn_begins: what is called at the end of each, if anything.
+        turn_begins: what is called at the end of each, if anything: by who waits for that.
     """
+
+    #: What the usual select() looks at (stackmap/_fast_turn.c).
+    __slots__ = (
+        "_exchange",
+        "_ready",
+        "loop",
+        "pending",
+        "segments",
+        "turn_begins",
+        "turns",
+        "waiting",
+    )
 
     if TYPE_CHECKING:  # of the base class, whose types do not have it
         _fd_to_key: dict[int, selectors.SelectorKey]
@@ -37,6 +54,10 @@ class PortSelector(selectors._BaseSelectorImpl):
     def __init__(self, port: Port) -> None:
         super().__init__()
         self.port = port
+        # A turn makes one call less to its first ring than to the port.
+        self._exchange = port.rings[0].exchange if isinstance(port, RingPort) else port.exchange
+        self.loop: Any = None
+        self.pending: collections.deque[Any] = collections.deque()
         self.segments: list[Segment] = []
         self.waiting = True
         self.turns = 0
@@ -62,34 +83,42 @@ class PortSelector(selectors._BaseSelectorImpl):
             self.port.unwatch(key.fd)
         return key
 
+    @usual_select
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Exchange, and return the files that are ready.  What was received is in ``segments``."""
-        if self.segments:
+        """Exchange, and return the files that are ready.  What was received is in ``segments``.
+
+        If the loop would do nothing but wait, what is received is delivered from here, and the
+        next exchange is made from here, until there is something for the loop to do.  Such a turn
+        costs a small part of one of asyncio's.
+        """
+        segments = self.segments
+        if segments:
             # A callback raised SystemExit, and the loop runs again.
-            self.segments = [_detached(segment) for segment in self.segments]
+            segments[:] = [_detached(segment) for segment in segments]
             timeout = 0.0
         elif timeout is not None and timeout < 0:
             timeout = 0.0
+        self._take_turn(timeout)
+        return self._take_ready()
+
+    def _take_ready(self) -> list[tuple[selectors.SelectorKey, int]]:
+        ready, self._ready = self._ready, []
+        return ready
+
+    def _take_turn(self, timeout: float | None) -> None:
         self.waiting = True
-        received = self.port.exchange(timeout)
+        self.segments += self._exchange(timeout)
         self.waiting = False
         self.turns += 1
         if self.turn_begins is not None:
             self.turn_begins()
-        if self.segments:
-            self.segments += received
-        else:
-            self.segments = received
-        ready = self._ready
-        if ready:
-            self._ready = []
-        return ready
 
     def close(self) -> None:
         """Stop watching all files.  The port stays open."""
         for fd in list(self._fd_to_key):
             self.unregister(fd)
         super().close()
+        self.loop = None
 
     def _found_ready(self, fd: int) -> None:
         key = self._fd_to_key[fd]

@@ -17,6 +17,7 @@ from asyncio.log import logger
 from typing import TYPE_CHECKING, Any, cast
 
 from stackmap import ClosedError, Event, Segment
+from stackmap._fast import deliver_data, usual_transport_write
 from stackmap.errors import make_error
 
 from ._socket import TransportSocket
@@ -31,6 +32,10 @@ Buffer = bytes | bytearray | memoryview
 _BUFFERS = (bytes, bytearray, memoryview)
 #: Since this version a server keeps its transports.
 _SERVER_KEEPS_TRANSPORTS = sys.version_info >= (3, 13)
+#: Of PortTransport._takes, for stackmap/_fast_transport.c: what its protocol receives.
+_TAKES_BYTES, _TAKES_BUFFERS, _TAKES_SEGMENTS = 0, 1, 2
+#: Bytes of a segment up to which copying costs less than lending its page.
+_COPY_MAX = 2048
 #: Seconds between two tries while the kernel is short of buffers.
 _SHORTAGE = 0.001
 #: Seconds between two looks at what TCP has not been acknowledged, where no event tells.
@@ -55,7 +60,6 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         "_conn_lost",
         "_connection",
         "_context",
-        "_deliver_data",
         "_eof",
         "_file_sender",
         "_held",
@@ -64,6 +68,7 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         "_protocol",
         "_server",
         "_sock_fd",
+        "_takes",
     )
 
     _start_tls_compatible = True
@@ -151,11 +156,15 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         """Have another protocol called from now on."""
         self._protocol: Any = protocol
         if isinstance(protocol, asyncio.BufferedProtocol):
-            self._deliver_data = self._deliver_into_buffers
+            self._takes = _TAKES_BUFFERS
         elif hasattr(protocol, "segments_received"):  # a SegmentProtocol, or of its shape
-            self._deliver_data = self._deliver_segments
+            self._takes = _TAKES_SEGMENTS
         else:
-            self._deliver_data = self._deliver_bytes
+            self._takes = _TAKES_BYTES
+        if self._connection is not None:
+            # Protocols that do not take segments get copies anyway.
+            lends = self._takes == _TAKES_SEGMENTS
+            self._connection._copy_max = _COPY_MAX if lends else sys.maxsize
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """Return the protocol, which is None after its connection_lost()."""
@@ -214,6 +223,7 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
 
     # -- asyncio.WriteTransport --
 
+    @usual_transport_write
     def write(self, data: Buffer) -> None:
         """Send ``data``, which is copied before this returns.
 
@@ -323,15 +333,6 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
 
     # -- called by the loop --
 
-    def receive(self, segments: list[Segment]) -> None:
-        """Deliver segments with data, all of this connection."""
-        if self._closing:
-            return
-        if self._paused or self._held:
-            self._held.extend(_copy(segment) for segment in segments)
-        else:
-            self._context.run(self._deliver_data, segments)
-
     def receive_event(self, segment: Segment) -> None:
         """Handle what happened to the connection."""
         event = segment.event
@@ -349,64 +350,6 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
 
     # -- receiving --
 
-    def _deliver_bytes(self, segments: list[Segment]) -> None:
-        try:
-            if len(segments) == 1:
-                self._protocol.data_received(segments[0].tobytes())
-            else:
-                self._protocol.data_received(b"".join([each.tobytes() for each in segments]))
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:  # noqa: BLE001 (reported)
-            self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
-
-    def _deliver_segments(self, segments: list[Segment]) -> None:
-        try:
-            self._protocol.segments_received(segments)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:  # noqa: BLE001 (reported)
-            self._fatal_error(exc, "Fatal error: protocol.segments_received() call failed.")
-
-    def _deliver_into_buffers(self, segments: list[Segment]) -> None:
-        """Fill the protocol's buffers, each with as many segments as it has room for."""
-        first, start = 0, 0
-        while first < len(segments):
-            if self._closing:
-                return
-            if self._paused or self._deliver_data != self._deliver_into_buffers:
-                # By the previous buffer_updated().
-                rest = [_copy(segment) for segment in segments[first:]]
-                rest[0] = _tail(rest[0], start)
-                self.receive(rest) if self._paused else self._deliver_data(rest)
-                return
-            try:
-                buffer = memoryview(self._protocol.get_buffer(-1)).cast("B")
-                if not len(buffer):
-                    raise RuntimeError("get_buffer() returned an empty buffer")  # noqa: TRY301
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as exc:  # noqa: BLE001 (reported)
-                self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
-                return
-            filled = 0
-            while first < len(segments) and filled < len(buffer):
-                view = segments[first].view
-                size = min(len(view) - start, len(buffer) - filled)
-                buffer[filled : filled + size] = view[start : start + size]
-                filled += size
-                start += size
-                if start == len(view):
-                    first, start = first + 1, 0
-            del buffer
-            try:
-                self._protocol.buffer_updated(filled)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as exc:  # noqa: BLE001 (reported)
-                self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
-                return
-
     def _deliver_held(self) -> None:
         """Deliver what arrived while reading was paused; it may be paused again meanwhile."""
         held = self._held
@@ -417,7 +360,7 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
             else:
                 behind = list(held)
                 held.clear()
-                self._deliver_data([segment])
+                deliver_data(self, [segment])
                 held.extend(behind)  # behind what was not taken of this one
 
     def _end_reading(self, segment: Segment) -> None:
@@ -568,15 +511,6 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
 def _finish(future: asyncio.Future[None]) -> None:
     if not future.done():  # it may be cancelled
         future.set_result(None)
-
-
-def _copy(segment: Segment) -> Segment:
-    """The segment with a payload of its own, which outlives the turn."""
-    return Segment(segment.connection, memoryview(segment.tobytes()), Event.NONE, 0)
-
-
-def _tail(segment: Segment, start: int) -> Segment:
-    return Segment(segment.connection, segment.view[start:], Event.NONE, 0) if start else segment
 
 
 def _lost_before_acknowledged() -> ClosedError:

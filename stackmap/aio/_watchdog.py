@@ -29,17 +29,13 @@ class Watchdog:
     def __init__(self, selector: PortSelector) -> None:
         self._selector = selector
         self._turn_began = threading.Event()
+        self._turn_began.set()  # the loop is in one
         self._stopped = threading.Event()
         self.flushes = 0
         self._thread = threading.Thread(
             target=self._watch, name="stackmap.aio watchdog", daemon=True
         )
         self._thread.start()
-
-    def turn_begins(self) -> None:
-        """The loop's thread has left its exchange."""
-        if not self._turn_began.is_set():
-            self._turn_began.set()
 
     def stop(self) -> None:
         """End the thread, before the port is closed."""
@@ -51,14 +47,16 @@ class Watchdog:
         selector, stopped = self._selector, self._stopped
         while True:
             self._turn_began.wait()
+            selector.turn_begins = None
             turn = selector.turns
             while not stopped.wait(TURN_MAX):
                 if selector.waiting:
                     # In this order: a turn that begins meanwhile sets it again.
                     self._turn_began.clear()
+                    selector.turn_begins = self._turn_began.set
                     if self._selector.waiting:
                         break
-                    self._turn_began.set()
+                    selector.turn_begins = None
                 elif turn == selector.turns:
                     self.flushes += 1
                     selector.port.flush_from_outside()

@@ -38,7 +38,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "stackmap.memcached.service": ("stackmap.codec", "stackmap.memcached", "stackmap.service"),
     "stackmap.memcached.actors": ("stackmap.actor", "stackmap.codec", "stackmap.memcached"),
-    "stackmap.aio": ("stackmap",),
+    # What it does for each message in C is in the extension of the package.
+    "stackmap.aio": ("stackmap", "stackmap._fast"),
     "stackmap.servers": (
         "stackmap",
         "stackmap.actor",

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What the parts of the extension stackmap._fast share. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct segment {
+	PyObject_HEAD
+	PyObject *connection;
+	PyObject *view;		/* NULL: of the payload below, and nobody has asked for it */
+	PyObject *event;
+	int err;
+	PyObject *batch;	/* a view of all payloads of the batch */
+	Py_ssize_t start, len;	/* where this segment's is */
+};
+
+extern PyTypeObject smf_segment_type;
+extern PyObject *smf_no_event;	/* Event.NONE */
+
+int smf_get_payload(struct segment *segment, Py_buffer *payload);
+PyObject *smf_write_as_usual(PyObject *connection, PyObject *data);
+
+/*
+ * A method of a Python class that C carries out in the usual case.  The Python method, which it
+ * decorates, is called in every other, and is what documents it.
+ */
+struct smf_method {
+	PyObject_HEAD
+	vectorcallfunc call;
+	PyObject *general;		/* the Python method */
+	int (*learn)(PyTypeObject *owner);	/* the class that it is defined in */
+};
+
+extern PyTypeObject smf_method_type;
+
+PyObject *smf_make_method(PyObject *general, vectorcallfunc call, int (*learn)(PyTypeObject *owner));
+
+/*
+ * Where the instances of a class have one of its __slots__: the usual case looks at them without an
+ * attribute's look-up.
+ */
+struct smf_slot {
+	const char *name;
+	Py_ssize_t *offset;
+};
+
+int smf_find_slots(PyTypeObject *owner, const struct smf_slot *slots);
+
+/* Borrowed; NULL if it is not set. */
+static inline PyObject *smf_slot(PyObject *object, Py_ssize_t offset)
+{
+	return *(PyObject **)((char *)object + offset);
+}
+
+/* Takes over the reference to value. */
+static inline void smf_set_slot(PyObject *object, Py_ssize_t offset, PyObject *value)
+{
+	PyObject **slot = (PyObject **)((char *)object + offset);
+
+	Py_XSETREF(*slot, value);
+}
+
+static inline bool smf_is_zero(PyObject *number)
+{
+	return number && PyLong_CheckExact(number) && !Py_SIZE(number);
+}
+
+/* Strings that are names, made once. */
+struct smf_name {
+	const char *name;
+	PyObject **string;
+};
+
+int smf_intern_names(const struct smf_name *names);
+
+PyObject *smf_take_error(void);
+bool smf_ends_program(PyObject *error);
+
+int smf_deliver(PyObject *const *segments, Py_ssize_t count, PyObject *stranger,
+		Py_ssize_t *delivered);
+
+int smf_init_transport(PyObject *module);
+int smf_init_turn(PyObject *module);
+int smf_init_callback(PyObject *module);
