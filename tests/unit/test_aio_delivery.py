@@ -14,7 +14,7 @@ import socket
 import sys
 import weakref
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -81,10 +81,8 @@ class Party:
 
             async def join(member: Member = member, number: int = number) -> None:
                 number_of.set(number)
-                await self.loop.create_connection(
-                    lambda: member,  # type: ignore[arg-type, return-value]
-                    *listener.getsockname()[:2],
-                )
+                protocol: Any = member
+                await self.loop.create_connection(lambda: protocol, *listener.getsockname()[:2])
 
             await asyncio.create_task(join())
             member.peer = self.stack.enter_context(listener.accept()[0])
@@ -406,11 +404,13 @@ def test_nothing_is_left_of_deliveries(loop: asyncio.AbstractEventLoop, kind: ty
     loop.set_debug(False)  # it keeps tracebacks
 
     async def program(party: Party) -> None:
+        wanted = [0]
+
         async def deliver(times: int) -> None:
             for _ in range(times):
-                calls = party.calls
+                wanted[0] = party.calls + COUNT
                 party.send()
-                await until(lambda calls=calls: party.calls >= calls + COUNT)
+                await until(lambda: party.calls >= wanted[0])
                 for member in party.members:
                     member.data = b""
             gc.collect()
@@ -483,7 +483,7 @@ def test_write_is_a_method_like_others(loop: asyncio.AbstractEventLoop) -> None:
         with pytest.raises(TypeError):
             transport.write(b"", b"")
         with pytest.raises(AttributeError):
-            PortTransport.write(party.members[0], b"")
+            PortTransport.write(cast("Any", party.members[0]), b"")
         transport.write_eof()
         with pytest.raises(RuntimeError, match="write_eof"):
             transport.write(b"late")
