@@ -4,18 +4,22 @@
  * machine executes the marker of _mark.h.
  *
  * It leaves the counts in a file (out=FILE): the number of markers met, then the count at each of
- * them, as 64-bit numbers.  No Debian package has QEMU's header, so what is used of version 1 of
- * its plugin interface is declared here.
+ * them, as 64-bit numbers.  With blocks=FILE it also counts each block of code by processor, and
+ * at each marker writes there what was executed since the one before: a struct section, and its
+ * records.  No Debian package has QEMU's header, so what is used of version 1 of its plugin
+ * interface is declared here.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "_blocks.h"
 #include "_mark.h"
 
 typedef uint64_t qemu_plugin_id_t;
@@ -29,12 +33,15 @@ void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id,
 	void (*callback)(qemu_plugin_id_t, struct qemu_plugin_tb *));
 void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *tb, enum qemu_plugin_op op,
 	void *number, uint64_t amount);
+void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *tb,
+	void (*callback)(unsigned int, void *), enum qemu_plugin_cb_flags flags, void *data);
 void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *insn,
 	void (*callback)(unsigned int, void *), enum qemu_plugin_cb_flags flags, void *data);
 size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
 struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t index);
 const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *insn);
 size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *insn);
+uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *insn);
 
 __attribute__((visibility("default"))) int qemu_plugin_version = 1;
 
@@ -48,6 +55,7 @@ struct counts {
 static const unsigned char mark[MARK_SIZE] = { MARK_BYTES };
 static struct counts *counts;
 static uint64_t executed;
+static FILE *sections;
 
 static void note_mark(unsigned int cpu, void *data)
 {
@@ -55,6 +63,10 @@ static void note_mark(unsigned int cpu, void *data)
 	(void)data;
 	if (counts->marks < MARKS)
 		counts->at[counts->marks++] = executed;
+	if (sections && blocks_write(sections)) {
+		perror("counts of blocks cannot be written");
+		abort();
+	}
 }
 
 static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
@@ -63,6 +75,21 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 
 	(void)id;
 	qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64, &executed, n);
+	if (sections) {
+		struct qemu_plugin_insn *last = qemu_plugin_tb_get_insn(tb, n - 1);
+		uint64_t first = qemu_plugin_insn_vaddr(qemu_plugin_tb_get_insn(tb, 0));
+		int repeats = repeats_itself(qemu_plugin_insn_data(last),
+					     qemu_plugin_insn_size(last));
+		struct block *block = blocks_add(first, n,
+						 repeats ? qemu_plugin_insn_vaddr(last) : 0);
+
+		if (!block) {
+			fprintf(stderr, "there are more than %d blocks of code\n", BLOCKS);
+			abort();
+		}
+		qemu_plugin_register_vcpu_tb_exec_cb(tb, block_executed, QEMU_PLUGIN_CB_NO_REGS,
+						     block);
+	}
 	for (size_t i = 0; i < n; i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
 
@@ -76,13 +103,16 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 __attribute__((visibility("default")))
 int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
 {
-	const char *out = NULL;
+	const char *out = NULL, *split = NULL;
 	int fd;
 
 	(void)info;
-	for (int i = 0; i < argc; i++)
+	for (int i = 0; i < argc; i++) {
 		if (!strncmp(argv[i], "out=", 4))
 			out = argv[i] + 4;
+		if (!strncmp(argv[i], "blocks=", 7))
+			split = argv[i] + 7;
+	}
 	if (!out) {
 		fprintf(stderr, "say where the counts go: out=FILE\n");
 		return -1;
@@ -97,6 +127,13 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
 	if (counts == MAP_FAILED) {
 		fprintf(stderr, "%s: %s\n", out, strerror(errno));
 		return -1;
+	}
+	if (split) {
+		sections = fopen(split, "we");
+		if (!sections || blocks_begin()) {
+			fprintf(stderr, "%s: %s\n", split, strerror(errno));
+			return -1;
+		}
 	}
 	qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
 	return 0;

@@ -4,6 +4,10 @@ Two virtio NICs of the guest are joined by a hub; one is in a network namespace 
 what goes from one to the other goes through both drivers.  Time in the guest passes by
 instructions executed and the wire takes a fixed time, so what is counted does not depend on how
 busy this machine is.
+
+The machine has one processor, which server and client share.  Or it has two, each end's NIC and
+program on its own, and each block of code is counted by processor: then what the server's
+processor executes is the server's, its kernel's part included.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from stackmap_testbed.cost.blocks import Section, read_sections
 from stackmap_testbed.lab.addresses import (
     CLIENT_ADDRESS,
     CLIENT_MAC,
@@ -31,6 +36,10 @@ from stackmap_testbed.lab.kernels import Kernel
 SERVER_NIC = "eth0"
 #: Prefix of commands in the guest that run at the client's end.
 AT_CLIENT = ("ip", "netns", "exec", "client")
+
+#: The server's processor where it has one of its own, and the prefix of commands that run on it.
+SERVER_PROCESSOR = 1
+ON_SERVER_PROCESSOR = ("taskset", "--cpu-list", str(SERVER_PROCESSOR))
 
 #: How long a packet is on its way.
 WIRE_NS = 10_000
@@ -58,19 +67,47 @@ ip -n client link set {_CLIENT_NIC} up
 ip neigh replace {CLIENT_ADDRESS} lladdr {_MACS[1]} dev {SERVER_NIC} nud permanent
 ip -n client neigh replace {SERVER_ADDRESS} lladdr {_MACS[0]} dev {_CLIENT_NIC} nud permanent
 """
+# All else, interrupts included, is on the other processor.
+_TWO_PROCESSORS = f"isolcpus={SERVER_PROCESSOR} irqaffinity=0"
+# Timers, too, stay where they were started.
+_SEPARATE = f"""
+set -e
+for irq in $(ls /sys/class/net/{SERVER_NIC}/device/../msi_irqs); do
+    echo {SERVER_PROCESSOR} >/proc/irq/$irq/smp_affinity_list
+done
+echo 1 >/sys/devices/virtual/workqueue/cpumask
+sysctl -q kernel.timer_migration=0 vm.stat_interval=100000
+"""
 
 
 class Counter:
-    """Return the plugin's output."""
+    """Return the plugin's output.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file of its counts.
+        blocks: the file of its counts by block of code, if the machine has two processors.
+    """
+
+    def __init__(self, path: Path, blocks: Path | None = None) -> None:
         self._path = path
+        self._blocks = blocks
+        self._read = 0
 
     def marks(self) -> list[int]:
         """The instructions executed since the start of the machine, at each marker so far."""
         with self._path.open("rb") as file:
             (number,) = struct.unpack("=Q", file.read(8))
             return list(struct.unpack(f"={number}Q", file.read(8 * number)))
+
+    def sections(self) -> list[Section]:
+        """What was executed before each marker that was met since the last call."""
+        if self._blocks is None:
+            raise ValueError("a machine with one processor does not count by block of code")
+        with self._blocks.open("rb") as file:
+            file.seek(self._read)
+            found = read_sections(file.read())
+            self._read = file.tell()
+        return found
 
 
 def build_plugin(folder: Path) -> Path:
@@ -97,13 +134,14 @@ def build_plugin(folder: Path) -> Path:
     return plugin
 
 
-def _devices(plugin: Path, counts: Path) -> tuple[str, ...]:
+def _devices(plugin: Path, counts: Path, blocks: Path | None) -> tuple[str, ...]:
     """The counter, the hub and its NICs.
 
     A NIC's packets leave by a timer of the guest's own time, in the guest's thread (no ioeventfd):
     otherwise it would be a matter of luck how many packets a busy machine finds waiting.
     """
-    arguments = ["-plugin", f"{plugin},out={counts}"]
+    split = f",blocks={blocks}" if blocks else ""
+    arguments = ["-plugin", f"{plugin},out={counts}{split}"]
     for number, mac in enumerate(_MACS):
         arguments += ["-netdev", f"hubport,id=hub{number},hubid=0"]
         device = f"virtio-net-pci,netdev=hub{number},mac={mac},romfile=,ioeventfd=off"
@@ -112,8 +150,15 @@ def _devices(plugin: Path, counts: Path) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def counting_guest(kernel: Kernel, memory: int) -> Iterator[tuple[Guest, Counter]]:
-    """Boot the machine, with so many megabytes.
+def counting_guest(
+    kernel: Kernel, memory: int, *, separate: bool = False
+) -> Iterator[tuple[Guest, Counter]]:
+    """Boot the machine.
+
+    Args:
+        kernel: its kernel.
+        memory: its memory, in megabytes.
+        separate: whether the server has a processor of its own, and blocks of code are counted.
 
     Raises:
         LabError: it cannot be built or does not boot.
@@ -121,17 +166,20 @@ def counting_guest(kernel: Kernel, memory: int) -> Iterator[tuple[Guest, Counter
     with tempfile.TemporaryDirectory(prefix="stackmap-count-") as folder:
         workdir = Path(folder)
         counts = workdir / "counts"
+        blocks = workdir / "blocks" if separate else None
         settings = GuestSettings(
             identity=_IDENTITY,
             mac=_MACS[0],
             kernel=kernel,
             accel="icount",
-            cpus=1,
+            cpus=2 if separate else 1,
             memory=memory,
-            command_line=_COMMAND_LINE,
-            extra=_devices(build_plugin(workdir), counts),
+            command_line=f"{_COMMAND_LINE} {_TWO_PROCESSORS}" if separate else _COMMAND_LINE,
+            extra=_devices(build_plugin(workdir), counts, blocks),
         )
         with contextlib.closing(Guest(settings, workdir, None)) as guest:
             guest.wait_ready(_BOOT_SECONDS)
             guest.run(_SETUP)
-            yield guest, Counter(counts)
+            if separate:
+                guest.run(_SEPARATE)
+            yield guest, Counter(counts, blocks)

@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,6 +18,7 @@ from stackmap_testbed.lab.addresses import SERVER_ADDRESS
 from stackmap_testbed.lab.errors import LabError
 from stackmap_testbed.lab.guest import Guest
 from stackmap_testbed.lab.kernels import Kernel, module_for
+from stackmap_testbed.lab.process import GuestProcess
 
 #: Each server by the name that the figures have for it: its program, and its further arguments.
 SERVERS = {
@@ -24,7 +26,7 @@ SERVERS = {
     "ring": ("echo_rings", (SERVER_NIC,)),
 }
 
-_PORT = 7
+PORT = 7
 # A machine busy with other things may make this take ten times as long as it should.
 _PATIENCE = 600.0
 # The order of a dictionary, and with it a program's way, depends on this unless it is given.
@@ -37,7 +39,7 @@ class EchoError(LabError):
 
 @contextlib.contextmanager
 def machine(
-    kernel: Kernel, module: Path | None, memory: int = 1024
+    kernel: Kernel, module: Path | None, memory: int = 1024, *, separate: bool = False
 ) -> Iterator[tuple[Guest, Counter]]:
     """Boot the machine with the module loaded; at the end, check its kernel's log.
 
@@ -45,15 +47,67 @@ def machine(
         kernel: its kernel.
         module: the module's file; None for the one that ``make kmod`` built.
         memory: the machine's, in megabytes.
+        separate: whether the server has a processor of its own; see :func:`counting_guest`.
 
     Raises:
         LabError: it cannot be built or does not boot, or its kernel reported a bug.
     """
     file = module or module_for(kernel.release)
-    with counting_guest(kernel, memory) as (guest, counter):
+    with counting_guest(kernel, memory, separate=separate) as (guest, counter):
         guest.insmod(file)
         yield guest, counter
         guest.check_kernel_log()
+
+
+@contextlib.contextmanager
+def running(
+    guest: Guest, command: Sequence[str], *, rings: bool, patience: float = _PATIENCE
+) -> Iterator[GuestProcess]:
+    """Run a server; its NIC is bound if it is to have rings, and as Debian sets it up if not.
+
+    Args:
+        guest: the machine.
+        command: the server, which prints that it is listening.
+        rings: whether its NIC is bound.
+        patience: seconds for it to start, and to end.
+    """
+    if rings:
+        guest.run(["tc", "qdisc", "replace", "dev", SERVER_NIC, "root", "stackmap"])
+    process = guest.popen(command, env=_ENVIRONMENT)
+    try:
+        process.wait_for_output("listening", timeout=patience)
+        yield process
+    finally:
+        process.kill(signal.SIGTERM)
+        process.wait(patience)
+    if rings:
+        guest.run(["tc", "qdisc", "del", "dev", SERVER_NIC, "root"])
+
+
+def load(
+    guest: Guest,
+    requests: int,
+    connections: Sequence[int | str],
+    *options: str,
+    prefix: Sequence[str] = (),
+    patience: float = _PATIENCE,
+) -> list[Measured]:
+    """Load the server that listens.
+
+    Args:
+        guest: the machine.
+        requests: how many to measure, for each of ``connections``.
+        connections: how many are open at a time; ``"N/W"`` has requests under way on W of N.
+        options: further ones of ``echo_load``.
+        prefix: what its command begins with.
+        patience: seconds for all requests.
+
+    Raises:
+        EchoError: a reply was missing or wrong.
+    """
+    command = own_command("echo_load", SERVER_ADDRESS, PORT, requests, *connections, *options)
+    ended = guest.run([*AT_CLIENT, *prefix, *command], env=_ENVIRONMENT, timeout=patience)
+    return read_report(ended.stdout)
 
 
 def measure(
@@ -84,47 +138,56 @@ def measure(
     """
     prefix = ("prlimit", f"--nofile={files}:{files}") if files else ()
     program, more = SERVERS[server]
-    if server == "ring":
-        guest.run(["tc", "qdisc", "replace", "dev", SERVER_NIC, "root", "stackmap"])
-    process = guest.popen(
-        [*prefix, *_command(program, SERVER_ADDRESS, _PORT, *more)], env=_ENVIRONMENT
-    )
-    try:
-        process.wait_for_output("listening", timeout=patience)
+    command = [*prefix, *own_command(program, SERVER_ADDRESS, PORT, *more)]
+    with running(guest, command, rings=server == "ring", patience=patience):
         known = len(counter.marks())
-        load = _command("echo_load", SERVER_ADDRESS, _PORT, requests, *connections)
-        ended = guest.run([*AT_CLIENT, *prefix, *load], env=_ENVIRONMENT, timeout=patience)
-    finally:
-        process.kill(signal.SIGTERM)
-        process.wait(patience)
-    if server == "ring":
-        guest.run(["tc", "qdisc", "del", "dev", SERVER_NIC, "root"])
-    return per_request(ended.stdout, counter.marks()[known:])
+        report = load(guest, requests, connections, prefix=prefix, patience=patience)
+    return per_request(report, counter.marks()[known:])
 
 
-def _command(name: str, *arguments: object) -> list[str]:
+def own_command(name: str, *arguments: object) -> list[str]:
+    """The command of a program of this room."""
     return [sys.executable, "-m", f"{__package__}.{name}", *map(str, arguments)]
 
 
-def per_request(report: str, marks: Sequence[int]) -> dict[int, float]:
-    """Instructions per request by connections, from the load's report and the counts at its marks.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the load did between two markers."""
 
-    The mean, where a number of connections was measured several times.
+    connections: int
+    requests: int
+
+
+def read_report(report: str) -> list[Measured]:
+    """Read what the load printed.
 
     Raises:
-        EchoError: they do not fit each other, or there were errors.
+        EchoError: a reply was missing or wrong.
     """
-    lines = [json.loads(line) for line in report.splitlines()]
-    if not lines or len(marks) != 2 * len(lines):
-        raise EchoError(f"{len(marks)} markers were met for {len(lines)} measurements")
-    costs: dict[int, list[float]] = {}
-    for line, start, end in zip(lines, marks[::2], marks[1::2], strict=True):
+    measured = []
+    for line in map(json.loads, report.splitlines()):
         if line["errors"] or not line["requests"]:
             raise EchoError(
                 f"with {line['connections']} connections {line['requests']} replies were right, "
                 f"{line['errors']} wrong or missing"
             )
-        costs.setdefault(line["connections"], []).append((end - start) / line["requests"])
+        measured.append(Measured(line["connections"], line["requests"]))
+    return measured
+
+
+def per_request(report: Sequence[Measured], marks: Sequence[int]) -> dict[int, float]:
+    """Instructions per request by connections, from the load's report and the counts at its marks.
+
+    The mean, where a number of connections was measured several times.
+
+    Raises:
+        EchoError: they do not fit each other.
+    """
+    if not report or len(marks) != 2 * len(report):
+        raise EchoError(f"{len(marks)} markers were met for {len(report)} measurements")
+    costs: dict[int, list[float]] = {}
+    for measured, start, end in zip(report, marks[::2], marks[1::2], strict=True):
+        costs.setdefault(measured.connections, []).append((end - start) / measured.requests)
     return {connections: fmean(found) for connections, found in costs.items()}
 
 

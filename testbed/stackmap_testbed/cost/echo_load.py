@@ -1,33 +1,53 @@
-"""Load an echo server and mark the measured part for a counter of instructions.
+"""Load a server and mark the measured part for a counter of instructions.
 
 ``python -m stackmap_testbed.cost.echo_load ADDRESS PORT REQUESTS CONNECTIONS[/WINDOW]...``
 
-Keeps one message outstanding on each of so many connections, for one number of connections after
-the other; with a window, on so many of them at a time, in turn.  Once the server is warm, a marker
-is executed at both ends of ``REQUESTS`` messages.  Prints one line of JSON for each.
+Sends messages that an echo server sends back; with ``--memcached``, GETs of values that it has
+stored before.  Keeps one outstanding on each of so many connections, for one number of connections
+after the other; with a window, on so many of them at a time, in turn.  Once the server is warm, a
+marker is executed at both ends of ``REQUESTS`` messages.  Prints one line of JSON for each.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
-import sys
 from array import array
+from collections.abc import Sequence
 
-from stackmap_testbed.load.generator import Exchange, Load, connected, mark
+from stackmap_testbed.load.generator import (
+    Exchange,
+    Load,
+    LoadPlan,
+    connected,
+    get_of,
+    mark,
+    preset,
+)
 
 MESSAGE_BYTES = 64
 _MESSAGES = 16
 _PATIENCE = 30.0
 
 
-def _messages() -> list[Exchange]:
-    chance = random.Random(MESSAGE_BYTES)
-    return [Exchange(text, text) for text in (chance.randbytes(64) for _ in range(_MESSAGES))]
+def _echoes(size: int) -> list[Exchange]:
+    chance = random.Random(size)
+    return [Exchange(text, text) for text in (chance.randbytes(size) for _ in range(_MESSAGES))]
+
+
+def _gets(address: str, port: int, size: int) -> list[Exchange]:
+    preset(LoadPlan(address, port, value_size=size, keys=_MESSAGES))
+    return [get_of(index, size) for index in range(_MESSAGES)]
 
 
 def measure(
-    address: str, port: int, requests: int, connections: int, window: int | None
+    address: str,
+    port: int,
+    exchanges: Sequence[Exchange],
+    requests: int,
+    connections: int,
+    window: int | None,
 ) -> dict[str, int]:
     """Warm up with as many messages as are then measured.
 
@@ -35,7 +55,7 @@ def measure(
         OSError: the server cannot be reached.
     """
     with connected(address, port, connections, _PATIENCE) as fds:
-        load = Load(fds, _messages(), array("I", range(_MESSAGES)), window=window)
+        load = Load(fds, exchanges, array("I", range(len(exchanges))), window=window)
         load.run(None, requests, record=False)
         mark()
         load.run(None, requests, record=True)
@@ -49,17 +69,31 @@ def measure(
     }
 
 
-if __name__ == "__main__":
-    for words in sys.argv[4:]:
+def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("address")
+    parser.add_argument("port", type=int)
+    parser.add_argument("requests", type=int)
+    parser.add_argument("connections", nargs="+")
+    parser.add_argument("--bytes", type=int, default=MESSAGE_BYTES)
+    parser.add_argument("--memcached", action="store_true")
+    args = parser.parse_args()
+    if args.memcached:
+        exchanges = _gets(args.address, args.port, args.bytes)
+    else:
+        exchanges = _echoes(args.bytes)
+    for words in args.connections:
         number, _, window = words.partition("/")
-        print(
-            json.dumps(
-                measure(
-                    sys.argv[1],
-                    int(sys.argv[2]),
-                    int(sys.argv[3]),
-                    int(number),
-                    int(window) if window else None,
-                )
-            )
+        found = measure(
+            args.address,
+            args.port,
+            exchanges,
+            args.requests,
+            int(number),
+            int(window) if window else None,
         )
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    _main()

@@ -103,7 +103,8 @@ def _set(index: int, size: int) -> Exchange:
     return Exchange(b"set %s 0 0 %d\r\n%s\r\n" % (key_of(index), size, value), b"STORED\r\n")
 
 
-def _get(index: int, size: int) -> Exchange:
+def get_of(index: int, size: int) -> Exchange:
+    """The GET of a preset key, and its reply."""
     value = value_of(index, size)
     return Exchange(
         b"get %s\r\n" % key_of(index),
@@ -147,7 +148,7 @@ def connected(host: str, port: int, connections: int, timeout: float) -> Iterato
 def _mix(plan: LoadPlan) -> tuple[list[Exchange], array[int]]:
     """The GETs and SETs of a plan, and the order in which connections send them."""
     exchanges = [
-        *(_get(index, plan.value_size) for index in range(plan.keys)),
+        *(get_of(index, plan.value_size) for index in range(plan.keys)),
         *(_set(index, plan.value_size) for index in range(plan.keys)),
     ]
     chance = random.Random(plan.keys)

@@ -1,0 +1,279 @@
+"""What a request costs the server, by event loop, model and layer.
+
+``python -m stackmap_testbed.cost.models --out out/bench-models.json``
+
+In one boot of a machine that counts its instructions (:mod:`stackmap_testbed.cost.counting`), and
+in which the server has a processor of its own.  All that this processor executes is counted: the
+program, the kernel, the NIC's interrupts, and its sleep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from stackmap_testbed.cost.baseline import spread
+from stackmap_testbed.cost.blocks import (
+    PARTS,
+    Ranges,
+    Split,
+    read_maps,
+    read_symbols,
+    split,
+    total,
+)
+from stackmap_testbed.cost.counting import (
+    ON_SERVER_PROCESSOR,
+    SERVER_NIC,
+    SERVER_PROCESSOR,
+    Counter,
+)
+from stackmap_testbed.cost.echo import (
+    PORT,
+    EchoError,
+    Measured,
+    command_line,
+    load,
+    machine,
+    own_command,
+    running,
+    write_figures,
+)
+from stackmap_testbed.lab.addresses import SERVER_ADDRESS
+from stackmap_testbed.lab.errors import LabError
+from stackmap_testbed.lab.guest import Guest
+from stackmap_testbed.lab.kernels import find_kernel
+from stackmap_testbed.lab.versions import versions
+
+REQUESTS = 500
+#: How often each number of connections is begun anew; see the gate.
+BEGINNINGS = 3
+CONNECTIONS = (1, 16, 64)
+SIZES = (64, 1024)
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """One server to measure.
+
+    Attributes:
+        command: how it is started.
+        rings: whether its NIC is bound.
+        sizes: of messages, or of values, in bytes.
+        connections: numbers of connections.
+        load: further options of the load.
+    """
+
+    command: Sequence[str]
+    rings: bool = False
+    sizes: Sequence[int] = (64,)
+    connections: Sequence[int] = CONNECTIONS
+    load: Sequence[str] = ()
+
+
+def _asyncio(loop: str, api: str) -> Server:
+    command = own_command("echo_asyncio", SERVER_ADDRESS, PORT, loop, api, SERVER_NIC)
+    return Server(command, loop == "rings", SIZES)
+
+
+def _layers(kind: str, number: int) -> Server:
+    command = own_command("echo_layers", SERVER_ADDRESS, PORT, SERVER_NIC, kind, number)
+    return Server(command, rings=True, connections=(16,))
+
+
+def _serve(protocol: str, model: str, options: Sequence[str] = ()) -> Server:
+    command = [sys.executable, "-m", "stackmap_cli.main", "serve", protocol, "--model", model]
+    command += ["--backend", "stackmap", "--nic", SERVER_NIC]
+    return Server([*command, "--listen", f"{SERVER_ADDRESS}:{PORT}"], rings=True, load=options)
+
+
+def _debians_memcached() -> Server:
+    # It does not say when it listens.
+    command = f"memcached -u root -t 1 -l {SERVER_ADDRESS} -p {PORT}"
+    waiting = f"until ss -Hltn sport = :{PORT} | grep -q .; do sleep 0.1; done; echo listening"
+    return Server(["/bin/sh", "-c", f"({waiting}) & exec {command}"], load=("--memcached",))
+
+
+SERVERS = {
+    **{
+        f"{loop} {api}": _asyncio(loop, api)
+        for loop in ("asyncio", "uvloop", "rings", "sockets")
+        for api in ("streams", "protocol")
+    },
+    "rings segments": _asyncio("rings", "segments"),
+    "bare epoll": Server(own_command("echo_epoll", SERVER_ADDRESS, PORT), False, SIZES),
+    "bare rings": Server(own_command("echo_rings", SERVER_ADDRESS, PORT, SERVER_NIC), True, SIZES),
+    **{f"echo {model}": _serve("echo", model) for model in ("loop", "service", "actors")},
+    **{f"{number} filters": _layers("filters", number) for number in (0, 1, 5, 10)},
+    **{f"{number} hops": _layers("hops", number) for number in (0, 2, 10)},
+    **{
+        f"memcached {model}": _serve("memcached", model, ["--memcached"])
+        for model in ("loop", "service", "actors")
+    },
+    "Debian's memcached": _debians_memcached(),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Instructions per request on the server's processor, between two markers.
+
+    Attributes:
+        instructions: all.
+        parts: the same by ``PARTS``, as :class:`Split` has them, and the following.
+        sleeping: the kernel's that are idle or switch tasks.
+        repetitions: further repetitions of string instructions, which are not in the others.
+        client: of the other processor, for comparison.
+        files: of user mode, by file.
+        functions: of the kernel, by name.
+    """
+
+    instructions: float
+    parts: dict[str, float]
+    sleeping: float
+    repetitions: float
+    client: float
+    files: dict[str, float]
+    functions: dict[str, float]
+
+
+def measure(
+    guest: Guest, counter: Counter, symbols: Ranges, server: Server, size: int, beginnings: int
+) -> dict[int, list[Cost]]:
+    """Start a server, load it, and find where its processor's instructions were.
+
+    Returns:
+        the cost of each beginning, by number of connections.
+
+    Raises:
+        EchoError: a reply was missing or wrong, or processors' counts do not add up to the total.
+    """
+    command = [*ON_SERVER_PROCESSOR, *server.command]
+    with running(guest, command, rings=server.rings) as process:
+        known = len(counter.marks())
+        counter.sections()
+        connections = [each for each in server.connections for _ in range(beginnings)]
+        report = load(guest, REQUESTS, connections, "--bytes", str(size), *server.load)
+        mapped = read_maps(guest.run(["cat", f"/proc/{process.pid}/maps"]).stdout)
+    marks, sections = counter.marks()[known:], counter.sections()
+    if not len(marks) == len(sections) == 2 * len(report):
+        raise EchoError(f"{len(marks)} markers were met for {len(report)} measurements")
+    costs: dict[int, list[Cost]] = {}
+    for number, measured in enumerate(report):
+        start, end = marks[2 * number : 2 * number + 2]
+        section = sections[2 * number + 1]
+        if total(section) != end - start:
+            raise EchoError(f"processors executed {total(section)} instructions of {end - start}")
+        found = split(section, SERVER_PROCESSOR, mapped, symbols)
+        client = sum(block.executed for block in section if block.processor != SERVER_PROCESSOR)
+        costs.setdefault(measured.connections, []).append(_cost(measured, found, client))
+    return costs
+
+
+def _cost(measured: Measured, found: Split, client: int) -> Cost:
+    def each(counts: dict[str, int]) -> dict[str, float]:
+        return {name: count / measured.requests for name, count in counts.items()}
+
+    parts = each(found.parts)
+    return Cost(
+        sum(parts.values()),
+        parts,
+        found.sleeping / measured.requests,
+        found.repetitions / measured.requests,
+        client / measured.requests,
+        each(found.files),
+        each(found.functions),
+    )
+
+
+def summary(costs: Sequence[Cost]) -> dict[str, Any]:
+    """The means of several beginnings, and how far their sums are apart."""
+
+    def mean_of(counts: Sequence[dict[str, float]], least: float) -> dict[str, float]:
+        names = sorted({name for each in counts for name in each})
+        means = {name: fmean(each.get(name, 0) for each in counts) for name in names}
+        return {name: round(mean, 1) for name, mean in means.items() if mean >= least}
+
+    return {
+        "instructions": round(fmean(cost.instructions for cost in costs)),
+        "spread": round(spread([cost.instructions for cost in costs]), 4),
+        "parts": mean_of([cost.parts for cost in costs], 0),
+        "sleeping": round(fmean(cost.sleeping for cost in costs)),
+        "repetitions": round(fmean(cost.repetitions for cost in costs)),
+        "client": round(fmean(cost.client for cost in costs)),
+        "files": mean_of([cost.files for cost in costs], 1),
+        "functions": mean_of([cost.functions for cost in costs], 10),
+    }
+
+
+_HEADING = ("server", "bytes", "connections", "all", *PARTS, "sleeping", "spread")
+
+
+def row(name: str, size: int, connections: int, found: dict[str, Any]) -> str:
+    """A line of the table: thousands of instructions."""
+    numbers = [found["instructions"], *(found["parts"][part] for part in PARTS), found["sleeping"]]
+    thousands = "".join(f" {number / 1000:9.2f}" for number in numbers)
+    return f"{name:20} {size:5} {connections:11}{thousands} {found['spread']:9.1%}"
+
+
+def run(
+    kernel_name: str, module: Path | None, wanted: re.Pattern[str], beginnings: int
+) -> dict[str, Any]:
+    """Boot the machine and measure the servers whose names are wanted.
+
+    Raises:
+        LabError: something that is needed is missing, or does not work.
+    """
+    kernel = find_kernel(kernel_name)
+    chosen = {name: server for name, server in SERVERS.items() if wanted.search(name)}
+    if not chosen:
+        raise LabError(f"no server's name has {wanted.pattern!r} in it; there are {[*SERVERS]}")
+    figures: dict[str, Any] = {}
+    begin = time.monotonic()
+    print(f"thousands of instructions per request, server only, Linux {kernel.release}")
+    print(
+        f"{_HEADING[0]:20} {_HEADING[1]:5} {_HEADING[2]}"
+        + "".join(f" {h:>9}" for h in _HEADING[3:])
+    )
+    with machine(kernel, module, separate=True) as (guest, counter):
+        symbols = read_symbols(guest.run(["grep", "-i", " [tw] ", "/proc/kallsyms"]).stdout)
+        for name, server in chosen.items():
+            for size in server.sizes:
+                costs = measure(guest, counter, symbols, server, size, beginnings)
+                for connections, each in costs.items():
+                    found = summary(each)
+                    figures.setdefault(name, {}).setdefault(str(size), {})[str(connections)] = found
+                    line = row(name, size, connections, found)
+                    print(f"{line} {time.monotonic() - begin:6.0f} s", flush=True)
+    return {"servers": figures, "requests": REQUESTS, "environment": versions(kernel.release)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and write the figures."""
+    parser = command_line("models", __doc__, "out/bench-models.json")
+    parser.add_argument(
+        "--servers",
+        type=re.compile,
+        default=re.compile(""),
+        metavar="PATTERN",
+        help="only those whose names have it in them, for instance '^rings|^uvloop'",
+    )
+    parser.add_argument("--beginnings", type=int, default=BEGINNINGS, metavar="N")
+    args = parser.parse_args(argv)
+    try:
+        figures = run(args.kernel, args.module, args.servers, args.beginnings)
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    write_figures(figures, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
