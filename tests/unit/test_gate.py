@@ -13,7 +13,7 @@ import pytest
 from stackmap_testbed.cost import baseline, gate
 from stackmap_testbed.cost.baseline import Record, judge, read_kept, record, spread
 from stackmap_testbed.cost.counting import Counter, build_plugin
-from stackmap_testbed.cost.echo import EchoError, per_request
+from stackmap_testbed.cost.echo import EchoError, per_request, read_report
 from stackmap_testbed.lab.errors import LabError
 
 HERE = {"kernel": "6.12.117+deb12-cloud-amd64", "qemu": "7.2.22", "gcc": "12.2.0"}
@@ -123,12 +123,12 @@ def report(*lines: tuple[int, int, int]) -> str:
 
 
 def test_costs_are_between_two_marks_each() -> None:
-    costs = per_request(report((1, 10, 0), (16, 20, 0)), [1000, 2000, 5000, 6000])
+    costs = per_request(read_report(report((1, 10, 0), (16, 20, 0))), [1000, 2000, 5000, 6000])
     assert costs == {1: 100.0, 16: 50.0}
 
 
 def test_costs_of_several_beginnings_are_their_mean() -> None:
-    costs = per_request(report((16, 10, 0), (16, 10, 0)), [1000, 2000, 5000, 8000])
+    costs = per_request(read_report(report((16, 10, 0), (16, 10, 0))), [1000, 2000, 5000, 8000])
     assert costs == {16: 200.0}
 
 
@@ -146,7 +146,7 @@ def test_costs_of_a_run_that_went_wrong_are_refused(
     text: str, marks: list[int], complaint: str
 ) -> None:
     with pytest.raises(EchoError, match=complaint):
-        per_request(text, marks)
+        per_request(read_report(text), marks)
 
 
 def test_the_counts_file_is_read(tmp_path: Path) -> None:

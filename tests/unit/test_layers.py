@@ -61,6 +61,14 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # Each is what the other is compared with.
     "stackmap_testbed.cost.echo_epoll": (),
     "stackmap_testbed.cost.echo_rings": ("stackmap",),
+    "stackmap_testbed.cost.echo_asyncio": ("stackmap", "stackmap.aio"),
+    "stackmap_testbed.cost.echo_layers": (
+        "stackmap",
+        "stackmap.actor",
+        "stackmap.codec",
+        "stackmap.servers",
+        "stackmap.service",
+    ),
     "stackmap_testbed.comparison": ("stackmap_testbed.lab", "stackmap_testbed.load"),
     "stackmap_cli": ("stackmap", "stackmap_testbed.lab"),
 }

@@ -108,6 +108,7 @@ def test_extension_modules(wheel: list[str], module: str) -> None:
         "stackmap/memcached/__init__.py",
         "stackmap_cli/main.py",
         "stackmap_testbed/comparison/demo.py",
+        "stackmap_testbed/cost/_blocks.h",
         "stackmap_testbed/cost/_count_plugin.c",
         "stackmap_testbed/cost/gate.py",
         "stackmap_testbed/lab/agent.py",

@@ -1,8 +1,8 @@
 """A TCP echo server with so many layers: ``echo_layers.py ADDRESS PORT NIC KIND NUMBER``.
 
 It is that of ``stackmap serve echo``, on rings: as a service (``filters``), behind so many filters
-that do nothing; or as actors (``hops``), and before a message is sent back, so many messages between
-actors carry it there and back.
+that do nothing; or as actors (``hops``), where so many messages between two actors carry a client's
+message before it is sent back.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def serve(address: str, port_number: int, nic: str, kind: str, number: int) -> N
     with open_port("stackmap", nic) as port, sock:
         print("listening", flush=True)
         if kind == "filters":
-            service: Service[bytes, Buffer | None] = echo
+            service: Service[bytes, bytes | None] = echo
             for _ in range(number):
                 service = Through().and_then(service)
             run_service(port, sock, service, Pieces)

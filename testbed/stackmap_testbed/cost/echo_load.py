@@ -46,6 +46,7 @@ def measure(
     port: int,
     exchanges: Sequence[Exchange],
     requests: int,
+    *,
     connections: int,
     window: int | None,
 ) -> dict[str, int]:
@@ -89,8 +90,8 @@ def _main() -> None:
             args.port,
             exchanges,
             args.requests,
-            int(number),
-            int(window) if window else None,
+            connections=int(number),
+            window=int(window) if window else None,
         )
         print(json.dumps(found))
 

@@ -144,7 +144,7 @@ class Cost:
 
 
 def measure(
-    guest: Guest, counter: Counter, symbols: Ranges, server: Server, size: int, beginnings: int
+    guest: Guest, counter: Counter, symbols: Ranges, server: Server, *, size: int, beginnings: int
 ) -> dict[int, list[Cost]]:
     """Start a server, load it, and find where its processor's instructions were.
 
@@ -245,7 +245,7 @@ def run(
         symbols = read_symbols(guest.run(["grep", "-i", " [tw] ", "/proc/kallsyms"]).stdout)
         for name, server in chosen.items():
             for size in server.sizes:
-                costs = measure(guest, counter, symbols, server, size, beginnings)
+                costs = measure(guest, counter, symbols, server, size=size, beginnings=beginnings)
                 for connections, each in costs.items():
                     found = summary(each)
                     figures.setdefault(name, {}).setdefault(str(size), {})[str(connections)] = found
