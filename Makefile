@@ -29,7 +29,7 @@ CHECKED_PYTHON := stackmap cli testbed tests examples setup.py
 TEST_SUITES := $(KERNELS:%=test-vm-%) $(KERNELS:%=test-lab-%) test-unit
 CHECK_SUITES := check-kmod check-python check-shell
 
-.PHONY: demo lab bench-gate bench-connections bench-slots soak test $(TEST_SUITES) test-long durations ci \
+.PHONY: demo lab bench-gate bench-connections bench-models bench-slots soak test $(TEST_SUITES) test-long durations ci \
 	test-debug test-lifetimes debug-kernel fuzz check check-python check-shell \
 	check-kmod kmod bytecode setup packages test-packages check-packages clean
 
@@ -63,6 +63,7 @@ test-long:
 	$(MAKE) soak
 	$(MAKE) test-oracle
 	$(MAKE) bench-connections
+	$(MAKE) bench-models
 
 # asyncio's transport against the standard library's, and lives of servers: what CI does a little of.
 EXAMPLES ?= 10000
@@ -143,6 +144,10 @@ soak: setup
 # What a request costs with ten thousand connections, compared to a hundred.
 bench-connections: setup
 	@$(PYTHON) -m stackmap_testbed.cost.many_connections --kernel $(KERNEL) --out out/bench-connections.json
+
+# What a request costs the server alone, by event loop, model and layer; half an hour.
+bench-models: setup
+	@$(PYTHON) -m stackmap_testbed.cost.models --kernel $(KERNEL) --out out/bench-models.json
 
 # Throughput of one connection on a ring and on a socket, by size of slot and round trip.
 bench-slots: setup

@@ -237,20 +237,21 @@ class Machine:
         return self._sections.pop(0)
 
 
-REPORT = '{"connections": 16, "requests": 10, "errors": 0}\n'
+REPORT = '{"bytes": 64, "connections": 16, "requests": 10, "errors": 0, "p99_ns": 40000}\n'
 SECTION = [Block(0x555555600010, 1, 10, 30, 5), Block(0x555555600010, 0, 10, 7, 0)]
 
 
 def measured(machine: Any) -> Any:
-    return measure(machine, machine, Ranges(), Server(["x"]), size=64, beginnings=1)
+    return measure(machine, machine, Ranges(), Server(["x"]), 1)
 
 
 def test_a_measurement_is_what_was_executed_between_its_marks() -> None:
     warm_up = [Block(0x1, 1, 1, 1000, 0)]
     costs = measured(Machine(REPORT, [1000, 1375], [warm_up, SECTION]))
-    (cost,) = costs[16]
+    (cost,) = costs[64, 16]
     assert (cost.instructions, cost.repetitions, cost.client) == (30, 0.5, 7)
-    found = summary(costs[16])
+    assert cost.p99_us == 40
+    found = summary(costs[64, 16])
     assert found["parts"]["python"] == 30
     assert "python3.11" in found["files"]
     assert "0.03" in row("x", 64, 16, found)

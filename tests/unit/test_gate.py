@@ -117,7 +117,15 @@ def test_the_kept_figure_is_complete() -> None:
 
 def report(*lines: tuple[int, int, int]) -> str:
     return "\n".join(
-        json.dumps({"connections": connections, "requests": requests, "errors": errors})
+        json.dumps(
+            {
+                "bytes": 64,
+                "connections": connections,
+                "requests": requests,
+                "errors": errors,
+                "p99_ns": 1000,
+            }
+        )
         for connections, requests, errors in lines
     )
 

@@ -152,10 +152,19 @@ def own_command(name: str, *arguments: object) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the load did between two markers."""
+    """What the load did between two markers.
 
+    Attributes:
+        size: of messages, in bytes.
+        connections: how many.
+        requests: how many were answered.
+        p99_ns: the latency that 99 of 100 do not exceed, in the guest's time.
+    """
+
+    size: int
     connections: int
     requests: int
+    p99_ns: int
 
 
 def read_report(report: str) -> list[Measured]:
@@ -171,7 +180,9 @@ def read_report(report: str) -> list[Measured]:
                 f"with {line['connections']} connections {line['requests']} replies were right, "
                 f"{line['errors']} wrong or missing"
             )
-        measured.append(Measured(line["connections"], line["requests"]))
+        measured.append(
+            Measured(line["bytes"], line["connections"], line["requests"], line["p99_ns"])
+        )
     return measured
 
 

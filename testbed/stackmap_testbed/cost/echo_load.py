@@ -3,9 +3,10 @@
 ``python -m stackmap_testbed.cost.echo_load ADDRESS PORT REQUESTS CONNECTIONS[/WINDOW]...``
 
 Sends messages that an echo server sends back; with ``--memcached``, GETs of values that it has
-stored before.  Keeps one outstanding on each of so many connections, for one number of connections
-after the other; with a window, on so many of them at a time, in turn.  Once the server is warm, a
-marker is executed at both ends of ``REQUESTS`` messages.  Prints one line of JSON for each.
+stored before.  Keeps one outstanding on each of so many connections, for one size and number of
+connections after the other; with a window, on so many of them at a time, in turn.  Once the server
+is warm, a marker is executed at both ends of ``REQUESTS`` messages.  Prints one line of JSON for
+each.
 """
 
 from __future__ import annotations
@@ -63,10 +64,12 @@ def measure(
         mark()
         load.drain(_PATIENCE)
         result = load.result()
+        p99 = load.histogram().get_value_at_percentile(99)
     return {
         "connections": connections,
         "requests": result.requests,
         "errors": result.wrong + result.lost + result.unanswered,
+        "p99_ns": p99,
     }
 
 
@@ -76,24 +79,22 @@ def _main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("requests", type=int)
     parser.add_argument("connections", nargs="+")
-    parser.add_argument("--bytes", type=int, default=MESSAGE_BYTES)
+    parser.add_argument("--bytes", type=int, nargs="+", default=[MESSAGE_BYTES])
     parser.add_argument("--memcached", action="store_true")
     args = parser.parse_args()
-    if args.memcached:
-        exchanges = _gets(args.address, args.port, args.bytes)
-    else:
-        exchanges = _echoes(args.bytes)
-    for words in args.connections:
-        number, _, window = words.partition("/")
-        found = measure(
-            args.address,
-            args.port,
-            exchanges,
-            args.requests,
-            connections=int(number),
-            window=int(window) if window else None,
-        )
-        print(json.dumps(found))
+    for size in args.bytes:
+        exchanges = _gets(args.address, args.port, size) if args.memcached else _echoes(size)
+        for words in args.connections:
+            number, _, window = words.partition("/")
+            found = measure(
+                args.address,
+                args.port,
+                exchanges,
+                args.requests,
+                connections=int(number),
+                window=int(window) if window else None,
+            )
+            print(json.dumps({"bytes": size, **found}))
 
 
 if __name__ == "__main__":

@@ -218,11 +218,15 @@ class Load:
     def histogram(self) -> HdrHistogram:
         """The latencies of what was recorded."""
         histogram = HdrHistogram(1, LONGEST_NS, 3)
+        left = self.result().requests
         for bucket in range(lib.load_buckets()):
+            if not left:
+                break
             count = lib.load_bucket_count(self._load, bucket)
             if count:
                 value = min(max(lib.load_bucket_ns(bucket), 1), LONGEST_NS)
                 histogram.record_value(value, count)
+                left -= count
         return histogram
 
     def result(self) -> Any:
