@@ -21,7 +21,7 @@ from stackmap_testbed.cost.blocks import (
     total,
 )
 from stackmap_testbed.cost.echo import EchoError
-from stackmap_testbed.cost.models import Server, measure, row, summary
+from stackmap_testbed.cost.models import Cost, Server, measure, row, summary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -255,6 +255,16 @@ def test_a_measurement_is_what_was_executed_between_its_marks() -> None:
     assert found["parts"]["python"] == 30
     assert "python3.11" in found["files"]
     assert "0.03" in row("x", 64, 16, found)
+
+
+def test_a_beginning_that_stands_out_does_not_count() -> None:
+    def cost(instructions: float) -> Cost:
+        parts = {"python": instructions, "kernel": 0.0}
+        return Cost(instructions, parts, 0, 0, 0, 0, {}, {})
+
+    found = summary([cost(100), cost(900), cost(110)])
+    assert (found["instructions"], found["parts"]["python"]) == (110, 110)
+    assert found["spread"] == pytest.approx(800 / 110, abs=1e-4)
 
 
 def test_processors_whose_counts_do_not_add_up_are_refused() -> None:

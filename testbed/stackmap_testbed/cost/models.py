@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from stackmap_testbed.cost.baseline import spread
@@ -200,24 +199,19 @@ def _cost(measured: Measured, found: Split, client: int) -> Cost:
 
 
 def summary(costs: Sequence[Cost]) -> dict[str, Any]:
-    """The means of several beginnings, and how far their sums are apart."""
+    """The beginning whose sum is the median, and how far all sums are apart.
 
-    def mean_of(counts: Sequence[dict[str, float]], least: float) -> dict[str, float]:
-        names = sorted({name for each in counts for name in each})
-        means = {name: fmean(each.get(name, 0) for each in counts) for name in names}
-        return {name: round(mean, 1) for name, mean in means.items() if mean >= least}
-
-    return {
-        "instructions": round(fmean(cost.instructions for cost in costs)),
-        "spread": round(spread([cost.instructions for cost in costs]), 4),
-        "parts": mean_of([cost.parts for cost in costs], 0),
-        "sleeping": round(fmean(cost.sleeping for cost in costs)),
-        "repetitions": round(fmean(cost.repetitions for cost in costs)),
-        "client": round(fmean(cost.client for cost in costs)),
-        "p99_us": round(fmean(cost.p99_us for cost in costs), 1),
-        "files": mean_of([cost.files for cost in costs], 1),
-        "functions": mean_of([cost.functions for cost in costs], 10),
+    Not their mean: an interpreter that collects all garbage once costs several beginnings' worth.
+    """
+    median = sorted(costs, key=lambda cost: cost.instructions)[len(costs) // 2]
+    rounded: dict[str, Any] = {
+        name: {key: round(number, 1) for key, number in value.items() if number >= 1}
+        if isinstance(value, dict)
+        else round(value)
+        for name, value in dataclasses.asdict(median).items()
     }
+    rounded["parts"] = {part: rounded["parts"].get(part, 0) for part in PARTS}
+    return {**rounded, "spread": round(spread([cost.instructions for cost in costs]), 4)}
 
 
 _HEADING = ("server", "bytes", "connections", "all", *PARTS, "sleeping", "p99 us", "spread")
