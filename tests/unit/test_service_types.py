@@ -10,15 +10,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WRONG = Path("tests/typing/service_wrong.py")
+CACHE = Path(".mypy_cache/test_service_types")
 
 
-def test_mypy_knows_right_chains_from_wrong_ones(tmp_path: Path) -> None:
+def test_mypy_knows_right_chains_from_wrong_ones() -> None:
     pytest.importorskip("mypy", reason="a type checker is among the dev dependencies")
     # Errors are expected where the file ignores them; here nothing is ignored.
     text = (ROOT / WRONG).read_text()
-    copy = tmp_path / "copy.py"
-    copy.write_text(text.replace("# type: ignore", "# expected"))
-    command = [sys.executable, "-m", "mypy", "--cache-dir", ".mypy_cache/test_service_types"]
+    # Always at the same place, because mypy's cache remembers errors with their paths.
+    copy = CACHE / "service_wrong_copy.py"
+    (ROOT / CACHE).mkdir(parents=True, exist_ok=True)
+    (ROOT / copy).write_text(text.replace("# type: ignore", "# expected"))
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(CACHE)]
     files = ["tests/typing/service_right.py", str(copy)]
     done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True, check=False)
     found = {
