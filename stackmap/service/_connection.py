@@ -101,6 +101,7 @@ class ServedConnection(asyncio.Protocol):
         self._held: Any = None
         self._waiter: Waiter = None
         self._suspended: Suspended[Any] | None = None
+        self._begun = False  # the task has had its first step
         #: What the task waits for while there is nothing for it to do.
         self._wake: asyncio.Future[None] | None = None
         #: No message has been received that is not being served: the next may come.
@@ -227,8 +228,12 @@ class ServedConnection(asyncio.Protocol):
     def _go_on(self) -> None:
         """Serve as the connection's task.  Runs in the connection's context."""
         loop = self._loop
-        if current_task(loop) is not None:
-            self._go_on_soon()  # a transport that calls back from within another task
+        if current_task(loop) is not None or not self._begun:
+            # A transport that calls back from within another task; or on uvloop, data that comes
+            # before the task's first step.  A request's timeout must not find a task that has not
+            # begun: cancelling it would end it before it could clean up.
+            if not self.task.done():
+                self._go_on_soon()
             return
         task = self.task
         _enter_task(loop, task)
@@ -357,6 +362,7 @@ class ServedConnection(asyncio.Protocol):
     # -- the task --------------------------------------------------------------------------------
 
     async def _run(self) -> None:
+        self._begun = True
         factory = self._host.factory
         try:
             if factory is not None:

@@ -29,8 +29,8 @@ from stackmap.service import (
     per_connection,
     serve,
 )
-from stackmap.service._connection import unread_bytes
-from stackmap.testing import MemoryTransport
+from stackmap.service._connection import ServedConnection, unread_bytes
+from stackmap.testing import MemoryTransport, memory_pair
 from tests.certificate import contexts
 
 from .service_peer import RawClient
@@ -272,6 +272,43 @@ def test_a_timeout_works_whenever_it_comes() -> None:
             requests += [request + b"!" for request in requests]
             got = await exchange(server, b"\n".join(requests * 3) + b"\n")
             assert got == b"late\n" * 18
+
+    run(main())
+
+
+def test_a_request_cancelled_in_the_turn_of_its_arrival_is_answered() -> None:
+    """On uvloop, data and timers may come before the first step of the connection's task."""
+
+    async def cancel_itself(_req: bytes) -> bytes:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            task.uncancel()
+            return b"cancelled"
+        return b"not cancelled"
+
+    class Client(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.received = asyncio.get_running_loop().create_future()
+
+        def data_received(self, data: bytes) -> None:
+            self.received.set_result(data)
+
+    async def main() -> None:
+        connection = ServedConnection(serve(ANYWHERE, cancel_itself, Lines))
+        client = Client()
+
+        def connect_and_send() -> None:
+            memory_pair(connection, client)
+            connection.data_received(b"x\n")
+
+        asyncio.get_running_loop().call_soon(connect_and_send)
+        assert await client.received == b"cancelled\n"
+        connection.abort()
+        await asyncio.wait([connection.task])
 
     run(main())
 
