@@ -68,6 +68,22 @@ async def connect(make_protocol: Callable[[], Any]) -> tuple[Any, Any, socket.so
     return transport, protocol, peer
 
 
+async def connect_protocols(
+    first: asyncio.BaseProtocol, second: asyncio.BaseProtocol
+) -> tuple[asyncio.Transport, asyncio.Transport]:
+    """Connect two protocols by TCP, and return their transports in the same order."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        connecting = loop.create_task(
+            loop.create_connection(lambda: first, *listener.getsockname()[:2])
+        )
+        sock, _address = await loop.sock_accept(listener)
+        peer, _second = await loop.connect_accepted_socket(lambda: second, sock)
+        transport, _first = await connecting
+    return transport, peer
+
+
 async def receive(peer: socket.socket, size: int) -> bytes:
     """Exactly so many bytes that the peer receives."""
     loop = asyncio.get_running_loop()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_BUFFERS: tuple[type, ...] = (bytes, bytearray, memoryview)
 _HIGH = 64 << 10
 _DEFAULT_WINDOW = 64 << 10
 
@@ -136,8 +137,15 @@ class MemoryTransport(asyncio.Transport):
         return self._unsent_size
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send ``data``, of which a copy is made."""
-        if self._eof:
+        """Send ``data``, of which a copy is made.
+
+        Raises:
+            TypeError: it is not bytes, a bytearray or a memoryview.
+            RuntimeError: after :meth:`write_eof`.
+        """
+        if not isinstance(data, _BUFFERS):
+            raise TypeError(f"data must be a bytes-like object, not {type(data).__name__!r}")
+        if self._eof and not self._lost:
             raise RuntimeError("Cannot call write() after write_eof()")
         if data and not self._closing:
             self._unsent.append(bytes(data))

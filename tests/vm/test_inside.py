@@ -26,11 +26,11 @@ CONCURRENT = {
 FIRST_KERNEL = {
     f"test_{name}.py"
     for name in (
-        "actor", "aio_clients", "aio_cpython", "aio_loop", "aio_oracle", "aio_transport",
-        "congestion", "examples", "fast_path", "forward", "kill", "lifetimes", "limits",
-        "memcached_ends", "netlink", "register", "reuseport", "rights", "ring_port", "security",
-        "servers", "signals", "soft_errors", "spin", "tcp_state", "tls", "tracepoints",
-        "transport_contract",
+        "actor", "aio_clients", "aio_cpython", "aio_delivery", "aio_loop", "aio_oracle",
+        "aio_transport", "conformance", "congestion", "examples", "fast_path", "forward",
+        "kill", "lifetimes", "limits", "memcached_ends", "netlink", "register", "reuseport",
+        "rights", "ring_port", "security", "servers", "signals", "soft_errors", "spin",
+        "tcp_state", "tls", "tracepoints", "transport_contract",
     )
 }  # fmt: skip
 

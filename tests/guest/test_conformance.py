@@ -1,0 +1,19 @@
+"""Transports on rings pass the checks of ``stackmap.testing``."""
+
+from __future__ import annotations
+
+import pytest
+
+from stackmap import RingPort
+from stackmap.aio import loop_factory
+from stackmap.testing import TRANSPORT_CHECKS, check_transport
+from tests.aio_loops import connect_protocols, run
+from tests.guest.wire import NIC
+
+
+@pytest.mark.parametrize("name", TRANSPORT_CHECKS)
+def test_transports_on_rings(name: str) -> None:
+    run(
+        loop_factory(lambda: RingPort(NIC, tx_slots=64, rx_slots=64, connections=256)),
+        check_transport(connect_protocols, {name: TRANSPORT_CHECKS[name]}),
+    )
