@@ -44,9 +44,8 @@ _INBOX_HIGH, _INBOX_LOW = 64 << 10, 16 << 10
 #: Bytes written in a turn that are collected for one call of the transport.
 _CORK = 64 << 10
 DEFAULT_HIGH, DEFAULT_LOW, DEFAULT_LIMIT = 64 << 10, 16 << 10, 1 << 20
-#: Seconds that a peer has to read the last words and to hang up, if the codec has ended the
-#: connection.  A socket that is closed while more comes in would be reset, and those words lost
-#: with it (RFC 9112, section 9.6).
+#: Seconds that a peer has to read the last words and to hang up.  A socket that is closed while
+#: more comes in would be reset, and those words lost with it (RFC 9112, section 9.6).
 _LINGER = 1.0
 
 
@@ -80,7 +79,7 @@ class Stream(Generic[In, Out]):
         self._deaf = False  # what comes is not wanted: a protocol error, or the actor stops
         self._broken = False  # the codec has given up
         self._at_end = False  # the peer has sent its FIN
-        self._refused = False  # what the peer goes on to send is read, and dropped
+        #: Runs while the peer has time to hang up; what it goes on to send is read, and dropped.
         self._linger: asyncio.TimerHandle | None = None
         self._reading = True
         # Of a ring: slots that were granted and did not come yet; None while not counted.
@@ -239,7 +238,7 @@ class Stream(Generic[In, Out]):
 
     def _stop_hearing(self) -> None:
         """The codec has ended the connection: drop whatever comes."""
-        self._broken = self._refused = True
+        self._broken = True
         self.ready = False
         while self._inbox:
             chunk = self._inbox.popleft()
@@ -294,7 +293,7 @@ class Stream(Generic[In, Out]):
 
     def receive(self, data: bytes) -> None:
         """Bytes came."""
-        if self._deaf and self._broken:
+        if self._linger is not None or (self._deaf and self._broken):
             return
         self._inbox.append(data)
         self._inbox_bytes += len(data)
@@ -302,7 +301,7 @@ class Stream(Generic[In, Out]):
 
     def receive_segments(self, segments: Sequence[Held]) -> None:
         """Segments of a ring came, whose views are valid until this returns."""
-        if self._deaf and self._broken:
+        if self._linger is not None or (self._deaf and self._broken):
             return
         inbox = self._inbox
         inbox.extend(segments)
@@ -596,11 +595,11 @@ class Stream(Generic[In, Out]):
     def close(self) -> None:
         """Close after what was written is with TCP; :class:`Closed` follows.  Idempotent.
 
-        If the codec has ended the connection, the peer has a second to hang up as well.
+        The peer has a second to hang up as well.
         """
         if not self._closing:
             self.flush()
-            if self._refused and not self._at_end and self.transport.can_write_eof():
+            if not self._at_end and self.transport.can_write_eof():
                 self.write_eof()
                 self._linger = asyncio.get_running_loop().call_later(_LINGER, self.transport.close)
                 self._apply_reading()

@@ -1,7 +1,4 @@
-"""``stackmap serve`` under load: a signal ends it, and nothing that was answered is lost.
-
-Not with the model of actors, whose connections do not wait until their clients hang up.
-"""
+"""``stackmap serve`` under load: a signal ends it, and nothing that was answered is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MODELS = ("loop", "service")
+MODELS = ("loop", "service", "actors")
 PATIENCE = 60
 CLIENTS = 8
 #: Requests that a client sends ahead of their replies.
