@@ -46,7 +46,7 @@ def marks(file: str) -> list[pytest.MarkDecorator]:
 
 
 #: Files that have the marker "long" on some tests.
-LONG = {"test_aio_clients.py"}
+LONG = {"test_aio_clients.py", "test_aio_delivery.py"}
 
 FILES = [
     pytest.param(path.name, marks=marks(path.name)) for path in sorted(INSIDE.glob("test_*.py"))
