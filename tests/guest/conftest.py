@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where a file says which of its tests are ``SHORT``, mark the others as long."""
+    """Where a file says which of its tests are ``IN_EMULATION``, mark the others as long."""
     for item in items:
-        short = getattr(item.getparent(pytest.Module).obj, "SHORT", None)  # type: ignore[union-attr]
-        if short is not None and item.name not in short:
+        module = item.getparent(pytest.Module)
+        chosen = getattr(module and module.obj, "IN_EMULATION", None)
+        if chosen is not None and item.name not in chosen:
             item.add_marker(pytest.mark.long)
 
 

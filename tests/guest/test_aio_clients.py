@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: An emulated guest takes a minute for these, and half an hour for all.
-SHORT = {"test_http_server[plain-serve_aiohttp]", "test_redis_client[plain]"}
+IN_EMULATION = {"test_http_server[plain-serve_aiohttp]", "test_redis_client[plain]"}
 
 
 class OnRings(Place):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: One of each kind, for an emulated guest: all of them take minutes there.
-SHORT = {
+IN_EMULATION = {
     f"test_{name}"
     for name in (
         "a_failing_protocol_is_the_only_one_that_ends[plain-TakesBytes]",
