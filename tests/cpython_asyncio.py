@@ -156,7 +156,9 @@ class TestStreams(OnPort, test_streams.StreamTests):
 
 
 class TestTls(OnPort, test_ssl.TestSSL):
-    pass
+    @pytest.mark.xfail(run=False, reason="the peer sometimes meets the end before all data, spins")
+    def test_remote_shutdown_receives_trailing_data(self) -> None:
+        super().test_remote_shutdown_receives_trailing_data()
 
 
 class TestSubprocess(OnPort, test_subprocess.SubprocessThreadedWatcherTests):
