@@ -14,7 +14,7 @@ import functools
 import socket
 from typing import cast
 
-from stackmap import open_port, reset_on_close
+from stackmap import open_port, reset_on_close, reset_transport
 from stackmap.aio import EventLoop
 
 #: Sockets at a time, two for each client; other clients wait in the listener's backlog.
@@ -50,7 +50,7 @@ class Half(asyncio.Protocol):
         if self.ended:
             self.pass_on_end()
         if self.failed:
-            other.reset()
+            reset_transport(other.transport)
 
     def data_received(self, data: bytes) -> None:
         """Pass it on."""
@@ -75,11 +75,6 @@ class Half(asyncio.Protocol):
         else:
             self.other.transport.write_eof()
 
-    def reset(self) -> None:
-        """Close with RST: abort() alone sends FIN if all that the peer has sent was read."""
-        reset_on_close(self.transport.get_extra_info("socket"))
-        self.transport.abort()
-
     def pause_writing(self) -> None:
         """The peer does not read: hold up the other one."""
         if self.other is not None:
@@ -94,7 +89,7 @@ class Half(asyncio.Protocol):
         """Pass on a reset; an end was passed on before."""
         self.failed = exc is not None
         if self.failed and self.other is not None:
-            self.other.reset()
+            reset_transport(self.other.transport)
         self.lost.set_result(None)
 
 

@@ -11,7 +11,7 @@ from ._event import Event
 from ._fast import Segment
 from ._open import Backend, choose_port, open_port
 from ._port import Listener, Port, PortStats
-from ._reset import reset_on_close
+from ._reset import reset_on_close, reset_transport
 from ._ring import Ring
 from ._ring_connection import RingConnection
 from ._ring_listener import RingListener
@@ -55,4 +55,5 @@ __all__ = [
     "errors",
     "open_port",
     "reset_on_close",
+    "reset_transport",
 ]

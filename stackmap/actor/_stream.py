@@ -9,7 +9,7 @@ import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
-from stackmap import reset_on_close
+from stackmap import reset_transport
 from stackmap.codec import RemoteProtocolError
 from stackmap.errors import BrokenError, BusyError, ClosedError, WouldBlockError, make_error
 
@@ -616,10 +616,7 @@ class Stream(Generic[In, Out]):
             self._closing = self._aborted = True
             self.corked.clear()
             self._corked_bytes = 0
-            sock = self.transport.get_extra_info("socket")
-            if sock is not None:
-                reset_on_close(sock)
-            self.transport.abort()
+            reset_transport(self.transport)
 
     def hand_over(self, ref: ActorRef[Any]) -> None:
         """Have another actor own the connection, as Erlang's ``controlling_process/2``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 from typing import TYPE_CHECKING, Any
 
-from stackmap import reset_on_close
+from stackmap import reset_transport
 
 if TYPE_CHECKING:
     import asyncio
@@ -73,10 +73,7 @@ class Peer:
 
         What was not sent to it is dropped.
         """
-        sock = self._transport.get_extra_info("socket")
-        if sock is not None:
-            reset_on_close(sock)
-        self._transport.abort()
+        reset_transport(self._transport)
 
 
 def current_peer() -> Peer | None:
