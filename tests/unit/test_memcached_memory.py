@@ -41,6 +41,13 @@ def small() -> Iterator[Address]:
         yield address
 
 
+@pytest.fixture
+def smallest() -> Iterator[Address]:
+    """A server with room for 1 MB."""
+    with server("--backend", "sockets", "--memory", "1") as (address, _pid):
+        yield address
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("load", LOADS)
 def test_memory_is_bounded_and_another_client_is_served(
@@ -108,20 +115,23 @@ def test_the_oldest_incomplete_value_is_dropped(small: Address) -> None:
     other.close()
 
 
-def test_a_value_larger_than_half_of_the_memory_is_stored() -> None:
-    with server("--backend", "sockets", "--memory", "1") as (address, _pid):
-        conversation = Conversation(address)
-        value = b"v" * 700_000
-        for _ in range(3):
-            assert conversation.ask(b"set k 0 0 700000\r\n%b\r\n" % value) == b"STORED\r\n"
-        assert conversation.ask(b"get k\r\n") == b"VALUE k 0 700000\r\n%b\r\nEND\r\n" % value
-        conversation.close()
+def test_a_value_larger_than_half_of_the_memory_is_stored(smallest: Address) -> None:
+    conversation = Conversation(smallest)
+    value = b"v" * 700_000
+    for _ in range(3):
+        assert conversation.ask(b"set k 0 0 700000\r\n%b\r\n" % value) == b"STORED\r\n"
+    assert conversation.ask(b"get k\r\n") == b"VALUE k 0 700000\r\n%b\r\nEND\r\n" % value
+    conversation.close()
 
 
 def test_the_oldest_long_line_is_refused_with_a_reply(small: Address) -> None:
-    other = Conversation(small)
-    clients = [connect(small) for _ in range(2)]
-    line = b"get" + b" k" * 1_250_000
+    oldest_line_is_refused(small, b"get" + b" k" * 1_250_000)
+
+
+def oldest_line_is_refused(address: Address, line: bytes) -> None:
+    """Two clients send a line without its end; there is memory for one."""
+    other = Conversation(address)
+    clients = [connect(address) for _ in range(2)]
     for client in clients:
         client.sendall(line)
         wait_until(other, range(len(line), len(line) + 1))

@@ -16,10 +16,11 @@ from stackmap_testbed.memcached.pressure import allow_descriptors, peak, press, 
 from tests.unit.test_memcached_memory import (
     MOST,
     connect,
+    oldest_line_is_refused,
     receive,
+    test_a_value_larger_than_half_of_the_memory_is_stored,
     test_a_value_that_goes_while_it_is_sent_arrives_whole,
     test_the_oldest_incomplete_value_is_dropped,
-    wait_until,
 )
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from stackmap_testbed.memcached.conformance import Address
 
 __all__ = [
+    "test_a_value_larger_than_half_of_the_memory_is_stored",
     "test_a_value_that_goes_while_it_is_sent_arrives_whole",
     "test_the_oldest_incomplete_value_is_dropped",
 ]
@@ -63,29 +65,8 @@ def test_memory_is_bounded_and_another_client_is_served(model: str) -> None:
         assert peak(pid) < MOST
 
 
-def test_a_value_larger_than_half_of_the_memory_is_stored(smallest: Address) -> None:
-    conversation = Conversation(smallest)
-    value = b"v" * 700_000
-    for _ in range(3):
-        assert conversation.ask(b"set k 0 0 700000\r\n%b\r\n" % value) == b"STORED\r\n"
-    assert conversation.ask(b"get k\r\n") == b"VALUE k 0 700000\r\n%b\r\nEND\r\n" % value
-    conversation.close()
-
-
 def test_the_oldest_long_line_is_refused_with_a_reply(smallest: Address) -> None:
-    other = Conversation(smallest)
-    clients = [connect(smallest) for _ in range(2)]
-    line = b"get" + b" k" * 150_000
-    for client in clients:
-        client.sendall(line)
-        wait_until(other, range(len(line), len(line) + 1))
-    assert receive(clients[0], 100) == b"SERVER_ERROR out of memory reading request\r\n"
-    clients[1].sendall(b"\r\n")
-    assert receive(clients[1], 5) == b"END\r\n"
-    assert b"STAT read_buf_oom 1\r\n" in other.ask(b"stats\r\n")
-    for client in clients:
-        client.close()
-    other.close()
+    oldest_line_is_refused(smallest, b"get" + b" k" * 150_000)
 
 
 def test_the_oldest_slow_reader_is_disconnected(smallest: Address) -> None:
