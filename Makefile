@@ -145,7 +145,7 @@ soak: setup
 bench-connections: setup
 	@$(PYTHON) -m stackmap_testbed.cost.many_connections --kernel $(KERNEL) --out out/bench-connections.json
 
-# What a request costs the server alone, by event loop, model and layer; half an hour.
+# The cost of a request to the server alone, by event loop, model and layer; half an hour.
 bench-models: setup
 	@$(PYTHON) -m stackmap_testbed.cost.models --kernel $(KERNEL) --out out/bench-models.json
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What an exchange on rings does for every small message, for Python.
+ * The work of an exchange on rings for every small message, for Python.
  *
  * A batch in which all is as usual (small payloads of open connections, nothing refused, no watched
  * file ready) becomes a list of segments here, and is taken back here.  Everything else is left to
@@ -890,7 +890,7 @@ static PyObject *make_released_view(void)
 	return view;
 }
 
-/* What another module of the package has under this name. */
+/* Import a name from another module of the package. */
 static PyObject *import(const char *module, const char *name)
 {
 	PyObject *imported = PyImport_ImportModule(module);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What the parts of the extension stackmap._fast share. */
+/* Declarations that the parts of the extension stackmap._fast share. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 

@@ -2,7 +2,7 @@
 /*
  * Callbacks of stackmap.aio's event loop: scheduled with call_soon(), and run.
  *
- * What wakes a task for each message, as of a stream, is such a callback.
+ * Such a callback wakes the task of a stream for each message.
  */
 #include "_fast.h"
 

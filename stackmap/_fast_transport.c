@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the transports of stackmap.aio do for every message, for Python.
+ * The work of stackmap.aio's transports for every message, for Python.
  *
  * Received payload goes to protocols from here.  A write is put into its slot here if there is
  * nothing else to it; all else is left to the Python method.  The state of a transport is in the
@@ -14,7 +14,7 @@ static struct {
 	Py_ssize_t closing, paused, held, takes, protocol, context;
 	Py_ssize_t eof, file_sender, conn_lost, connection, loop;
 } transport;
-/* What the protocol of a transport takes: PortTransport._takes. */
+/* PortTransport._takes: the kind of argument that its protocol takes. */
 enum { TAKES_BYTES, TAKES_BUFFERS, TAKES_SEGMENTS };
 
 /* stackmap.Connection.app */
@@ -27,7 +27,7 @@ static PyObject *name_thread_id, *minus_one;
 
 /* -- receiving -- */
 
-/* What one connection received, from a byte of the first segment on. */
+/* Segments that one connection received, from a byte of the first one on. */
 struct run {
 	PyObject *const *segments;
 	Py_ssize_t count;

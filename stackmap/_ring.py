@@ -64,7 +64,7 @@ class Ring(Carrier):
     own.  :meth:`stats` are those of the whole port.
     """
 
-    #: What the usual exchange looks at (_fast.c).
+    #: State that the usual exchange reads (_fast.c).
     __slots__ = ("_after_send", "_attention", "_connections", "_fast", "_shown", "_starved")
 
     backend: ClassVar[str] = "stackmap"

@@ -1,4 +1,4 @@
-"""What call_soon() of the event loop returns."""
+"""The handle that call_soon() of the event loop returns."""
 
 from __future__ import annotations
 

@@ -33,10 +33,10 @@ class PortSelector(selectors._BaseSelectorImpl):
         pending: the callbacks that the loop has to run.
         waiting: the loop's thread is in an exchange, or the loop does not run.
         turns: how many exchanges have been made.
-        turn_begins: what is called at the end of each, if anything: by who waits for that.
+        turn_begins: called at the end of each exchange, if it is not None.
     """
 
-    #: What the usual select() looks at (stackmap/_fast_turn.c).
+    #: State that the usual select() reads and sets (stackmap/_fast_turn.c).
     __slots__ = (
         "_exchange",
         "_ready",

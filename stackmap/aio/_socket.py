@@ -1,4 +1,4 @@
-"""What ``get_extra_info("socket")`` returns."""
+"""The socket that ``get_extra_info("socket")`` returns."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ConformanceError(AssertionError):
-    """What was checked does not keep to its contract; the text says in what."""
+    """The checked object breaks its contract; the text says in which point."""
 
 
 def expect(kept: object, complaint: str) -> None:

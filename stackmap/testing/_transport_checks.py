@@ -1,7 +1,7 @@
 """Checks that every transport of asyncio's must pass: trio's ``check_two_way_stream()`` for it.
 
-What is expected is what the standard library's selector transports do, and its documentation says.
-Where that leaves a choice (how bytes are cut into pieces, whether ``abort()`` resets), nothing is
+They expect the behaviour of the standard library's selector transports, and its documentation.
+Where these leave a choice (how bytes are cut into pieces, whether ``abort()`` resets), nothing is
 expected.
 """
 
@@ -268,7 +268,7 @@ async def _a_protocol_may_outlive_the_end(make_pair: MakePair) -> None:
 
 
 async def _close_sends_everything(make_pair: MakePair) -> None:
-    """What was written before close() arrives; what arrives after it is not delivered."""
+    """Data written before close() arrives; data that arrives after it is not delivered."""
     subject, peer = _Recorder(), _Recorder()
     transport, peer_transport = await make_pair(subject, peer)
     peer_transport.pause_reading()

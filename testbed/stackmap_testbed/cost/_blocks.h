@@ -23,7 +23,7 @@ struct block {
 	uint32_t instructions;
 };
 
-/* What is in the file: a section for each marker, and behind it so many records. */
+/* The file has a section for each marker, followed by that many records. */
 struct section {
 	uint64_t records;
 };

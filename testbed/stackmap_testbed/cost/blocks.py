@@ -1,4 +1,4 @@
-"""What was executed, by block of code: read the plugin's records, and find whose code it is."""
+"""Executed blocks of code: read the plugin's records, and find the file or symbol of each."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def read_symbols(text: str) -> Ranges:
     return ranges
 
 
-#: What an interpreter of Python is made of, by the beginnings of files' names.
+#: Files of the Python interpreter, by the beginnings of their names.
 _PYTHON = ("python3", "_asyncio.", "libpython3")
 _EXTENSIONS = ("_fast.", "_ring_c.", "loop.cpython")
 #: Functions that wait for work, choose the next task and switch to it, by their beginnings.

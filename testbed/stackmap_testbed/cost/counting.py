@@ -100,7 +100,7 @@ class Counter:
             return list(struct.unpack(f"={number}Q", file.read(8 * number)))
 
     def sections(self) -> list[Section]:
-        """What was executed before each marker that was met since the last call."""
+        """The blocks executed before each marker that was met since the last call."""
         if self._blocks is None:
             raise ValueError("a machine with one processor does not count by block of code")
         with self._blocks.open("rb") as file:

@@ -152,7 +152,7 @@ def own_command(name: str, *arguments: object) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the load did between two markers.
+    """The work of the load between two markers.
 
     Attributes:
         size: of messages, in bytes.

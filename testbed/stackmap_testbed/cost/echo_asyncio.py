@@ -68,7 +68,7 @@ async def serve(address: str, port_number: int, api: str) -> None:
 
 
 def loop_factory(name: str, nic: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes the event loop of that name."""
+    """Return the factory of the event loop of that name."""
     if name == "uvloop":
         import uvloop  # noqa: PLC0415 (the others do not need it)
 

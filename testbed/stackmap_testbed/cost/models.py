@@ -1,4 +1,4 @@
-"""What a request costs the server, by event loop, model and layer.
+"""The cost of a request to the server, by event loop, model and layer.
 
 ``python -m stackmap_testbed.cost.models --out out/bench-models.json``
 
