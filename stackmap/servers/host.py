@@ -82,10 +82,10 @@ class PortLoop(abc.ABC):
             connection.shutdown_write()
             connection.resume_reading()
         end = time.monotonic() + GRACE
-        sent_at: float | None = None
+        sent = False
         while port.connections and (now := time.monotonic()) < end:
-            if sent_at is None and not any(each.pending for each in port.connections):
-                sent_at = now
+            if not sent and not any(each.pending for each in port.connections):
+                sent = True
                 end = min(end, now + LINGER)
             self._exchange(end - now)
         for connection in port.connections:
