@@ -77,6 +77,7 @@ int smf_intern_names(const struct smf_name *names);
 
 PyObject *smf_take_error(void);
 bool smf_ends_program(PyObject *error);
+PyObject *smf_report(PyObject *object, PyObject *name, PyObject *error);
 
 int smf_deliver(PyObject *const *segments, Py_ssize_t count, PyObject *stranger,
 		Py_ssize_t *delivered);

@@ -84,7 +84,7 @@ static PyObject *loop_call_soon(PyObject *method, PyObject *const *args, size_t 
 static PyObject *handle_run(PyObject *method, PyObject *const *args, size_t nargsf,
 			    PyObject *names)
 {
-	PyObject *self, *context, *callback, *arguments, *error, *result = NULL;
+	PyObject *self, *context, *callback, *arguments, *result = NULL;
 
 	if (PyVectorcall_NARGS(nargsf) != 1 || names || !Py_IS_TYPE(args[0], handle.type) ||
 	    smf_slot(args[0], handle.cancelled) != Py_False)
@@ -103,15 +103,7 @@ static PyObject *handle_run(PyObject *method, PyObject *const *args, size_t narg
 	Py_DECREF(arguments);
 	Py_DECREF(callback);
 	Py_DECREF(context);
-	if (result)
-		return result;
-	error = smf_take_error();
-	if (smf_ends_program(error))
-		PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-	else
-		result = PyObject_CallMethodOneArg(self, name_failed, error);
-	Py_DECREF(error);
-	return result;
+	return result ? result : smf_report(self, name_failed, smf_take_error());
 }
 
 static int learn_handle(PyTypeObject *type)

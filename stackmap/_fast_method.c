@@ -67,6 +67,19 @@ bool smf_ends_program(PyObject *error)
 	       PyErr_GivenExceptionMatches(error, PyExc_KeyboardInterrupt);
 }
 
+/* Give an error to a method of an object, or raise it again if it ends the program.  Takes it over. */
+PyObject *smf_report(PyObject *object, PyObject *name, PyObject *error)
+{
+	PyObject *result = NULL;
+
+	if (smf_ends_program(error))
+		PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+	else
+		result = PyObject_CallMethodOneArg(object, name, error);
+	Py_DECREF(error);
+	return result;
+}
+
 static int method_traverse(PyObject *object, visitproc visit, void *arg)
 {
 	Py_VISIT(((struct smf_method *)object)->general);

@@ -100,7 +100,7 @@ static int deliver(PyObject *self, PyObject *received)
 {
 	PyObject *loop = smf_slot(self, selector.loop);
 	PyObject *stranger = PyObject_GetAttr(loop, name_stranger);
-	PyObject *segments = smf_slot(self, selector.segments), *error, *done = NULL;
+	PyObject *segments = smf_slot(self, selector.segments), *error, *done;
 	Py_ssize_t delivered;
 
 	if (!stranger)
@@ -114,14 +114,12 @@ static int deliver(PyObject *self, PyObject *received)
 	Py_DECREF(stranger);
 	error = smf_take_error();
 	if (PyList_SetSlice(received, 0, delivered, NULL) ||
-	    PyList_SetSlice(segments, 0, 0, received))
-		; /* out of memory: that is what is raised */
-	else if (smf_ends_program(error))
-		PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-	else
-		done = PyObject_CallMethodOneArg(loop, name_delivery_failed, error);
+	    PyList_SetSlice(segments, 0, 0, received)) {
+		Py_DECREF(error);	/* out of memory: that is what is raised */
+		return -1;
+	}
+	done = smf_report(loop, name_delivery_failed, error);
 	Py_XDECREF(done);
-	Py_DECREF(error);
 	return done ? 0 : -1;
 }
 
