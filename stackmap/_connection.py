@@ -234,8 +234,8 @@ class Connection(abc.ABC):
     ) -> None:
         """Say when ``Event.WRITABLE`` is wanted.
 
-        It comes when :attr:`pending` sinks to ``low`` or below after it was above ``high``.  Both
-        are 0 at first.
+        It comes when :attr:`pending` sinks to ``low`` or below after it was above ``high``, or
+        above what that was before this call.  Both are 0 at first.
 
         Args:
             high: bytes.
@@ -252,7 +252,8 @@ class Connection(abc.ABC):
             raise ValueError(f"write limits must be 0 <= low <= high, not {low} and {high}")
         self._high, self._low = high, low
         self._exceeded = exceeded
-        self._above_high = self._waiting_bytes > high
+        owed = self._above_high and self._waiting_bytes > 0  # as the limits were before
+        self._above_high = owed or self._waiting_bytes > high
 
     def write(self, data: Buffer, report: bool = False) -> None:
         """Send ``data``.

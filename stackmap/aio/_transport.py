@@ -414,11 +414,10 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
             self._maybe_pause_protocol()
 
     def _sank_to_low(self) -> None:
-        if self._conn_lost:
-            return
-        self._maybe_resume_protocol()  # it may write
         if self._closing:
             self._finish_closing()
+        else:
+            self._maybe_resume_protocol()
 
     # -- acknowledgements --
 
@@ -451,6 +450,10 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         """Call connection_lost() if everything is handed to TCP, or else when that is so."""
         connection = self._connection
         if self._conn_lost or connection is None:
+            return
+        # The queue may have sunk in this turn's exchange, whose WRITABLE is delivered after this.
+        self._maybe_resume_protocol()  # it may write, or abort
+        if self._conn_lost:
             return
         if connection.pending:
             if not self._protocol_paused:

@@ -112,6 +112,52 @@ def test_close_sends_everything(new_loop: NewLoop) -> None:
     run(new_loop, main())
 
 
+def test_resume_writing_may_write_while_closing(new_loop: NewLoop) -> None:
+    """As TLS does with its close_notify; all that waited fits into one send."""
+
+    class Writer(Recorder):
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self.transport.write(b"end")
+
+    async def main() -> None:
+        transport, protocol, peer = await connect(Writer)
+        with peer:
+            transport.set_write_buffer_limits(high=0)
+            size = 0
+            while "pause" not in protocol.story:
+                transport.write(PATTERN[:50_000])
+                size += 50_000
+                await asyncio.sleep(0)
+            with suppress(BlockingIOError):  # makes room before the next turn sends
+                while True:
+                    size -= len(peer.recv(HUGE))
+            transport.close()
+            await until(lambda: protocol.lost)
+            assert protocol.story == ["made", "pause", "resume", "lost"]
+            rest = await receive_all(peer)
+            assert (len(rest), rest[-3:]) == (size + 3, b"end")
+
+    run(new_loop, main())
+
+
+def test_limits_may_change_while_writing_is_paused(new_loop: NewLoop) -> None:
+    async def main() -> None:
+        transport, protocol, peer = await connect(Recorder)
+        with peer:
+            transport.set_write_buffer_limits(high=0)
+            transport.write(bytes(HUGE))
+            await until(lambda: "pause" in protocol.story)
+            transport.set_write_buffer_limits(high=2 * HUGE, low=0)
+            assert await receive(peer, HUGE) == bytes(HUGE)
+            await until(lambda: "resume" in protocol.story)
+            transport.close()
+            await until(lambda: protocol.lost)
+            assert protocol.story == ["made", "pause", "resume", "lost"]
+
+    run(new_loop, main())
+
+
 def test_abort_drops_what_is_not_sent(new_loop: NewLoop) -> None:
     async def main() -> None:
         transport, protocol, peer = await connect(Recorder)
