@@ -8,6 +8,7 @@ it is loaded once, with options that all files share, and a process is forked fr
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -22,6 +23,10 @@ def main() -> None:
     options = sys.argv[1:]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         pytest.main([*options, "--markers"])  # loads the plugins
+    # What is loaded is no garbage.  Each collection, and the end of each process, would look at all
+    # of it, and so copy its pages: most of what a file took an emulated machine besides its tests.
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
         sys.stdout.flush()
