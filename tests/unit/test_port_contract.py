@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import errno
+import fcntl
 import itertools
 import os
 import pickle
@@ -16,6 +17,7 @@ import socket
 import threading
 import time
 from contextlib import closing, suppress
+from termios import FIONREAD
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -93,7 +95,9 @@ class Link:
         """Exchange until ``done``."""
         deadline = time.monotonic() + PATIENCE
         while not done():
-            assert time.monotonic() < deadline, f"still waiting, after {self.summary()}"
+            assert time.monotonic() < deadline, (
+                f"still waiting, after {self.summary()}{self.state()}"
+            )
             self.hear(0.05)
 
     def until_event(self, event: Event) -> None:
@@ -107,6 +111,17 @@ class Link:
 
     def summary(self) -> list[object]:
         return [f"{len(e)} bytes" if isinstance(e, bytes) else e for e in self.story]
+
+    def state(self) -> str:
+        """Return where bytes may be, for a test that fails."""
+        lines = [repr(self.connection), f"{self.connection.unsent} unsent", str(self.port.stats())]
+        with suppress(AttributeError, OSError):  # only rings have it
+            lines.append(str(self.connection.tcp_state()))  # type: ignore[attr-defined]
+        for sock in (self.connection.sock, self.peer):
+            with suppress(OSError):
+                lines.append(f"unread: {fcntl.ioctl(sock, FIONREAD, bytes(4)).hex()}")
+                lines.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256).hex(" ", 4))
+        return "\n".join(("", *lines))
 
     def read_peer(self, size: int) -> bytes:
         """Read exactly ``size`` bytes on the peer's side, while the port goes on."""
