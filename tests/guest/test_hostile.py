@@ -548,6 +548,7 @@ def read_all(peer: socket.socket) -> None:
             pass
 
 
+@pytest.mark.long
 def test_a_stuck_partial_slot_does_not_delay_others(two: Attached) -> None:
     """Each of them waits for the lock of its socket; nobody syncs."""
     stream = pattern(0, 0, 200_000)

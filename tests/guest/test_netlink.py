@@ -386,7 +386,7 @@ def test_dumps_while_ports_come_and_go(inspector: Inspector) -> None:
         thread.start()
     opened = set()
     try:
-        for _ in range(50):
+        for _ in range(25):
             with RawPort(tx_slots=16, rx_slots=16) as port:
                 opened.add(port.mem_id)
                 for peer, sock in [connect_pair(), connect_pair()]:

@@ -267,7 +267,12 @@ def probes_of(sender: Sender, path: Way) -> int:
 
 
 @pytest.mark.parametrize(
-    ("mode", "path"), [(2, long_path), (1, path_that_was_cut), (2, path_that_was_cut)]
+    ("mode", "path"),
+    [
+        (2, long_path),
+        pytest.param(1, path_that_was_cut, marks=pytest.mark.long),
+        pytest.param(2, path_that_was_cut, marks=pytest.mark.long),
+    ],
 )
 def test_tcp_does_not_probe_the_mtu_with_pages_of_the_application(mode: int, path: Way) -> None:
     """A probe references pages without an owner, and goes to a local peer uncopied."""

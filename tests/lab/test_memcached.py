@@ -113,6 +113,7 @@ def test_values_of_all_sizes(lab: Lab, tmp_path: Path) -> None:
     assert counters["tx_bytes"] > 1_400_000
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("theirs")
 def test_the_same_conversation_on_a_bad_wire(lab: Lab) -> None:
     lab.wire.configure(loss=0.02, reorder=0.1, duplicate=0.02, seed=8)

@@ -107,6 +107,7 @@ def test_on_a_bad_wire(lab: Lab, capture: Path) -> None:
         check(lab, run, capture)
 
 
+@pytest.mark.first_kernel
 def test_after_stalls(lab: Lab, capture: Path) -> None:
     lab.wire.configure(loss=0.05, reorder=0.25, duplicate=0.02, seed=6)
     with transfer(lab, "--wait") as run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,9 @@ FIRST_KERNEL = {
     for name in (
         "actor", "aio_clients", "aio_cpython", "aio_delivery", "aio_loop", "aio_oracle",
         "aio_transport", "conformance", "congestion", "examples", "fast_path", "forward",
-        "kill", "lifetimes", "limits", "memcached_ends", "netlink", "register", "reuseport",
-        "rights", "ring_port", "security", "servers", "signals", "soft_errors", "spin",
-        "tcp_state", "tls", "tracepoints", "transport_contract",
+        "kill", "lifetimes", "limits", "memcached_ends", "netlink", "overload", "poll",
+        "register", "reuseport", "rights", "ring_port", "security", "servers", "signals",
+        "soft_errors", "spin", "tcp_state", "tls", "tracepoints", "transport_contract",
     )
 }  # fmt: skip
 
@@ -45,8 +46,12 @@ def marks(file: str) -> list[pytest.MarkDecorator]:
     return found
 
 
-#: Files that have the marker "long" on some tests.
-LONG = {"test_aio_clients.py", "test_aio_delivery.py"}
+#: Files that have the marker "long" on some tests; ``tests/guest/conftest.py`` says how.
+LONG = sorted(
+    path.name
+    for path in INSIDE.glob("test_*.py")
+    if re.search(r"mark\.long|^IN_EMULATION", path.read_text(), re.MULTILINE)
+)
 
 FILES = [
     pytest.param(path.name, marks=marks(path.name)) for path in sorted(INSIDE.glob("test_*.py"))
@@ -67,6 +72,6 @@ def test_inside(guest_pytest: GuestPytest, file: str) -> None:
 @pytest.mark.long
 @pytest.mark.usefixtures("module")
 @pytest.mark.timeout(FILE_SECONDS + 100)
-@pytest.mark.parametrize("file", sorted(LONG))
+@pytest.mark.parametrize("file", LONG)
 def test_what_is_long(guest_pytest: GuestPytest, file: str) -> None:
     guest_pytest.passes(INSIDE / file, FILE_SECONDS, TEST_SECONDS, ROUNDS, "long")

@@ -20,8 +20,7 @@ KEPT = 1 / 20
 UNTOLD_PAGES = 2 * 256
 
 
-# The module's memory of a connection does not depend on the kernel.
-@pytest.mark.first_kernel
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_memory_comes_back(large: Guest) -> None:
     command = ["-m", "tests.guest.ten_thousand", str(CONNECTIONS), str(TIMES)]

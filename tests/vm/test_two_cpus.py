@@ -16,6 +16,7 @@ TESTS = Path(__file__).parent.parent / "guest" / "two_cpus"
 
 
 @pytest.mark.concurrent
+@pytest.mark.first_kernel
 @pytest.mark.timeout(900)
 def test_inside_two_cpus(large: Guest, request: pytest.FixtureRequest) -> None:
     inside = GuestPytest(large, reports_folder(request.config))
