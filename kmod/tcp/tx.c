@@ -237,6 +237,8 @@ void sm_tx_flush_partial(struct sm_conn *conn, bool closing)
 	}
 	if (conn->partial.len && (closing || !sm_tx_open(sk)))
 		sm_tx_drop_partial(conn);
+	/* TCP has called sk_write_space(), and may have no space again by what was sent here. */
+	sm_tx_await_space(conn);
 	sm_tx_check_writable(conn);
 }
 
