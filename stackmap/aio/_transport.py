@@ -449,10 +449,11 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
     def _finish_closing(self) -> None:
         """Call connection_lost() if everything is handed to TCP, or else when that is so."""
         connection = self._connection
-        if self._conn_lost or connection is None:
+        if connection is None:
             return
-        # The queue may have sunk in this turn's exchange, whose WRITABLE is delivered after this.
-        self._maybe_resume_protocol()  # it may write, or abort
+        if not self._conn_lost:
+            # The queue may have sunk in this turn's exchange, whose WRITABLE comes after this.
+            self._maybe_resume_protocol()  # it may write, or abort
         if self._conn_lost:
             return
         if connection.pending:
