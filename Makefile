@@ -23,7 +23,8 @@ comma := ,
 JOBS ?= $(shell nproc)
 
 PYTHON_INPUTS := pyproject.toml setup.py $(wildcard stackmap/_ring*.[ch] stackmap/_ring_build.py stackmap/_fast*.[ch] \
-	kmod/uapi/*.h $(addprefix testbed/stackmap_testbed/load/,_load.[ch] _mark.h _load_build.py))
+	kmod/uapi/*.h $(addprefix testbed/stackmap_testbed/load/,_load.[ch] _mark.h _load_build.py) \
+	$(addprefix testbed/stackmap_testbed/cost/,_echo.[ch] _echo_build.py))
 CHECKED_PYTHON := stackmap cli testbed tests examples setup.py
 
 TEST_SUITES := $(KERNELS:%=test-vm-%) $(KERNELS:%=test-lab-%) test-unit

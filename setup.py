@@ -26,6 +26,7 @@ setup(
     ext_modules=[fast],
     cffi_modules=[
         "stackmap/_ring_build.py:ffibuilder",
+        "testbed/stackmap_testbed/cost/_echo_build.py:ffibuilder",
         "testbed/stackmap_testbed/load/_load_build.py:ffibuilder",
     ],
 )

@@ -95,7 +95,13 @@ def test_the_wheel_installs_only_our_packages(wheel: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["stackmap/_fast.", "stackmap/_ring_c", "stackmap_testbed/load/_load_c"]
+    "module",
+    [
+        "stackmap/_fast.",
+        "stackmap/_ring_c",
+        "stackmap_testbed/cost/_echo_c",
+        "stackmap_testbed/load/_load_c",
+    ],
 )
 def test_extension_modules(wheel: list[str], module: str) -> None:
     assert any(name.startswith(module) and name.endswith(".so") for name in wheel)

@@ -113,7 +113,7 @@ def read_symbols(text: str) -> Ranges:
 
 #: Files of the Python interpreter, by the beginnings of their names.
 _PYTHON = ("python3", "_asyncio.", "libpython3")
-_EXTENSIONS = ("_fast.", "_ring_c.", "loop.cpython")
+_EXTENSIONS = ("_fast.", "_ring_c.", "_echo_c.", "loop.cpython")
 #: Functions that wait for work, choose the next task and switch to it, by their beginnings.
 _SLEEPING = (
     "do_idle",
@@ -160,8 +160,8 @@ class Split:
 
     Attributes:
         parts: instructions by ``PARTS``: the interpreter with its built-in modules; compiled
-            extensions of event loops; other files in user mode, such as the C library; the
-            module stackmap; the rest of the kernel.
+            extensions of event loops, and servers in C; other files in user mode, such as the C
+            library; the module stackmap; the rest of the kernel.
         sleeping: the part of ``kernel`` that is idle or switches tasks.
         repetitions: of string instructions, which are not in ``parts``.
         files: user mode, by the file that is mapped.

@@ -106,6 +106,8 @@ SERVERS = {
         for api in ("streams", "protocol")
     },
     "rings segments": _asyncio("rings", "segments"),
+    "C epoll": Server(own_command("echo_c", SERVER_ADDRESS, PORT), False, SIZES),
+    "C rings": Server(own_command("echo_c", SERVER_ADDRESS, PORT, SERVER_NIC), True, SIZES),
     "bare epoll": Server(own_command("echo_epoll", SERVER_ADDRESS, PORT), False, SIZES),
     "bare rings": Server(own_command("echo_rings", SERVER_ADDRESS, PORT, SERVER_NIC), True, SIZES),
     **{f"echo {model}": _serve("echo", model) for model in ("loop", "service", "actors")},
