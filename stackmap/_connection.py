@@ -47,6 +47,9 @@ class Connection(abc.ABC):
             ``Event.ACKED``.
     """
 
+    #: Payloads of up to so many bytes are copied, because to lend the page of a ring costs more.
+    _COPY_MAX = 2048
+
     __slots__ = (
         "__weakref__",
         "_above_high",
@@ -91,8 +94,8 @@ class Connection(abc.ABC):
         # The errno with which sending failed.
         self._failure = 0
         self._paused = False
-        # Payloads of up to so many bytes are copied in any case, though a page could be lent.
-        self._copy_max = 0
+        # Payloads of up to so many bytes are copied, though a page could be lent.
+        self._copy_max = self._COPY_MAX
         # Segments of data that it may still deliver; None: any number.
         self._credits: int | None = None
         # The last written byte of which a report was asked for, and whether the backend is to be

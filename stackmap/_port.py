@@ -243,7 +243,7 @@ class Port(abc.ABC):
     def keep(self, segment: Segment, *, copy: bool = True) -> Kept:
         """Have the payload of a segment stay valid beyond the next exchange.
 
-        The segment's own view is released.  Rings keep the page that holds the payload, from 513
+        The segment's own view is released.  Rings keep the page that holds the payload, from 2049
         bytes on, if it is of this ring and an extra buffer of the port is left.  All else is
         copied.  Sockets copy nothing.
 
@@ -258,7 +258,7 @@ class Port(abc.ABC):
         payload = bytes(segment.view)
         if not copy:
             raise BufferError(
-                "the payload can only be copied: it is of up to 512 bytes, or of another ring, "
+                "the payload can only be copied: it is of up to 2048 bytes, or of another ring, "
                 "or no extra buffer of the port is left"
             )
         kept = Kept(segment.connection, memoryview(payload))

@@ -413,7 +413,7 @@ class Ring(Carrier):
                 self._handle_event(connection, flags, code, segments)
             elif size <= SMALL:
                 append(Segment(connection, small[start : start + size], _NO_EVENT, 0))
-            elif pair.must_copy:
+            elif size <= connection._copy_max or pair.must_copy:
                 append(
                     Segment(connection, memoryview(pair.copy(start, buffer, size)), _NO_EVENT, 0)
                 )

@@ -107,7 +107,7 @@ class RingConnection(Connection):
         """Send received bytes on without a copy; see :meth:`Connection.forward`.
 
         The page that holds the payload goes from the receive ring to the transmit ring.  Payloads
-        of up to 512 bytes, what another port received, and what must wait are copied.
+        of up to 2048 bytes, what another port received, and what must wait are copied.
 
         Raises:
             BufferError: a slice of the segment's view is still in use.

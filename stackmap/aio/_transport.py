@@ -34,8 +34,6 @@ _BUFFERS = (bytes, bytearray, memoryview)
 _SERVER_KEEPS_TRANSPORTS = sys.version_info >= (3, 13)
 #: Of PortTransport._takes, for stackmap/_fast_transport.c: what its protocol receives.
 _TAKES_BYTES, _TAKES_BUFFERS, _TAKES_SEGMENTS = 0, 1, 2
-#: Bytes of a segment up to which copying costs less than lending its page.
-_COPY_MAX = 2048
 #: Seconds between two tries while the kernel is short of buffers.
 _SHORTAGE = 0.001
 #: Seconds between two looks at what TCP has not been acknowledged, where no event tells.
@@ -164,7 +162,8 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         if self._connection is not None:
             # Protocols that do not take segments get copies anyway.
             lends = self._takes == _TAKES_SEGMENTS
-            self._connection._copy_max = _COPY_MAX if lends else sys.maxsize
+            usual: int = self._connection._COPY_MAX
+            self._connection._copy_max = usual if lends else sys.maxsize
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """Return the protocol, which is None after its connection_lost()."""

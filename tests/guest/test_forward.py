@@ -53,7 +53,7 @@ def test_the_page_that_was_received_is_the_page_that_is_sent() -> None:
         connection = port.attach(sock)
         rings = Rings(port)
         for number in range(40):
-            text = b"%04d" % number * 400
+            text = b"%04d" % number * 800
             peer.sendall(text)
             segment = receive_one(port)
             place = rings.rx.head
@@ -62,12 +62,12 @@ def test_the_page_that_was_received_is_the_page_that_is_sent() -> None:
             assert spare.buf != received.buf
             connection.forward(segment)
             sent = rings.tx.slot(rings.tx.head)
-            assert (sent.buf, sent.len, sent.offset) == (received.buf, 1600, received.offset)
+            assert (sent.buf, sent.len, sent.offset) == (received.buf, 3200, received.offset)
             assert rings.rx.slot(place).buf == spare.buf
             at = rings.rx.address(received.buf)
-            assert bytes(rings.memory[at : at + 1600]) == text
+            assert bytes(rings.memory[at : at + 3200]) == text
             port.exchange()
-            assert receive_exactly(peer, 1600) == text
+            assert receive_exactly(peer, 3200) == text
         assert port.stats().bad_slots == 0
         rings.memory.release()
         peer.close()
@@ -128,13 +128,26 @@ def test_between_ports() -> None:
 # -- keeping --
 
 
+@pytest.mark.parametrize("size", [1, 512, 513, 2048, 2049, 4000])
+def test_large_payloads_are_lent_and_others_are_copied(size: int) -> None:
+    with RingPort(NIC, tx_slots=16, rx_slots=16) as port:
+        peer, sock = connect_pair()
+        port.attach(sock)
+        text = bytes(range(250)) * 16
+        peer.sendall(text[:size])
+        segment = receive_one(port)
+        assert segment.tobytes() == text[:size]
+        assert isinstance(segment, LentSegment) == (size > 2048)
+        peer.close()
+
+
 def test_what_is_kept_outlives_exchanges_and_is_sent_as_it_is() -> None:
     """Three pages are kept, and two more payloads copied, while the rings go round."""
     with RingPort(NIC, tx_slots=8, rx_slots=8, spare_buffers=8, extra_buffers=3) as port:
         peer, sock = connect_pair()
         connection = port.attach(sock)
         rings = Rings(port)
-        texts = [b"%04d" % number * 400 for number in range(5)]
+        texts = [b"%04d" % number * 800 for number in range(5)]
         kept = []
         for text in texts:
             peer.sendall(text)
@@ -160,7 +173,7 @@ def test_what_is_kept_outlives_exchanges_and_is_sent_as_it_is() -> None:
                 connection.forward(k)
             k.release()
             port.exchange()
-            assert receive_exactly(peer, 1600) == text
+            assert receive_exactly(peer, 3200) == text
         # the extra buffers are back, though others than before
         peer.sendall(texts[0])
         with port.keep(receive_one(port)) as again:

@@ -262,7 +262,7 @@ def test_echo_of_a_large_stream(link: Link) -> None:
 def test_forwarding_sends_what_was_received(make_link: Callable[[], Link]) -> None:
     there, back = make_link(), make_link()
     there.peer.setblocking(False)
-    sizes = itertools.cycle((1, 300, 512, 513, 4096, 50_000))
+    sizes = itertools.cycle((1, 300, 512, 513, 2048, 2049, 4096, 50_000))
     sent = 0
     answer = bytearray()
     back.peer.setblocking(False)

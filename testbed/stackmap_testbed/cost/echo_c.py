@@ -9,8 +9,9 @@ import os
 import socket
 import sys
 
-from stackmap._device import DEVICE
 from stackmap_testbed.cost._echo_c import lib
+
+_DEVICE = b"/dev/stackmap"
 
 
 def serve(address: str, port: int, nic: str | None) -> None:
@@ -24,7 +25,7 @@ def serve(address: str, port: int, nic: str | None) -> None:
         if nic is None:
             error = lib.echo_on_epoll(listener.fileno())
         else:
-            error = lib.echo_on_rings(listener.fileno(), DEVICE.encode(), nic.encode())
+            error = lib.echo_on_rings(listener.fileno(), _DEVICE, nic.encode())
     raise OSError(-error, os.strerror(-error))
 
 
