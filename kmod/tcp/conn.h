@@ -2,8 +2,8 @@
 #ifndef _SM_CONN_H
 #define _SM_CONN_H
 
-#include <linux/interrupt.h>
 #include <linux/refcount.h>
+#include <linux/timer.h>
 #include <linux/workqueue.h>
 #include <net/sock.h>
 
@@ -53,7 +53,7 @@ struct sm_conn {
 	spinlock_t info_lock;
 	bool recorded;			/* the record is still this connection's */
 	bool info_stale;		/* TCP changed, and the record was not written since */
-	struct tasklet_struct info_tasklet;	/* writes the record after an ACK */
+	struct timer_list info_timer;	/* writes the record after an ACK */
 
 	/* guarded by the socket lock */
 	bool attached;

@@ -5,8 +5,10 @@
  * Records are written where TCP's state changes: after each packet that came in, each send, and
  * each packet that goes out, which a timer may have sent.  The qdisc sees those, and TCP tells of
  * an ACK, while their processing goes on.  So the record is written at its end: when the socket is
- * released by its owner, or by a tasklet, which may run after the socket was unlocked.  A record
- * has a lock of its own therefore.
+ * released by its owner, when received data is, or one jiffy later by a timer.  A tasklet would run
+ * sooner, but where the softirq has woken a task it would wake ksoftirqd as well, and that costs
+ * more than all else that a record does.  Buffers are released at any time and place, so a record
+ * has a lock of its own.
  */
 #include <linux/idr.h>
 #include <linux/mm.h>
@@ -44,7 +46,7 @@ void sm_infos_destroy(struct sm_infos *infos)
 	infos->record = NULL;
 }
 
-static void sm_info_acked(struct tasklet_struct *tasklet);
+static void sm_info_timeout(struct timer_list *timer);
 
 /* Give a new connection its record; ENOSPC if the port has no more of them. */
 int sm_info_open(struct sm_conn *conn)
@@ -57,7 +59,7 @@ int sm_info_open(struct sm_conn *conn)
 	conn->record = record;
 	spin_lock_init(&conn->info_lock);
 	conn->recorded = true;
-	tasklet_setup(&conn->info_tasklet, sm_info_acked);
+	timer_setup(&conn->info_timer, sm_info_timeout, 0);
 	return 0;
 }
 
@@ -98,11 +100,8 @@ void sm_info_close(struct sm_conn *conn)
 		ida_free(&conn->port->infos.used, conn->record);
 }
 
-/*
- * Not for KCSAN: in the tasklet the socket may be changing on another CPU, which then
- * writes the record once more.
- */
-static __no_kcsan void sm_info_write(struct sm_conn *conn, struct sm_state *rec)
+/* The socket is locked. */
+static void sm_info_write(struct sm_conn *conn, struct sm_state *rec)
 {
 	const struct inet_connection_sock *icsk = inet_csk(conn->sk);
 	const struct tcp_sock *tp = tcp_sk(conn->sk);
@@ -152,21 +151,24 @@ void sm_info_update(struct sm_conn *conn)
 	spin_unlock_irqrestore(&conn->info_lock, irq);
 }
 
-static void sm_info_acked(struct tasklet_struct *tasklet)
+static void sm_info_timeout(struct timer_list *timer)
 {
-	struct sm_conn *conn = from_tasklet(conn, tasklet, info_tasklet);
+	struct sm_conn *conn = from_timer(conn, timer, info_timer);
 
 	clear_bit(SM_CONN_INFO_DUE, &conn->bits);
 	smp_mb__after_atomic();		/* pairs with the atomic in sm_info_update_later() */
-	if (READ_ONCE(conn->info_stale))
+	/* If the socket has an owner, sm_ulp_release_cb() follows. */
+	bh_lock_sock(conn->sk);
+	if (READ_ONCE(conn->info_stale) && !sock_owned_by_user(conn->sk))
 		sm_info_update(conn);
+	bh_unlock_sock(conn->sk);
 	sm_conn_put(conn);
 }
 
 /*
  * TCP has begun to process an ACK, or to send a packet, and does not tell when it is done: bring
- * the record up to date when the socket is released by its owner, or else at the end of the
- * softirq, unless received data does so before.  Caller holds a reference, or is an RCU reader.
+ * the record up to date when the socket is released by its owner, or else after a jiffy, unless
+ * received data does so before.  Caller holds a reference, or is an RCU reader.
  */
 void sm_info_update_later(struct sm_conn *conn)
 {
@@ -175,7 +177,7 @@ void sm_info_update_later(struct sm_conn *conn)
 	    test_and_set_bit(SM_CONN_INFO_DUE, &conn->bits))
 		return;
 	if (refcount_inc_not_zero(&conn->refs))
-		tasklet_schedule(&conn->info_tasklet);
+		mod_timer(&conn->info_timer, jiffies + 1);
 }
 
 /* Buffers were released, which may be at any time and place, the connection's end included. */

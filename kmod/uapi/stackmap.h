@@ -341,7 +341,8 @@ struct sm_sync {
 
 /*
  * TCP's state of one connection, as getsockopt(TCP_INFO) gives it.  Written by the kernel after
- * every packet that TCP received or sent for the connection, and every sync that sent for it.
+ * every packet with payload that TCP received for the connection, and every sync that sent for it;
+ * at most one jiffy after every other packet that TCP received or sent.
  *
  * A reader takes seq, reads what it wants, and takes seq again: the values belong together if
  * both were the same even number.  id tells whether the record is still the connection's.
