@@ -113,21 +113,21 @@ def test_slices_of_many_pages_leave_the_ring_enough_of_them() -> None:
         connection = port.attach(sock)
         kept = []
         for number in range(200):
-            peer.sendall(b"%04d" % number * 250)
+            peer.sendall(b"%04d" % number * 750)
             got = b""
-            while len(got) < 1000:
+            while len(got) < 3000:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ResourceWarning)
                     for segment in port.exchange(PATIENCE):
                         got += bytes(segment.view)
                         kept.append(segment.view[:4])
-            assert got == b"%04d" % number * 250
+            assert got == b"%04d" % number * 750
         assert not isinstance(segment, LentSegment)
         assert 8 <= len(port.rings[0]._pair.aside) <= 16
         assert b"".join(bytes(piece) for piece in kept[:5]) == b"00000001000200030004"
         assert port.stats().bad_slots == 0
         kept.clear()
-        peer.sendall(b"x" * 1000)
+        peer.sendall(b"x" * 3000)
         (segment,) = payloads(port)
         connection.forward(segment)
         port.exchange()
