@@ -150,9 +150,12 @@ def test_unacknowledged_and_retransmitted_bytes() -> None:
             assert record.bytes_retrans > 0
             assert record.ca_state == 4  # loss
             assert record.bytes_pinned == 15_000
-            said, before = ss(sock), record
-            while time.sleep(LATE) or (record := link.connection.tcp_state()) != before:
-                said, before = ss(sock), record
+            while True:
+                before, said = record, ss(sock)
+                time.sleep(LATE)
+                record = link.connection.tcp_state()
+                if record == before:
+                    break
             assert said["bytes_retrans"] == str(record.bytes_retrans)
         while link.connection.tcp_state().bytes_acked < 35_000:
             assert time.monotonic() < deadline
