@@ -29,7 +29,8 @@ from tests.guest.raw import (
     Ring,
     register,
 )
-from tests.guest.wire import NIC, connect_pair, receive_exactly
+from tests.guest.wire import NIC, connect_pair
+from tests.receiving import receive_exactly
 
 
 def submit(port: RawPort, count: int = 1) -> list[int]:

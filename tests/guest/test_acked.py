@@ -11,7 +11,8 @@ import pytest
 from tests.guest.partial_slot import leave_a_rest
 from tests.guest.pattern import pattern
 from tests.guest.raw import ACKED, CLOSED, REPORT, SYNC_POLL, SYNC_TX, SYNC_WAIT, RawPort
-from tests.guest.wire import connect_pair, peer_is_late_by, peer_loses, receive_exactly
+from tests.guest.wire import connect_pair, peer_is_late_by, peer_loses
+from tests.receiving import receive_exactly
 
 if TYPE_CHECKING:
     from tests.guest.attached import Attached

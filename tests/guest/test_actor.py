@@ -20,7 +20,8 @@ from stackmap.actor import (
     Signal,
 )
 from stackmap.aio import EventLoop
-from tests.guest.wire import ADDRESS, NIC, in_peer_namespace, receive_exactly
+from tests.guest.wire import ADDRESS, NIC, in_peer_namespace
+from tests.receiving import receive_exactly
 from tests.unit.kv_actors import key_value_server
 
 if TYPE_CHECKING:

@@ -17,14 +17,8 @@ from stackmap import Event, RingPort
 from tests.guest.partial_slot import bytes_in_tcp, leave_a_rest
 from tests.guest.raw import CLOSED, EOF, REFUSED, RawPort
 from tests.guest.tcp_info import tcp_info
-from tests.guest.wire import (
-    NIC,
-    connect_pair,
-    connect_pair_from_here,
-    peer_is_late_by,
-    peer_loses,
-    receive_exactly,
-)
+from tests.guest.wire import NIC, connect_pair, connect_pair_from_here, peer_is_late_by, peer_loses
+from tests.receiving import receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,8 @@ from stackmap import Event, RingConnection, RingPort, Segment
 from stackmap._ring_c import ffi
 from stackmap._views import LentKept, LentSegment
 from tests.guest.raw import Ring
-from tests.guest.wire import NIC, connect_pair, connect_pair_from_here, peer_loses, receive_exactly
+from tests.guest.wire import NIC, connect_pair, connect_pair_from_here, peer_loses
+from tests.receiving import receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable

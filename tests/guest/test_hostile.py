@@ -34,7 +34,8 @@ from tests.guest.raw import (
     register,
     register_body,
 )
-from tests.guest.wire import NIC, PEER_ADDRESS, connect_pair, in_peer_namespace, receive_exactly
+from tests.guest.wire import NIC, PEER_ADDRESS, connect_pair, in_peer_namespace
+from tests.receiving import receive_exactly
 from tests.waiting import eventually
 
 if TYPE_CHECKING:

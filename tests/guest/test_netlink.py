@@ -23,14 +23,8 @@ from stackmap_cli.main import main
 from tests.guest.partial_slot import peer_is_full
 from tests.guest.peer import inside
 from tests.guest.raw import CLOSED, REGISTER_SIZE, SMIOC_ATTACH, RawPort, register
-from tests.guest.wire import (
-    ADDRESS,
-    NIC,
-    PEER_NAMESPACE,
-    connect_pair,
-    connect_pair_from_here,
-    receive_exactly,
-)
+from tests.guest.wire import ADDRESS, NIC, PEER_NAMESPACE, connect_pair, connect_pair_from_here
+from tests.receiving import receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,8 @@ from tests.guest.partial_slot import unacknowledged
 from tests.guest.pattern import pattern
 from tests.guest.raw import REFUSED, SYNC_RX, SYNC_TX, RawPort
 from tests.guest.tcp_info import tcp_info
-from tests.guest.wire import NIC, connect_pair, peer_is_late_by, peer_loses, receive_exactly
+from tests.guest.wire import NIC, connect_pair, peer_is_late_by, peer_loses
+from tests.receiving import receive_exactly
 from tests.waiting import eventually
 
 SPARE = 4

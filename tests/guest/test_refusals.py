@@ -25,14 +25,8 @@ from tests.guest.bpf import (
 from tests.guest.commands import sh
 from tests.guest.locked_socket import WaitingCall
 from tests.guest.raw import CLOSED, ERROR, RawPort
-from tests.guest.wire import (
-    ADDRESS,
-    ADDRESS6,
-    NIC,
-    connect_pair,
-    in_peer_namespace,
-    receive_exactly,
-)
+from tests.guest.wire import ADDRESS, ADDRESS6, NIC, connect_pair, in_peer_namespace
+from tests.receiving import receive_exactly
 from tests.reset import reset_on_close
 
 if TYPE_CHECKING:

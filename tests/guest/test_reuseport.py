@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import RingPort
-from tests.guest.wire import ADDRESS, NIC, in_peer_namespace, receive_exactly
+from tests.guest.wire import ADDRESS, NIC, in_peer_namespace
+from tests.receiving import receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

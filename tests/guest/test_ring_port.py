@@ -24,7 +24,8 @@ from stackmap import (
     _unclaimed,
 )
 from tests.guest.test_soft_errors import HOST, heard
-from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, receive_exactly
+from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace
+from tests.receiving import receive_exactly
 from tests.waiting import eventually
 
 PATIENCE = 60.0

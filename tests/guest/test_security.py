@@ -31,7 +31,8 @@ from tests.guest.raw import (
     RawPort,
     Ring,
 )
-from tests.guest.wire import connect_pair, receive_exactly
+from tests.guest.wire import connect_pair
+from tests.receiving import receive_exactly
 from tests.waiting import eventually
 
 if TYPE_CHECKING:

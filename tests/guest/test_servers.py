@@ -9,7 +9,8 @@ import pytest
 
 from stackmap.codec.http1 import ClientCodec, Request
 from tests.guest.test_examples import OnRings
-from tests.unit.test_examples import PATTERN, receive, receive_all, running
+from tests.receiving import receive_exactly
+from tests.unit.test_examples import PATTERN, receive_all, running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,7 @@ def test_echo(place: OnRings, model: str) -> None:
         server.connect() as client,
     ):
         client.sendall(PATTERN[:10_000])
-        assert receive(client, 10_000) == PATTERN[:10_000]
+        assert receive_exactly(client, 10_000) == PATTERN[:10_000]
         client.shutdown(socket.SHUT_WR)
         assert receive_all(client) == b""
 

@@ -22,8 +22,8 @@ from tests.guest.wire import (
     in_peer_namespace,
     peer_is_late_by,
     peer_loses,
-    receive_exactly,
 )
+from tests.receiving import receive_exactly
 from tests.reset import reset_on_close
 from tests.waiting import eventually
 

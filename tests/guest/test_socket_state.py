@@ -22,8 +22,8 @@ from tests.guest.wire import (
     connect_pair,
     in_peer_namespace,
     peer_namespace,
-    receive_exactly,
 )
+from tests.receiving import receive_exactly
 from tests.waiting import eventually
 
 IPV6_ADDRFORM, TCP_ULP = 1, 31

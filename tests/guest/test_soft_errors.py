@@ -15,7 +15,8 @@ from tests.guest.attached import Attached
 from tests.guest.partial_slot import end_by_closing, end_by_detaching, end_by_shutdown, leave_a_rest
 from tests.guest.pattern import pattern
 from tests.guest.raw import ERROR, REFUSED, SYNC_TX, RawPort
-from tests.guest.wire import ADDRESS, NIC, connect_pair, peer_namespace, receive_exactly
+from tests.guest.wire import ADDRESS, NIC, connect_pair, peer_namespace
+from tests.receiving import receive_exactly
 from tests.reset import reset_on_close
 
 if TYPE_CHECKING:

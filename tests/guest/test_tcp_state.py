@@ -19,14 +19,8 @@ import pytest
 from stackmap import Event, RingConnection, RingPort, TcpState
 from tests.guest.raw import STATE_OFFSET, STATE_SIZE, RawPort
 from tests.guest.tcp_info import tcp_info
-from tests.guest.wire import (
-    ADDRESS,
-    NIC,
-    connect_pair,
-    connect_pair_from_here,
-    peer_loses,
-    receive_exactly,
-)
+from tests.guest.wire import ADDRESS, NIC, connect_pair, connect_pair_from_here, peer_loses
+from tests.receiving import receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable

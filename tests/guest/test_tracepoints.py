@@ -12,7 +12,8 @@ import pytest
 
 from tests.guest.commands import sh
 from tests.guest.partial_slot import peer_is_full
-from tests.guest.wire import connect_pair, receive_exactly
+from tests.guest.wire import connect_pair
+from tests.receiving import receive_exactly
 from tests.reset import reset_on_close
 
 if TYPE_CHECKING:

@@ -57,16 +57,6 @@ def connect_pair_from_here(family: int = socket.AF_INET) -> tuple[socket.socket,
     return peer, opened
 
 
-def receive_exactly(sock: socket.socket, size: int) -> bytes:
-    """Receive so many bytes: MSG_WAITALL does not wait for them on a socket that has a timeout."""
-    got = b""
-    while len(got) < size:
-        more = sock.recv(size - len(got))
-        assert more, f"the stream ended after {len(got)} bytes of {size}"
-        got += more
-    return got
-
-
 @contextmanager
 def peer_loses(percent: int) -> Iterator[None]:
     """Packets from the peers are lost, ACKs included; packets to them arrive."""

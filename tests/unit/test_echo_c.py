@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.receiving import receive_exactly
 from tests.reset import reset_on_close
 
 if TYPE_CHECKING:
@@ -54,21 +55,12 @@ def connect() -> Iterator[Connect]:
     stop(process)
 
 
-def read_exactly(peer: socket.socket, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        got = peer.recv(size - len(data))
-        assert got, f"the stream ended after {len(data)} bytes"
-        data += got
-    return bytes(data)
-
-
 @pytest.mark.parametrize("size", [1, 64, 512, 513, 4096, 65_537])
 def test_it_sends_back_what_comes(connect: Connect, size: int) -> None:
     with connect() as peer:
         for _ in range(3):
             peer.sendall(PATTERN[:size])
-            assert read_exactly(peer, size) == PATTERN[:size]
+            assert receive_exactly(peer, size) == PATTERN[:size]
 
 
 def test_many_clients_at_once(connect: Connect) -> None:
@@ -77,7 +69,7 @@ def test_many_clients_at_once(connect: Connect) -> None:
         for number, peer in enumerate(peers):
             peer.sendall(b"%04d" % number)
         for number, peer in enumerate(peers):
-            assert read_exactly(peer, 4) == b"%04d" % number
+            assert receive_exactly(peer, 4) == b"%04d" % number
 
 
 def flood(peer: socket.socket) -> int:
@@ -97,17 +89,17 @@ def test_a_client_that_does_not_read_is_held_up_and_loses_nothing(connect: Conne
         sent = flood(peer)
         assert sent < len(PATTERN), "the server queued all of it"
         other.sendall(b"others go on")
-        assert read_exactly(other, 12) == b"others go on"
-        assert read_exactly(peer, sent) == PATTERN[:sent]
+        assert receive_exactly(other, 12) == b"others go on"
+        assert receive_exactly(peer, sent) == PATTERN[:sent]
         peer.sendall(b"more")
-        assert read_exactly(peer, 4) == b"more"
+        assert receive_exactly(peer, 4) == b"more"
 
 
 def test_a_half_closed_client_gets_the_rest(connect: Connect) -> None:
     with connect() as peer:
         sent = flood(peer)
         peer.shutdown(socket.SHUT_WR)
-        assert read_exactly(peer, sent) == PATTERN[:sent]
+        assert receive_exactly(peer, sent) == PATTERN[:sent]
         assert peer.recv(1) == b""
 
 
@@ -120,4 +112,4 @@ def test_clients_that_reset_harm_nobody(connect: Connect) -> None:
             peer.close()
         time.sleep(0.1)
         other.sendall(b"still here")
-        assert read_exactly(other, 10) == b"still here"
+        assert receive_exactly(other, 10) == b"still here"

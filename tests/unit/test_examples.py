@@ -23,6 +23,7 @@ import pytest
 from pyroute2 import netns
 
 from stackmap import DEVICE
+from tests.receiving import receive_exactly
 from tests.reset import reset_on_close
 from tests.waiting import eventually
 
@@ -152,15 +153,6 @@ def has_device_open(pid: int) -> bool:
     return Path(DEVICE) in [fd.readlink() for fd in Path(f"/proc/{pid}/fd").iterdir()]
 
 
-def receive(sock: socket.socket, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        more = sock.recv(min(1 << 20, size - len(data)))
-        assert more, f"the end after {len(data)} bytes of {size}: {bytes(data[-100:])!r}"
-        data += more
-    return bytes(data)
-
-
 def receive_all(sock: socket.socket) -> bytes:
     return b"".join(iter(lambda: sock.recv(1 << 20), b""))
 
@@ -198,7 +190,7 @@ def readme(place: Place) -> Iterator[Program]:
 def test_readme_echoes(readme: Program) -> None:
     with readme.connect() as client:
         client.sendall(b"hello")
-        assert receive(client, 5) == b"hello"
+        assert receive_exactly(client, 5) == b"hello"
         client.sendall(b"last words")
         client.shutdown(socket.SHUT_WR)
         assert receive_all(client) == b"last words"
@@ -210,10 +202,10 @@ def test_readme_holds_little_for_a_client_that_does_not_read(readme: Program) ->
         assert sent < FLOOD
         readme.check()
         other.sendall(b"meanwhile")
-        assert receive(other, 9) == b"meanwhile"
+        assert receive_exactly(other, 9) == b"meanwhile"
         # It loses nothing: what was held up comes once it is read.
         expected = PATTERN * (sent // len(PATTERN)) + PATTERN[: sent % len(PATTERN)]
-        assert receive(greedy, sent) == expected
+        assert receive_exactly(greedy, sent) == expected
         greedy.shutdown(socket.SHUT_WR)
         assert receive_all(greedy) == b""
 
@@ -222,12 +214,12 @@ def test_readme_survives_clients_that_vanish(readme: Program) -> None:
     for _ in range(3):
         client = readme.connect()
         client.sendall(b"hello")
-        assert receive(client, 5) == b"hello"
+        assert receive_exactly(client, 5) == b"hello"
         flood(client, PATTERN, most=1 << 20)
         reset(client)
     with readme.connect() as client:
         client.sendall(b"still there")
-        assert receive(client, 11) == b"still there"
+        assert receive_exactly(client, 11) == b"still there"
     readme.check()
 
 
@@ -400,8 +392,8 @@ def test_proxy_holds_up_the_sender_when_nobody_reads(
         other = joined(proxy)
         with other[0], other[1]:
             other[0].sendall(b"meanwhile")
-            assert receive(other[1], 9) == b"meanwhile"
-        got = receive(server, sent)
+            assert receive_exactly(other[1], 9) == b"meanwhile"
+        got = receive_exactly(server, sent)
         assert got == PATTERN * (sent // len(PATTERN)) + PATTERN[: sent % len(PATTERN)]
 
 
@@ -410,7 +402,7 @@ def test_proxy_passes_on_a_reset(proxy: tuple[Program, socket.socket], vanishing
     client, server = joined(proxy)
     gone, left = (client, server) if vanishing == "client" else (server, client)
     client.sendall(b"half a mess")
-    assert receive(server, 11) == b"half a mess"
+    assert receive_exactly(server, 11) == b"half a mess"
     flood(left, PATTERN, most=1 << 20)
     reset(gone)
     with left, pytest.raises(ConnectionError):
@@ -449,9 +441,9 @@ def request(number: int, payload: bytes) -> bytes:
 def replies(sock: socket.socket, count: int) -> dict[int, bytes]:
     found = {}
     for _ in range(count):
-        size, number = _HEADER.unpack(receive(sock, _HEADER.size))
+        size, number = _HEADER.unpack(receive_exactly(sock, _HEADER.size))
         assert number not in found
-        found[number] = receive(sock, size)
+        found[number] = receive_exactly(sock, size)
     return found
 
 

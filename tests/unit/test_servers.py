@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap.codec.http1 import ClientCodec, Request, Response
+from tests.receiving import receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,15 +72,6 @@ def http(request: pytest.FixtureRequest, root: Path) -> Iterator[Address]:
         yield address
 
 
-def receive(sock: socket.socket, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        more = sock.recv(size - len(data))
-        assert more
-        data += more
-    return bytes(data)
-
-
 def receive_all(sock: socket.socket) -> bytes:
     return b"".join(iter(lambda: sock.recv(1 << 20), b""))
 
@@ -108,7 +100,7 @@ def get(address: Address, target: str, *headers: tuple[str, str]) -> Response:
 def test_echo_sends_back_everything_and_then_its_end(echo: Address) -> None:
     with socket.create_connection(echo, 60) as client:
         client.sendall(b"hello")
-        assert receive(client, 5) == b"hello"
+        assert receive_exactly(client, 5) == b"hello"
         client.sendall(PATTERN[:100_000])
         client.shutdown(socket.SHUT_WR)
         assert receive_all(client) == PATTERN[:100_000]
@@ -123,10 +115,10 @@ def test_echo_holds_up_a_client_that_does_not_read(echo: Address) -> None:
                 sent += greedy.send(memoryview(PATTERN)[sent % len(PATTERN) :])
         assert sent < 100 << 20
         other.sendall(b"meanwhile")
-        assert receive(other, 9) == b"meanwhile"
+        assert receive_exactly(other, 9) == b"meanwhile"
         greedy.settimeout(60)
         expected = PATTERN * (sent // len(PATTERN)) + PATTERN[: sent % len(PATTERN)]
-        assert receive(greedy, sent) == expected
+        assert receive_exactly(greedy, sent) == expected
 
 
 def test_http_serves_files(http: Address) -> None:

@@ -47,7 +47,8 @@ from tests.guest.raw import (
     register,
     register_body,
 )
-from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace, receive_exactly
+from tests.guest.wire import ADDRESS, NIC, connect_pair, in_peer_namespace
+from tests.receiving import receive_exactly
 from tests.waiting import eventually
 
 if TYPE_CHECKING:

@@ -12,14 +12,8 @@ import pytest
 
 from tests.guest.commands import sh
 from tests.guest.raw import CLOSED, ERROR, RawPort
-from tests.guest.wire import (
-    ADDRESS,
-    NIC,
-    PEER_ADDRESS,
-    PEER_NAMESPACE,
-    connect_pair,
-    receive_exactly,
-)
+from tests.guest.wire import ADDRESS, NIC, PEER_ADDRESS, PEER_NAMESPACE, connect_pair
+from tests.receiving import receive_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
