@@ -237,8 +237,8 @@ class Connection(abc.ABC):
     ) -> None:
         """Say when ``Event.WRITABLE`` is wanted.
 
-        It comes when :attr:`pending` sinks to ``low`` or below after it was above ``high``, or
-        above what that was before this call.  Both are 0 at first.
+        It comes when :attr:`pending` sinks to ``low`` or below after it was above ``high``.  If it
+        was owed before this call, it still comes.  Both limits are 0 at first.
 
         Args:
             high: bytes.

@@ -23,8 +23,8 @@ def main() -> None:
     options = sys.argv[1:]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         pytest.main([*options, "--markers"])  # loads the plugins
-    # What is loaded is no garbage.  Each collection, and the end of each process, would look at all
-    # of it, and so copy its pages: most of what a file took an emulated machine besides its tests.
+    # Loaded modules are not garbage.  Each collection, and the end of each process, would visit all
+    # of them and so copy their pages, which took longer than anything else but the tests.
     gc.collect()
     gc.freeze()
     for line in sys.stdin:

@@ -5,10 +5,10 @@
  * Records are written where TCP's state changes: after each packet that came in, each send, and
  * each packet that goes out, which a timer may have sent.  The qdisc sees those, and TCP tells of
  * an ACK, while their processing goes on.  So the record is written at its end: when the socket is
- * released by its owner, when received data is, or one jiffy later by a timer.  A tasklet would run
- * sooner, but where the softirq has woken a task it would wake ksoftirqd as well, and that costs
- * more than all else that a record does.  Buffers are released at any time and place, so a record
- * has a lock of its own.
+ * released by its owner, when received data is put into the ring, or one jiffy later by a timer.  A
+ * tasklet would run sooner, but where the softirq has woken a task it would wake ksoftirqd as well,
+ * which costs more than all writes of a request's records.  Buffers are released at any time and
+ * place, so a record has a lock of its own.
  */
 #include <linux/idr.h>
 #include <linux/mm.h>

@@ -61,6 +61,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # Each is what the other is compared with.
     "stackmap_testbed.cost.echo_epoll": (),
     "stackmap_testbed.cost.echo_rings": ("stackmap",),
+    # Its loops are in C, of which this is the build's output.
+    "stackmap_testbed.cost.echo_c": ("stackmap", "stackmap_testbed.cost._echo_c"),
     "stackmap_testbed.cost.echo_asyncio": ("stackmap", "stackmap.aio"),
     "stackmap_testbed.cost.echo_layers": (
         "stackmap",

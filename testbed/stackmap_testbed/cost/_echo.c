@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Echo servers as a C programmer would write them: what sockets and rings cost without Python.
+ * Echo servers as a C programmer would write them, to measure sockets and rings without Python.
  *
  * Both send at once, queue what is not taken, and read nothing more from a client while much of its
  * echo is queued.

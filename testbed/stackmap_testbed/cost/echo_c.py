@@ -1,6 +1,6 @@
 """TCP echo servers in C: ``python -m stackmap_testbed.cost.echo_c ADDRESS PORT [NIC]``.
 
-On rings if a NIC is named, otherwise on epoll.  What a request costs without Python.
+On rings if a NIC is named, otherwise on epoll.  They show the cost of a request without Python.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ import os
 import socket
 import sys
 
+from stackmap import DEVICE
 from stackmap_testbed.cost._echo_c import lib
-
-_DEVICE = b"/dev/stackmap"
 
 
 def serve(address: str, port: int, nic: str | None) -> None:
@@ -25,7 +24,7 @@ def serve(address: str, port: int, nic: str | None) -> None:
         if nic is None:
             error = lib.echo_on_epoll(listener.fileno())
         else:
-            error = lib.echo_on_rings(listener.fileno(), _DEVICE, nic.encode())
+            error = lib.echo_on_rings(listener.fileno(), DEVICE.encode(), nic.encode())
     raise OSError(-error, os.strerror(-error))
 
 
