@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import Event, Port, SocketPort
-from tests.unit.test_port_contract import (  # noqa: F401 (a fixture, used by name)
+from tests.unit.link import (  # noqa: F401 (a fixture, used by name)
     PATIENCE,
     PATTERN,
     Link,

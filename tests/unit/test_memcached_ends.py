@@ -17,7 +17,7 @@ from stackmap._sockets import SocketPort
 from stackmap.memcached import Server, Store
 from stackmap.memcached.actors import ActorServer
 from stackmap.memcached.service import ServiceServer
-from tests.unit.test_port_contract import (  # noqa: F401 (fixtures, used by name)
+from tests.unit.link import (  # noqa: F401 (fixtures, used by name)
     PATIENCE,
     Listening,
     listening,

@@ -19,7 +19,7 @@ import pytest
 
 from stackmap import Port
 from tests.guest.children import Child
-from tests.unit.test_port_contract import (  # noqa: F401 (fixtures, used by name)
+from tests.unit.link import (  # noqa: F401 (fixtures, used by name)
     PATIENCE,
     PATTERN,
     Link,

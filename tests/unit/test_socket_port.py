@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from stackmap import Event, SocketPort
-from tests.unit.test_port_contract import reset
+from tests.unit.link import reset
 
 
 def test_a_reset_with_a_queue_reports_no_writable() -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stackmap import Connection, Event, Port, Segment, errors
-from tests.unit.test_port_contract import (  # noqa: F401 (fixtures, used by name)
+from tests.unit.link import (  # noqa: F401 (fixtures, used by name)
     PATIENCE,
     PATTERN,
     Link,
