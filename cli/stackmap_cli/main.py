@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 
 from stackmap import __version__
 
 from .click_errors import HELP, SentenceGroup, examples
-from .lab import lab
-from .nic import bind, unbind
-from .serve import serve
-from .show import conns, ports, stats
+
+#: The module that has each command.
+_MODULES = {
+    "bind": "nic",
+    "conns": "show",
+    "lab": "lab",
+    "ports": "show",
+    "serve": "serve",
+    "stats": "show",
+    "unbind": "nic",
+}
+
+
+class _ImportingGroup(SentenceGroup):
+    """Imports the module of a command when it is used: all of them take twice as long as one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        """Return the names in the order of the help."""
+        return list(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Return a command, or None for a name that is none."""
+        if cmd_name not in _MODULES:
+            return None
+        module = import_module(f".{_MODULES[cmd_name]}", __package__)
+        command: click.Command = getattr(module, cmd_name)
+        return command
 
 
 @click.group(
-    cls=SentenceGroup,
+    cls=_ImportingGroup,
     context_settings=HELP,
     epilog=examples(
         "sudo stackmap bind eth1",
@@ -26,9 +51,6 @@ from .show import conns, ports, stats
 def main() -> None:
     """The kernel's TCP with netmap rings as data plane."""
 
-
-for command in (bind, conns, lab, ports, serve, stats, unbind):
-    main.add_command(command)
 
 if __name__ == "__main__":
     main(prog_name="stackmap")

@@ -21,11 +21,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def inner(group: click.Group) -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command
+        yield name, command
+
+
 def commands(command: click.Command, *path: str) -> Iterator[tuple[str, ...]]:
     yield path
     if isinstance(command, click.Group):
-        for name, inner in command.commands.items():
-            yield from commands(inner, *path, name)
+        for name, one in inner(command):
+            yield from commands(one, *path, name)
 
 
 @pytest.mark.parametrize("path", list(commands(main)), ids=" ".join)
@@ -40,8 +48,8 @@ def test_every_help_is_whole(path: tuple[str, ...]) -> None:
 
 def leaves(command: click.Command) -> Iterator[click.Command]:
     if isinstance(command, click.Group):
-        for inner in command.commands.values():
-            yield from leaves(inner)
+        for _name, one in inner(command):
+            yield from leaves(one)
     else:
         yield command
 
