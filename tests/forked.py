@@ -15,7 +15,7 @@ import sys
 
 import pytest
 
-import tests.guest.attached  # noqa: F401 (what almost all tests load, and a library that is large)
+import tests.guest.conftest  # noqa: F401 (and what all tests load with it)
 
 
 def main() -> None:

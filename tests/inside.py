@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 #: nothing, and spends a tenth of its time on the kernel's defence against what it would do.
 NO_MITIGATIONS = "mitigations=off"
 
-#: A guest's view of this tree is read-only.  It is spared Hypothesis' plugin, which no test there
-#: uses, and which takes an emulated machine a quarter of a minute to load.
-_OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-x", "--tb=short")
+#: Plugins of which tests in guests use nothing.  Hypothesis' takes an emulated machine a quarter of
+#: a minute to load, the others together a second for each file; a cache cannot be kept, because a
+#: guest's view of this tree is read-only.
+_UNUSED = (
+    *("anyio", "cacheprovider", "debugging", "doctest", "hypothesispytest", "legacypath"),
+    *("pastebin", "setuponly", "setupplan", "stepwise", "subtests"),
+)
+_OPTIONS = ("-q", "-x", "--tb=short", *(f"-pno:{plugin}" for plugin in _UNUSED))
 
 
 def pytest_command(tests: Path, *options: str) -> list[str]:

@@ -17,8 +17,8 @@ from tests.unit.test_aio_clients import Place
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: An emulated guest takes a minute for these, and half an hour for all.
-IN_EMULATION = {"test_http_server[plain-serve_aiohttp]", "test_redis_client[plain]"}
+#: An emulated guest takes half a minute for this one, and half an hour for all.
+IN_EMULATION = {"test_http_server[plain-serve_aiohttp]"}
 
 
 class OnRings(Place):

@@ -138,10 +138,14 @@ class NearEnd:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
-    ("connect", "family"),
-    [(connect_pair, socket.AF_INET), (connect_pair_from_here, socket.AF_INET6)],
+    ("connect", "family", "slots"),
+    [
+        (connect_pair, socket.AF_INET, 4),
+        (connect_pair_from_here, socket.AF_INET6, 0),
+        pytest.param(connect_pair, socket.AF_INET, 0, marks=pytest.mark.long),
+        pytest.param(connect_pair_from_here, socket.AF_INET6, 4, marks=pytest.mark.long),
+    ],
 )
-@pytest.mark.parametrize("slots", [0, 4])
 def test_detach_in_the_middle_of_both_streams(
     connect: Callable[[int], tuple[socket.socket, socket.socket]], family: int, slots: int
 ) -> None:

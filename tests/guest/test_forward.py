@@ -230,7 +230,7 @@ def read_all(sock: socket.socket, into: bytearray) -> None:
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("slots", [1024, 8])
+@pytest.mark.parametrize("slots", [pytest.param(1024, marks=pytest.mark.long), 8])
 def test_echo_of_ten_megabytes_under_loss(slots: int) -> None:
     data = random.Random(1).randbytes(TEN_MB)
     answer = bytearray()

@@ -328,6 +328,7 @@ class Crowd:
             self.socks[self.port.attach(sock)] = sock
 
 
+@pytest.mark.long
 def test_many_connections(inspector: Inspector) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (3 * MANY, 3 * MANY))
     with ExitStack() as stack:

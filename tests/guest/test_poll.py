@@ -199,7 +199,9 @@ def fill_up(polled: Polled, ids: list[int]) -> int:
 
 
 @pytest.mark.parametrize("unread", [False, True])
-@pytest.mark.parametrize("kind", ["poll", "epoll", "epoll, edge triggered"])
+@pytest.mark.parametrize(
+    "kind", ["poll", pytest.param("epoll", marks=pytest.mark.long), "epoll, edge triggered"]
+)
 def test_writable_while_there_is_room(polled: Polled, kind: str, unread: bool) -> None:
     """A ring that stopped for want of buffers is full; the ACK that brings some makes room.
 

@@ -51,7 +51,7 @@ def test_a_real_client_gets_right_answers(lab: Lab, plan: Plan, backend: str) ->
     assert "get large, the same bytes" in result.stdout
 
 
-@pytest.mark.parametrize("value_size", [64, 100_000])
+@pytest.mark.parametrize("value_size", [pytest.param(64, marks=pytest.mark.long), 100_000])
 def test_payload_of_the_ring_server_goes_through_rings(
     lab: Lab, plan: Plan, value_size: int
 ) -> None:

@@ -88,7 +88,7 @@ def unit(name: str) -> list[str]:
     return shlex.split(parser["Service"][name].replace("%I", "eth0"))
 
 
-@pytest.mark.first_kernel
+@pytest.mark.long
 @pytest.mark.usefixtures("installed")
 def test_the_unit_binds_with_the_module_that_dkms_installed(server: Guest) -> None:
     ko = server.run("modprobe --show-depends stackmap").stdout.split()
