@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
     NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
-PATIENCE = 120.0
+#: Seconds; fifty contexts for TLS take an emulated guest that is busy 150.
+PATIENCE = 400.0
 BODY = random.Random(1).randbytes(1 << 20)
 #: Larger than what TCP and servers buffer for a client that does not read.
 BIG = 8 << 20
