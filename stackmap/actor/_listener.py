@@ -47,13 +47,14 @@ class _AcceptFailed(Signal):
 class Listener(Supervisor[Never], Generic[In, Out]):
     """Accepts connections, and has an actor own each of them.
 
-    These actors are its children, and temporary.  When it stops, it closes its socket first; then
+    These actors are its children, and temporary.  When it stops, it accepts no more; then
     all of them stop at the same time, each within its own deadline.
 
     Args:
         make: makes the actor of a connection, a class or a function.
-        sock: a listening socket of any kind; it stays the caller's, who closes it in the end.  So
-            a listener that is restarted listens on the same port.
+        sock: a listening socket of any kind; it stays the caller's.  So a listener that is
+            restarted listens on the same port.  Close it before the listener is stopped for good:
+            clients that connected meanwhile would wait in its backlog.
         capacity: messages that the mailbox of each connection's actor has room for.
         codec: makes the codec of a connection; without one, the actors receive :class:`Payload`.
         max_connections: at so many no more are accepted, and further ones wait in the backlog

@@ -41,6 +41,7 @@ class ActorServer(AsyncioServer):
                     sockets.enter_context(sock)
                     system.spawn(Child(functools.partial(self._listener, sock), capacity=1))
                 await stopping.wait()
+                sockets.close()  # clients that connect meanwhile are refused
 
     def _listener(self, sock: socket.socket) -> Listener[Request | Invalid, Reply]:
         return Listener(

@@ -150,13 +150,20 @@ def run_actors(
     """Serve with an actor for each connection, on such an event loop too."""
 
     def listener() -> Listener[In, Out]:
-        return Listener(make, sock, capacity=1, codec=codec, shutdown=GRACE)
+        # All connections together have the system's time to stop.
+        return Listener(make, sock, capacity=1, codec=codec, shutdown=None)
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        async with ActorSystem(grace=GRACE) as system:
-            with on_first_signal(lambda: loop.call_soon_threadsafe(system.stop)):
-                system.spawn(Child(listener, capacity=1))
+        system = ActorSystem(grace=GRACE)
+
+        def stop() -> None:
+            sock.close()  # clients that connect meanwhile are refused
+            system.stop()
+
+        with on_first_signal(lambda: loop.call_soon_threadsafe(stop)):
+            async with system:
+                system.spawn(Child(listener, capacity=1, shutdown=None))
                 await system.wait()
 
     with asyncio.Runner(loop_factory=functools.partial(EventLoop, port)) as runner:

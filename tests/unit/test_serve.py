@@ -242,6 +242,8 @@ def test_the_second_signal_does_not_wait_for_clients(model: str) -> None:
             process.send_signal(signal.SIGINT)
             # It stops listening, and then waits for the client that does not read.
             assert other.recv(1) == b""
+        with pytest.raises(ConnectionRefusedError):
+            connect(lines)
         process.send_signal(signal.SIGINT)
         with pytest.raises(ConnectionResetError):
             receive_until_end(client)

@@ -15,6 +15,8 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
+from tests.waiting import eventually
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -97,9 +99,16 @@ def undated(replies: bytes | bytearray) -> bytes:
     return re.sub(rb"\r\nDate: [^\r]*", b"", replies, flags=re.IGNORECASE)
 
 
+PROGRAM = "from stackmap_cli.main import main; main()"
+#: It drains longer than any test waits.
+PATIENT = "import stackmap.servers.host; stackmap.servers.host.GRACE = 3600.0; " + PROGRAM
+
+
 @contextmanager
-def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], IO[str], tuple[str, int]]]:
-    command = [sys.executable, "-m", "stackmap_cli.main", "serve", *arguments]
+def serving(
+    *arguments: str, program: str = PROGRAM
+) -> Iterator[tuple[subprocess.Popen[str], IO[str], tuple[str, int]]]:
+    command = [sys.executable, "-c", program, "serve", *arguments]
     command += ["--backend", "sockets", "--listen", "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -138,3 +147,35 @@ def test_stopping_under_load_loses_no_reply(
         sent = re.search(r"sent \d+ and (\d+)", said)
         assert sent
         assert sum(len(client.received) for client in clients) == int(sent[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("kind", [Echo, Http])
+def test_the_second_signal_ends_it_at_once(
+    kind: type[Echo | Http], model: str, number: signal.Signals
+) -> None:
+    """While a client does not take what it is sent, which the server waits for."""
+    with (
+        serving(*kind.command, "--model", model, program=PATIENT) as (process, _output, address),
+        socket.socket() as client,
+    ):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(address)
+        client.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while True:  # until the server, which has no place for replies, reads no more
+                client.sendall(kind.request * 100)
+        process.send_signal(number)
+        eventually(lambda: refused(address), lambda: "it still listens")
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == -number
+
+
+def refused(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, PATIENCE).close()
+    except ConnectionRefusedError:
+        return True
+    return False
