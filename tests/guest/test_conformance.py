@@ -1,4 +1,4 @@
-"""Transports on rings pass the checks of ``stackmap.testing``."""
+"""Transports and ports on rings pass the checks of ``stackmap.testing``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 
 from stackmap import RingPort
 from stackmap.aio import loop_factory
-from stackmap.testing import TRANSPORT_CHECKS, check_transport
+from stackmap.testing import PORT_CHECKS, TRANSPORT_CHECKS, check_port, check_transport
 from tests.aio_loops import connect_protocols, run
-from tests.guest.wire import NIC
+from tests.guest.wire import NIC, connect_pair
 
 
 @pytest.mark.parametrize("name", TRANSPORT_CHECKS)
@@ -17,3 +17,11 @@ def test_transports_on_rings(name: str) -> None:
         loop_factory(lambda: RingPort(NIC, tx_slots=64, rx_slots=64, connections=256)),
         check_transport(connect_protocols, {name: TRANSPORT_CHECKS[name]}),
     )
+
+
+@pytest.mark.parametrize("name", PORT_CHECKS)
+def test_ports_on_rings(name: str) -> None:
+    def open_port() -> RingPort:
+        return RingPort(NIC, tx_slots=256, rx_slots=256)
+
+    check_port(open_port, connect_pair, {name: PORT_CHECKS[name]})

@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "stackmap": (),
     # On any loop of asyncio.
     "stackmap.actor": ("stackmap", "stackmap.codec"),
-    "stackmap.testing": (),
+    "stackmap.testing": ("stackmap",),
     # Protocols without I/O know nothing of where the bytes come from.
     "stackmap.codec": (),
     # Runs on any event loop of asyncio; of a connection it uses what its transport shows.
