@@ -228,10 +228,10 @@ def test_a_connection_that_is_reset_before_it_was_accepted(
     port.attach_to(0, listener, ATTACH_LISTENER)
     peer = connect()
     reset_on_close(peer)
-    number = peer.getsockname()[1]
+    here, number = peer.getpeername()[1], peer.getsockname()[1]
     peer.sendall(b"early")
     peer.close()
-    eventually(lambda: number not in remote_ports(), remote_ports)
+    eventually(lambda: number not in remote_ports(here), lambda: remote_ports(here))
     dead, name = listener.accept()
     slots = hear(port, lambda slots: len(slots) == 4)
     ((id, _l, _f, told, _a),) = opened(slots)
@@ -247,11 +247,15 @@ def test_a_connection_that_is_reset_before_it_was_accepted(
         s.close()
 
 
-def remote_ports() -> list[int]:
-    """Where the TCP connections of this namespace come from, accepted or not."""
+def remote_ports(here: int) -> list[int]:
+    """Where the TCP connections to a port of this namespace come from, accepted or not.
+
+    Those to other ports may have ended a minute ago, and wait in TIME_WAIT.
+    """
     tables = [Path("/proc/net", name).read_text() for name in ("tcp", "tcp6")]
     lines = [line.split() for table in tables for line in table.splitlines()[1:]]
-    return [int(line[2].rpartition(":")[2], 16) for line in lines]
+    ends = [[int(end.rpartition(":")[2], 16) for end in line[1:3]] for line in lines]
+    return [remote for local, remote in ends if local == here]
 
 
 @pytest.fixture
