@@ -60,6 +60,7 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         "_context",
         "_eof",
         "_file_sender",
+        "_handed_over",
         "_held",
         "_paused",
         "_port",
@@ -109,6 +110,7 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         #: The task that sends a file, and writes alone meanwhile.
         self._file_sender: asyncio.Task[Any] | None = None
         self._closing = False  # close() or abort() was called, or it failed
+        self._handed_over = False  # when close() was called, nothing waited for TCP's queue
         self._conn_lost = 0  # connection_lost() is called or will be; then counts writes
         self._paused = False
         #: What arrived while reading was paused, or was not delivered when it was.
@@ -183,7 +185,8 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
             return
         self._closing = True
         self._held.clear()
-        if self._connection.pending:
+        self._handed_over = not self._connection.pending
+        if not self._handed_over:
             self._connection.pause_reading()  # for as long as that takes
         self._loop.call_soon(self._finish_closing, context=self._context)
 
@@ -365,8 +368,16 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
     def _end_reading(self, segment: Segment) -> None:
         if segment.event & Event.EOF and not self._closing:
             self._receive_eof()
-        if segment.event & Event.ERROR and not self._conn_lost:
+        if segment.event & Event.ERROR and not (self._conn_lost or self._closes_all_the_same()):
             self._fatal_error(cast("Exception", segment.error), "Fatal read error on connection")
+
+    def _closes_all_the_same(self) -> bool:
+        """Whether close() was called, and an error only says what TCP did with its last bytes.
+
+        For instance, the peer had closed, and answers them with a reset.  asyncio's transports,
+        which hand bytes over within write(), would not look for it any more.
+        """
+        return self._closing and self._handed_over and self._connection.send_error is None
 
     def _receive_eof(self) -> None:
         if self._loop.get_debug():
@@ -406,6 +417,7 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
 
     def _note_exceeded(self) -> None:
         """TCP gave back what was in slots."""
+        self._handed_over = False
         self._loop.call_soon(self._pause_if_exceeded, context=self._context)
 
     def _pause_if_exceeded(self) -> None:

@@ -298,6 +298,27 @@ def test_nothing_is_delivered_while_reading_is_paused(new_loop: NewLoop) -> None
     run(new_loop, main())
 
 
+@pytest.mark.parametrize("keep_open", [False, True])
+def test_a_reset_that_answers_what_was_sent_before_close(
+    new_loop: NewLoop, keep_open: bool
+) -> None:
+    """Everything was handed to TCP: it is a close like others, as with asyncio's transports."""
+
+    async def main() -> None:
+        transport, protocol, peer = await connect(lambda: Recorder(keep_open=keep_open))
+        peer.close()
+        if keep_open:
+            await until(lambda: "eof" in protocol.story)
+        transport.write(b"to nobody")
+        if keep_open:
+            transport.close()
+        await until(lambda: protocol.lost)
+        assert protocol.story == ["made", "eof", "lost"]
+        assert protocol.lost == [None]
+
+    run(new_loop, main())
+
+
 def test_half_close(new_loop: NewLoop) -> None:
     async def main() -> None:
         transport, protocol, peer = await connect(Recorder)
