@@ -63,7 +63,7 @@ class Round:
         for first in range(0, len(lines), AT_ONCE):
             some = lines[first : first + AT_ONCE]
             self.peer.connect(some)
-            self.app.order("accept", count=len(some))
+            self.app.order("accept", ports=[line.sock.getsockname()[1] for line in some])
         self.peer.start()
         self.talk()
         eventually(lambda: self.app.status().pinned == 0, self.app.status)

@@ -157,13 +157,21 @@ class Victim:
         granted: int = self.listener.getsockname()[1]
         return granted
 
-    def do_accept(self, count: int) -> None:
-        """Accept and attach; afterwards exchanges go on by themselves."""
+    def do_accept(self, ports: list[int]) -> None:
+        """Accept and attach those that come from these ports; then exchanges go on by themselves.
+
+        They become lines in the order of the ports.  They may come in another one: where the last
+        packet of a handshake was lost, it is over when the peer is asked again.
+        """
         if self.exchange is None:
             self.exchange = self._check
             self.port.watch(self.control, self._call)
-        for number in range(len(self.lines), len(self.lines) + count):
-            accepted, _address = self.listener.accept()
+        came = {}
+        for _ in ports:
+            accepted, address = self.listener.accept()
+            came[address[1]] = accepted
+        for number, port in enumerate(ports, len(self.lines)):
+            accepted = came[port]
             spare = accepted.dup()
             line = Line(number, self.port.attach(accepted), spare)
             line.connection.app = line
