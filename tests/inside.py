@@ -26,7 +26,7 @@ NO_MITIGATIONS = "mitigations=off"
 #: a minute to load, the others together a second for each file; a cache cannot be kept, because a
 #: guest's view of this tree is read-only.
 _UNUSED = (
-    *("anyio", "cacheprovider", "debugging", "doctest", "hypothesispytest", "legacypath"),
+    *("anyio", "cacheprovider", "doctest", "hypothesispytest", "legacypath"),
     *("pastebin", "setuponly", "setupplan", "stepwise", "subtests"),
 )
 _OPTIONS = ("-q", "-x", "--tb=short", *(f"-pno:{plugin}" for plugin in _UNUSED))
