@@ -29,6 +29,14 @@ def test_ports_on_sockets(name: str) -> None:
 # -- defects --
 
 
+def shown(segment: Any, view: memoryview) -> Any:
+    """A segment that shows something else."""
+    return SimpleNamespace(
+        connection=Wrong.of.get(segment.connection, segment.connection),
+        view=view, event=segment.event, errno=segment.errno, real=segment,
+    )  # fmt: skip
+
+
 class Defect(SocketPort):
     """Does something wrong with its connections, or with what it returns."""
 
@@ -40,13 +48,7 @@ class Defect(SocketPort):
 
     def exchange(self, timeout: float | None = 0.0) -> list[Any]:
         segments = self.wrong(super().exchange(timeout))
-        return [
-            SimpleNamespace(
-                connection=Wrong.of.get(each.connection, each.connection),
-                view=each.view, event=each.event, errno=each.errno, real=each,
-            )
-            for each in segments
-        ]  # fmt: skip
+        return [shown(each, each.view) for each in segments]
 
     def keep(self, segment: Any, **options: Any) -> Any:
         return super().keep(segment.real, **options)
@@ -85,24 +87,12 @@ class LosesASegment(Defect):
 
 class ShowsWritableViews(Defect):
     def wrong(self, segments: list[Segment]) -> list[Any]:
-        return [
-            SimpleNamespace(
-                connection=each.connection, event=each.event, errno=each.errno,
-                view=memoryview(bytearray(each.view)),
-            )
-            for each in segments
-        ]  # fmt: skip
+        return [shown(each, memoryview(bytearray(each.view))) for each in segments]
 
 
 class LeavesViews(Defect):
     def wrong(self, segments: list[Segment]) -> list[Any]:
-        return [
-            SimpleNamespace(
-                connection=each.connection, event=each.event, errno=each.errno,
-                view=memoryview(bytes(each.view)),
-            )
-            for each in segments
-        ]  # fmt: skip
+        return [shown(each, memoryview(bytes(each.view))) for each in segments]
 
     def keep(self, segment: Any, **_options: Any) -> Any:
         return SimpleNamespace(view=segment.view, release=lambda: None)
