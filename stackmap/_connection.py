@@ -58,6 +58,7 @@ class Connection(abc.ABC):
         "_copy_max",
         "_credits",
         "_discarding",
+        "_dropped",
         "_exceeded",
         "_failure",
         "_high",
@@ -91,6 +92,7 @@ class Connection(abc.ABC):
         # Called when the queue rises above the high limit by what the kernel gave back.
         self._exceeded: Callable[[], object] | None = None
         self._discarding = False
+        self._dropped = False
         # The errno with which sending failed.
         self._failure = 0
         self._paused = False
@@ -203,6 +205,11 @@ class Connection(abc.ABC):
     def send_error(self) -> BrokenError | None:
         """Why what is written now is lost, as soon as that is known: ``ERROR`` may come later."""
         return broken(self._failure) if self._failure else None
+
+    @property
+    def dropped(self) -> bool:
+        """Written bytes were dropped that TCP never had: it failed, or the program ended it."""
+        return self._dropped
 
     @property
     def reading(self) -> bool:
@@ -464,6 +471,8 @@ class Connection(abc.ABC):
         return int.from_bytes(found, sys.byteorder)
 
     def _drop_queue(self) -> None:
+        if self._waiting_bytes:
+            self._dropped = True
         self._waiting = collections.deque()  # another, so that _flush() notices
         self._waiting_bytes = 0
         self._above_high = False

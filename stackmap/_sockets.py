@@ -266,6 +266,7 @@ class SocketConnection(Connection):
         The error is announced by a later exchange, after what the peer sent before it.
         """
         self._failure = code
+        self._dropped = True
         self._port._failed.append(self)
         self._port._look_after()
 

@@ -58,6 +58,7 @@ class Transmission:
                 again.setdefault(connection, []).append(payload)
             else:
                 connection._failure = code
+                connection._dropped = True
                 connection._drop_queue()
         for connection, parts in again.items():
             for part in reversed(parts):

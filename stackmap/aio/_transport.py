@@ -60,7 +60,6 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         "_context",
         "_eof",
         "_file_sender",
-        "_handed_over",
         "_held",
         "_paused",
         "_port",
@@ -110,7 +109,6 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         #: The task that sends a file, and writes alone meanwhile.
         self._file_sender: asyncio.Task[Any] | None = None
         self._closing = False  # close() or abort() was called, or it failed
-        self._handed_over = False  # when close() was called, nothing waited for TCP's queue
         self._conn_lost = 0  # connection_lost() is called or will be; then counts writes
         self._paused = False
         #: What arrived while reading was paused, or was not delivered when it was.
@@ -185,8 +183,7 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
             return
         self._closing = True
         self._held.clear()
-        self._handed_over = not self._connection.pending
-        if not self._handed_over:
+        if self._connection.pending:
             self._connection.pause_reading()  # for as long as that takes
         self._loop.call_soon(self._finish_closing, context=self._context)
 
@@ -377,7 +374,7 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         For instance, the peer had closed, and answers them with a reset.  asyncio's transports,
         which hand bytes over within write(), would not look for it any more.
         """
-        return self._closing and self._handed_over and self._connection.send_error is None
+        return self._closing and not self._connection.dropped
 
     def _receive_eof(self) -> None:
         if self._loop.get_debug():
@@ -417,7 +414,6 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
 
     def _note_exceeded(self) -> None:
         """TCP gave back what was in slots."""
-        self._handed_over = False
         self._loop.call_soon(self._pause_if_exceeded, context=self._context)
 
     def _pause_if_exceeded(self) -> None:

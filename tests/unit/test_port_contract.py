@@ -202,6 +202,7 @@ def test_reset_by_the_peer(link: Link) -> None:
     reset(link.peer)
     link.until_event(Event.CLOSED)
     assert link.story == [(Event.ERROR, errno.ECONNRESET), (Event.CLOSED, 0)]
+    assert not link.connection.dropped
 
 
 def test_writing_to_a_reset_connection_is_no_error(link: Link) -> None:
@@ -244,6 +245,7 @@ def test_reset_while_data_is_queued(link: Link) -> None:
     link.until_event(Event.CLOSED)
     assert link.events()[-2:] == [Event.ERROR, Event.CLOSED]
     assert link.connection.pending == 0
+    assert link.connection.dropped
 
 
 def test_half_close_by_the_application(link: Link) -> None:
