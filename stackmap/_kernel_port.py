@@ -133,5 +133,6 @@ class KernelPort:
             bad_slots=st.bad_slots,
             unknown_conn=st.unknown_conn,
             slots_again=st.slots_again,
+            direct_packets=st.direct_packets,
             bad_rings=st.bad_rings,
         )

@@ -56,6 +56,8 @@ class PortStats:
     unknown_conn: int = 0
     #: Slots given back because their connection could take no more ("try again").
     slots_again: int = 0
+    #: Packets that went from TCP to the NIC's queue directly; all others went through IP as well.
+    direct_packets: int = 0
     #: Times a ring's head or cur was out of range and the ring was reset.
     bad_rings: int = 0
 

@@ -77,6 +77,7 @@ class Counters:
     bad_rings: int
     ring_stalls: int
     syncs: int
+    direct_packets: int
     connections: int
 
 

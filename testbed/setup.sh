@@ -24,7 +24,7 @@ qemu-system-x86 qemu-system-common busybox-static
 gcc libc6-dev make cpio kmod xz-utils
 python3-dev python3-venv
 iproute2 tcpdump ethtool memcached libmemcached-tools"
-TEST_PACKAGES="dkms systemd udev openssl libpython3.11-testsuite redis-server postgresql"
+TEST_PACKAGES="dkms systemd udev nftables openssl libpython3.11-testsuite redis-server postgresql"
 CHECK_PACKAGES="sparse shellcheck coccinelle linux-source-6.12"
 DEBUG_PACKAGES="linux-source-6.12 patch flex bison bc libelf-dev libssl-dev ccache"
 POLICY=/usr/sbin/policy-rc.d

@@ -22,6 +22,7 @@
 #include <net/pkt_sched.h>
 #include <net/sock.h>
 
+#include "compat.h"
 #include "nic/nic.h"
 #include "nic/qdisc.h"
 #include "uapi/stackmap.h"
@@ -46,19 +47,18 @@ static bool sm_plugged(const struct sm_plug *plug, const struct sm_nic *nic)
 	       READ_ONCE(plug->epoch) == atomic_read(&nic->plug_epoch);
 }
 
-/* Called under the root lock, as dequeue is. */
-static int sm_fifo_enqueue(struct sk_buff *skb, struct Qdisc *sch, struct sk_buff **to_free)
+/*
+ * @plug is that of the packet's owner, or NULL.  Called under the root lock, as dequeue is.  Caller
+ * is an RCU reader.
+ */
+static int sm_fifo_put(struct sk_buff *skb, struct Qdisc *sch, struct sk_buff **to_free,
+		       const struct sm_plug *plug)
 {
 	struct sm_fifo *q = qdisc_priv(sch);
-	const struct sm_plug *plug;
 	bool held = false;
 
-	rcu_read_lock();
-	plug = sm_plug_of(skb);
-	if (unlikely(sch->q.qlen >= READ_ONCE(sch->limit))) {
-		rcu_read_unlock();
+	if (unlikely(sch->q.qlen >= READ_ONCE(sch->limit)))
 		return qdisc_drop(skb, sch, to_free);
-	}
 	qdisc_enqueue_tail(skb, sch);
 	if (plug && sm_plugged(plug, q->nic) && sch->q.qlen < SM_PLUG_MAX) {
 		/*
@@ -68,10 +68,21 @@ static int sm_fifo_enqueue(struct sk_buff *skb, struct Qdisc *sch, struct sk_buf
 		smp_mb();
 		held = sm_plugged(plug, q->nic);
 	}
-	rcu_read_unlock();
 	if (!held)
 		WRITE_ONCE(q->draining, true);
+	else if (!timer_pending(&q->timer))
+		mod_timer(&q->timer, jiffies + 1);
 	return NET_XMIT_SUCCESS;
+}
+
+static int sm_fifo_enqueue(struct sk_buff *skb, struct Qdisc *sch, struct sk_buff **to_free)
+{
+	int err;
+
+	rcu_read_lock();
+	err = sm_fifo_put(skb, sch, to_free, sm_plug_of(skb));
+	rcu_read_unlock();
+	return err;
 }
 
 static struct sk_buff *sm_fifo_dequeue(struct Qdisc *sch)
@@ -82,12 +93,7 @@ static struct sk_buff *sm_fifo_dequeue(struct Qdisc *sch)
 		WRITE_ONCE(q->draining, false);
 		return NULL;
 	}
-	if (!READ_ONCE(q->draining)) {
-		if (!timer_pending(&q->timer))
-			mod_timer(&q->timer, jiffies + 1);
-		return NULL;
-	}
-	return qdisc_dequeue_head(sch);
+	return READ_ONCE(q->draining) ? qdisc_dequeue_head(sch) : NULL;
 }
 
 /* Let go all packets that there are, in the context of the caller, which is an RCU reader. */
@@ -388,6 +394,88 @@ bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net)
 	}
 	rtnl_unlock();
 	return granted;
+}
+
+/* The NIC's device, or NULL while it is not bound.  Caller is an RCU reader. */
+struct net_device *sm_nic_dev(const struct sm_nic *nic)
+{
+	const struct Qdisc *sch = rcu_dereference(nic->root);
+
+	return sch ? qdisc_dev(sch) : NULL;
+}
+
+/* Does anything look at packets before they are queued?  Caller is an RCU reader. */
+static bool sm_egress_in_use(const struct net_device *dev)
+{
+#ifdef CONFIG_NETFILTER_EGRESS
+	if (rcu_access_pointer(dev->nf_hooks_egress))
+		return true;
+#endif
+#ifdef CONFIG_CGROUP_NET_PRIO
+	if (rcu_access_pointer(dev->priomap))
+		return true;
+#endif
+	return sm_tc_egress(dev);
+}
+
+/* The queue that the device's driver, or XPS, chooses. */
+static struct netdev_queue *sm_pick_queue(struct net_device *dev, struct sk_buff *skb)
+{
+	const struct net_device_ops *ops = dev->netdev_ops;
+	u16 index = 0;
+
+	if (dev->real_num_tx_queues != 1) {
+#ifdef CONFIG_XPS
+		skb->sender_cpu = raw_smp_processor_id() + 1;
+#endif
+		index = ops->ndo_select_queue ? ops->ndo_select_queue(dev, skb, NULL) :
+						netdev_pick_tx(dev, skb, NULL);
+		index = netdev_cap_txqueue(dev, index);
+	}
+	skb_set_queue_mapping(skb, index);
+	return netdev_get_tx_queue(dev, index);
+}
+
+/*
+ * Queue a packet, which has its Ethernet header, as dev_queue_xmit() does.  One that its owner's
+ * plug holds back is only put into the queue: nothing is sent before the plug is pulled.  Returns
+ * what dev_queue_xmit() would.  Caller is an RCU reader.
+ */
+int sm_nic_xmit(struct sk_buff *skb, const struct sm_plug *plug)
+{
+	struct net_device *dev = skb->dev;
+	struct sk_buff *to_free = NULL;
+	struct Qdisc *sch;
+	int err;
+
+	if (!sm_plugged(plug, plug->nic) || sm_egress_in_use(dev) || skb_is_gso(skb) ||
+	    skb_shinfo(skb)->tx_flags & SKBTX_SCHED_TSTAMP)
+		return dev_queue_xmit(skb);
+	rcu_read_lock_bh();
+	sch = rcu_dereference_bh(sm_pick_queue(dev, skb)->qdisc);
+	if (unlikely(sch->ops != &sm_fifo_ops)) {
+		rcu_read_unlock_bh();
+		return dev_queue_xmit(skb);
+	}
+	skb_reset_mac_header(skb);
+	if (dev->priv_flags & IFF_XMIT_DST_RELEASE)
+		skb_dst_drop(skb);
+	else
+		skb_dst_force(skb);
+	qdisc_skb_cb(skb)->pkt_len = skb->len;
+	spin_lock(qdisc_lock(sch));
+	if (unlikely(test_bit(__QDISC_STATE_DEACTIVATED, &sch->state))) {
+		__qdisc_drop(skb, &to_free);
+		err = NET_XMIT_DROP;
+	} else {
+		err = sm_fifo_put(skb, sch, &to_free, plug) & NET_XMIT_MASK;
+		if (READ_ONCE(((struct sm_fifo *)qdisc_priv(sch))->draining))
+			__netif_schedule(sch);		/* the plug was just pulled */
+	}
+	spin_unlock(qdisc_lock(sch));
+	kfree_skb_list(to_free);
+	rcu_read_unlock_bh();
+	return err;
 }
 
 /* Hold the packets of the plug's owner back until sm_unplug(). */

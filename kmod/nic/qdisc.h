@@ -23,6 +23,8 @@ void sm_qdisc_unregister(void);
 struct sm_nic *sm_nic_find(struct net *net, const char *name);
 bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net);
 void sm_nic_name(struct sm_nic *nic, char name[IFNAMSIZ], int *ifindex);
+struct net_device *sm_nic_dev(const struct sm_nic *nic);
+int sm_nic_xmit(struct sk_buff *skb, const struct sm_plug *plug);
 void sm_plug(struct sm_plug *plug);
 void sm_unplug(struct sm_plug *plug);
 

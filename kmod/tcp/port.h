@@ -28,6 +28,7 @@
  *	lock_sock(conn->sk)	what struct sm_conn says, the socket; in softirq its spinlock,
  *				while it is not owned
  *	sm_family_ops_mutex	the tables of system calls that attached sockets have
+ *	sm_af_ops_mutex		the tables of TCP's address families that they have
  *	rx->lock		the receive ring's kernel side (taken from softirq)
  *	pair->pending_lock	pair->pending and pair->blocked (any context)
  *	conn->info_lock		the connection's record (any context)

@@ -15,6 +15,7 @@
 #include <net/transp_v6.h>
 
 #include "tcp/conn.h"
+#include "tcp/direct.h"
 #include "tcp/info.h"
 #include "tcp/tx.h"
 #include "tcp/ulp.h"
@@ -133,6 +134,7 @@ static void sm_ulp_release(struct sock *sk)
 
 	sm_ulp_end(sk);
 	clean_acked_data_disable(inet_csk(sk));
+	sm_direct_release(sk);
 	WRITE_ONCE(sk->sk_prot, sm_proto_of(sk)->base);
 	RCU_INIT_POINTER(inet_csk(sk)->icsk_ulp_data, NULL);
 	kfree(ulp);
@@ -181,6 +183,7 @@ int sm_ulp_attach(struct sm_conn *conn)
 	conn->ulp = NULL;
 	icsk->icsk_ulp_ops = &sm_ulp_ops;
 	WRITE_ONCE(sk->sk_prot, prot);	/* system calls read it without the lock */
+	sm_direct_attach(sk);
 	clean_acked_data_enable(icsk, sm_ulp_acked);
 	return 0;
 }

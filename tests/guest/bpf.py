@@ -1,18 +1,25 @@
-"""As much of bpf(2) as sockmap and KCM need, without a library."""
+"""As much of bpf(2) as sockmap, KCM and cgroups need, without a library."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
+import tempfile
 from typing import TYPE_CHECKING
+
+from tests.guest.commands import sh
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
 
 _SYS_BPF = 321
 _MAP_CREATE, _MAP_UPDATE_ELEM, _MAP_DELETE_ELEM, _PROG_LOAD = 0, 2, 3, 5
-_PROG_TYPE_SOCKET_FILTER = 1
+_PROG_ATTACH, _PROG_DETACH = 8, 9
+_PROG_TYPE_SOCKET_FILTER, _PROG_TYPE_CGROUP_SKB = 1, 8
+_CGROUP_INET_EGRESS = 1
 _MAP_TYPE_SOCKMAP = 15
 #: r0 = 0; exit
 _RETURN_0 = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
@@ -51,11 +58,34 @@ def remove_from_sockmap(sockmap: int, place: int) -> None:
 
 def load_socket_filter() -> int:
     """The smallest socket filter, which answers 0; returns its descriptor."""
+    return _load_zero(_PROG_TYPE_SOCKET_FILTER)
+
+
+@contextlib.contextmanager
+def drop_all_that_leaves() -> Iterator[None]:
+    """Have a program of the root cgroup drop each packet that a socket sends."""
+    program = _load_zero(_PROG_TYPE_CGROUP_SKB)
+    with tempfile.TemporaryDirectory() as place:
+        sh(f"mount -t cgroup2 none {place}")
+        cgroup = os.open(place, os.O_RDONLY)
+        attributes = struct.pack("<IIII", cgroup, program, _CGROUP_INET_EGRESS, 0)
+        try:
+            _bpf(_PROG_ATTACH, attributes)
+            yield
+            _bpf(_PROG_DETACH, attributes)
+        finally:
+            os.close(cgroup)
+            os.close(program)
+            sh(f"umount {place}")
+
+
+def _load_zero(kind: int) -> int:
+    """Load a program that answers 0."""
     code = ctypes.create_string_buffer(_RETURN_0, len(_RETURN_0))
     license_name = ctypes.create_string_buffer(b"GPL")
     attributes = struct.pack(
         "<IIQQIIQI",
-        *(_PROG_TYPE_SOCKET_FILTER, len(_RETURN_0) // 8),
+        *(kind, len(_RETURN_0) // 8),
         *(ctypes.addressof(code), ctypes.addressof(license_name)),
         *(0, 0, 0, 0),
     )
