@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Never, cast
 
 from stackmap.actor import ActorSystem, Child, ConnectionActor, Listener
 from stackmap.codec.memcached import Invalid, Reply, Request
+from stackmap.servers.drain import GRACE
 
 from .client_codec import ClientCodec
 from .hosting import AsyncioServer
-from .server import GRACE
 
 if TYPE_CHECKING:
     import asyncio

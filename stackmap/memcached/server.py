@@ -17,6 +17,7 @@ from collections import OrderedDict
 from typing import IO, TYPE_CHECKING
 
 from stackmap import Event
+from stackmap.servers.drain import drain
 
 from .session import Session
 from .statistics import Client, ServerStatistics
@@ -43,10 +44,6 @@ READ_AHEAD = 64 << 10
 ACCEPTS_PER_TURN = 64
 #: Connections that get on with their commands in a turn in which they received nothing.
 RESUMED_PER_TURN = 64
-#: How long, in seconds, clients have to take their last replies when the server stops.
-GRACE = 5.0
-#: How long, in seconds, they then have to hang up.
-LINGER = 1.0
 #: How long, in seconds, a client that is refused has to read why.
 FAREWELL = 2
 
@@ -363,24 +360,10 @@ class Server:
             session.at_end = True
             connection.pause_reading()
             self._settle(connection, session)
-        deadline = time.monotonic() + GRACE
-        sent = False
-        while self.connections and not self._aborting:
-            now = time.monotonic()
-            if not sent and all(
-                each in self._parting and not each.pending for each in self.connections
-            ):
-                sent = True
-                deadline = min(deadline, now + LINGER)
-            if now >= deadline:
-                break
-            self._turn(deadline - now)
-        for connection in list(self.connections):
-            if connection in self._parting and not connection.pending:
-                connection.close()
-            else:
-                self._abort(connection, connection.app)
-        self._turn(0.0)
+        drain(self._port, self._turn, self._is_answered, lambda: self._aborting)
+
+    def _is_answered(self, connection: Connection) -> bool:
+        return connection in self._parting and not connection.pending
 
 
 def _state(connection: Connection, session: Session) -> str:

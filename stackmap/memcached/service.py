@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, cast
 
 from stackmap.codec.memcached import Error, Invalid, Reply, Request
+from stackmap.servers.drain import GRACE
 from stackmap.service import (
     Monitor,
     Peer,
@@ -21,7 +22,6 @@ from stackmap.service import (
 
 from .client_codec import ClientCodec
 from .hosting import AsyncioServer
-from .server import GRACE
 from .statistics import BACKLOG
 
 if TYPE_CHECKING:

@@ -6,13 +6,14 @@ import abc
 import asyncio
 import functools
 import logging
-import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stackmap import Event, Port
 from stackmap.actor import ActorSystem, Child, ConnectionActor, Listener
 from stackmap.aio import EventLoop
 from stackmap.service import on_first_signal, run, serve
+
+from .drain import GRACE, drain
 
 if TYPE_CHECKING:
     import socket
@@ -26,11 +27,6 @@ log = logging.getLogger(__name__)
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-
-#: Seconds that clients have to take their last replies once the server is told to stop.
-GRACE = 5.0
-#: Seconds that a client has to hang up after its last reply.
-LINGER = 1.0
 
 
 class PortLoop(abc.ABC):
@@ -68,29 +64,11 @@ class PortLoop(abc.ABC):
             self._accept_no_more()
             self._listener.close()
             self._exchange(0.0)  # what has arrived
-            self._drain()
-
-    def _drain(self) -> None:
-        """Send everything, then FIN; close when the client has done so too, or after a while.
-
-        Closing at once would reset connections whose clients are sending, and take from them what
-        they were answered (RFC 9112, section 9.6).
-        """
-        self._draining = True
-        port = self._port
-        for connection in port.connections:
-            connection.shutdown_write()
-            connection.resume_reading()
-        end = time.monotonic() + GRACE
-        sent = False
-        while port.connections and (now := time.monotonic()) < end:
-            if not sent and not any(each.pending for each in port.connections):
-                sent = True
-                end = min(end, now + LINGER)
-            self._exchange(end - now)
-        for connection in port.connections:
-            connection.close()
-        port.flush()
+            self._draining = True
+            for connection in self._port.connections:
+                connection.shutdown_write()
+                connection.resume_reading()
+            drain(self._port, self._exchange, lambda connection: not connection.pending)
 
     def _exchange(self, timeout: float | None) -> None:
         for segment in self._port.exchange(timeout):

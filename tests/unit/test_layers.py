@@ -28,7 +28,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "stackmap.codec": (),
     # Runs on any event loop of asyncio; of a connection it uses what its transport shows.
     "stackmap.service": ("stackmap", "stackmap.codec"),
-    "stackmap.memcached": ("stackmap", "stackmap.codec"),
+    "stackmap.memcached": ("stackmap", "stackmap.codec", "stackmap.servers.drain"),
     # The same server on an event loop, and what it is composed with there.
     "stackmap.memcached.hosting": (
         "stackmap",
@@ -36,10 +36,22 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "stackmap.codec",
         "stackmap.memcached",
     ),
-    "stackmap.memcached.service": ("stackmap.codec", "stackmap.memcached", "stackmap.service"),
-    "stackmap.memcached.actors": ("stackmap.actor", "stackmap.codec", "stackmap.memcached"),
+    "stackmap.memcached.service": (
+        "stackmap.codec",
+        "stackmap.memcached",
+        "stackmap.servers.drain",
+        "stackmap.service",
+    ),
+    "stackmap.memcached.actors": (
+        "stackmap.actor",
+        "stackmap.codec",
+        "stackmap.memcached",
+        "stackmap.servers.drain",
+    ),
     # What it does for each message in C is in the extension of the package.
     "stackmap.aio": ("stackmap", "stackmap._fast"),
+    # What the bare loops share, memcached's among them.
+    "stackmap.servers.drain": ("stackmap",),
     "stackmap.servers": (
         "stackmap",
         "stackmap.actor",

@@ -101,7 +101,7 @@ def undated(replies: bytes | bytearray) -> bytes:
 
 PROGRAM = "from stackmap_cli.main import main; main()"
 #: It drains longer than any test waits.
-PATIENT = "import stackmap.servers.host; stackmap.servers.host.GRACE = 3600.0; " + PROGRAM
+PATIENT = "import stackmap.servers.drain; stackmap.servers.drain.GRACE = 3600.0; " + PROGRAM
 
 
 @contextmanager
