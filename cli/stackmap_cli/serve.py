@@ -6,6 +6,7 @@ import gc
 import os
 import resource
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -103,7 +104,8 @@ def memcached(
     them. The binary protocol is refused: the client is told so, and disconnected.
 
     It runs until it is told to stop by SIGTERM, SIGUSR1 or Ctrl-C; clients then get what they
-    asked for, unless it is told so twice. SIGHUP is ignored.
+    asked for, unless it is told so twice. The exit code is 0 if they did, 1 if some were cut off,
+    after 5 seconds or because it was told so twice. SIGHUP is ignored.
     """
     _allow_descriptors(max_connections)
     port, reason = choose(backend, nic)
@@ -128,6 +130,7 @@ def memcached(
         announce(backend, port, reason, listener)
         server.run()
         say(f"stopped after {server.statistics.summary()}")
+    sys.exit(1 if server.cut_off else 0)
 
 
 def _server_class(model: str) -> Any:

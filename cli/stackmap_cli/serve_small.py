@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -35,15 +36,17 @@ from .serve_options import (
 def echo(*, model: str, backend: str, listen: tuple[str, int], nic: str | None) -> None:
     """A server that sends back what it receives.
 
-    It runs until SIGTERM or Ctrl-C; the second one ends it at once.
+    It runs until SIGTERM or Ctrl-C; clients then get what they asked for, unless it is told so
+    twice. The exit code is 0 if they did, 1 if some were cut off after 5 seconds.
     """
     port, reason = choose(backend, nic)
     with port, listen_on(listen) as listener:
         from stackmap.servers.echo import run_echo  # noqa: PLC0415 (asyncio takes a while)
 
         announce(backend, port, reason, listener)
-        run_echo(model, port, listener)
+        code = run_echo(model, port, listener)
         say("stopped")
+    sys.exit(code)
 
 
 @click.command(
@@ -73,7 +76,7 @@ def http(*, root: Path, model: str, backend: str, listen: tuple[str, int], nic: 
     most 16 MB. It needs h11 (stackmap[codecs]).
 
     It runs until SIGTERM or Ctrl-C; clients then get what they asked for, unless it is told so
-    twice.
+    twice. The exit code is 0 if they did, 1 if some were cut off after 5 seconds.
     """
     try:
         from stackmap.servers.files import Files  # noqa: PLC0415 (h11 may be missing)
@@ -83,5 +86,6 @@ def http(*, root: Path, model: str, backend: str, listen: tuple[str, int], nic: 
     port, reason = choose(backend, nic)
     with port, listen_on(listen) as listener:
         announce(backend, port, reason, listener)
-        run_http(model, port, listener, Files(root))
+        code = run_http(model, port, listener, Files(root))
         say("stopped")
+    sys.exit(code)

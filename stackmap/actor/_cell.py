@@ -680,6 +680,7 @@ class Cell(ActorRef[Msg]):
 
     def _kill(self, deadline: float) -> None:
         """The deadline has passed."""
+        self.system.killed += self._killed is None
         self._killed = TimeoutError(f"{self.name} did not stop within {deadline:g} s")
         self._timer = self._loop.call_later(_INSIST, self._kill, deadline + _INSIST)
         if self._stopping:

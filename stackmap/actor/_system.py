@@ -49,6 +49,7 @@ class ActorSystem:
 
     Attributes:
         dead_letters: messages to actors that had ended, or ended before they handled them.
+        killed: lives of actors that were cut short because they had not stopped in time.
 
     Args:
         strategy: of the root supervisor, as are the following.
@@ -66,7 +67,7 @@ class ActorSystem:
         period: float = 5.0,
         grace: float | None = None,
     ) -> None:
-        self.dead_letters = 0
+        self.dead_letters = self.killed = 0
         self._root: Supervisor[Any] = Supervisor(
             strategy=strategy, intensity=intensity, period=period
         )

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import asyncio
     import socket
 
+    from .hosting import Connected
+
 
 class ActorServer(AsyncioServer):
     """A memcached-like server as actors; arguments as of :class:`AsyncioServer`.
@@ -42,6 +44,8 @@ class ActorServer(AsyncioServer):
                     system.spawn(Child(functools.partial(self._listener, sock), capacity=1))
                 await stopping.wait()
                 sockets.close()  # clients that connect meanwhile are refused
+                killed_before = system.killed
+        self.cut_off += system.killed - killed_before
 
     def _listener(self, sock: socket.socket) -> Listener[Request | Invalid, Reply]:
         return Listener(
@@ -53,10 +57,9 @@ class ActorServer(AsyncioServer):
             shutdown=GRACE,
         )
 
-    def abort(self) -> None:
-        """Disconnect all clients at once."""
-        for actor in list(self.actors):
-            actor.abort()
+    def connected(self) -> list[Connected]:
+        """The connections, and those whose last replies are not sent yet."""
+        return list(self.actors)
 
     def model_report(self) -> dict[str, object]:
         """What ``stats stackmap`` says of the model."""

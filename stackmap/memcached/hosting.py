@@ -70,6 +70,9 @@ class AsyncioServer(abc.ABC):
         max_connections: at so many, further clients wait in the backlog.
         idle_timeout: seconds after which clients that asked for nothing are disconnected; 0 for
             never.
+
+    Attributes:
+        cut_off: clients that were cut off at the end, before they had taken their replies.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class AsyncioServer(abc.ABC):
         self.max_connections = max_connections
         self.idle_timeout = idle_timeout
         self.accepting = False
+        self.cut_off = 0
         self.store = store
         self.statistics = ServerStatistics(self, store, port)
         self.executor = Executor(store, self.statistics)
@@ -105,8 +109,13 @@ class AsyncioServer(abc.ABC):
 
     def abort(self) -> None:
         """Disconnect all clients at once."""
-        for connection in list(self._connected):
+        for connection in self.connected():
+            self.cut_off += connection.pending > 0
             connection.abort()
+
+    def connected(self) -> list[Connected]:
+        """The connections, and those whose last replies are not sent yet."""
+        return list(self._connected)
 
     def run(self) -> None:
         """Serve until :meth:`stop` is called; then let the clients take what they asked for."""

@@ -63,6 +63,9 @@ class Server:
         max_connections: clients above this number are told so, and disconnected.
         idle_timeout: seconds after which clients that sent and took nothing are disconnected; 0 for
             never.
+
+    Attributes:
+        cut_off: clients that were cut off at the end, before they had taken their replies.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Server:
         self.max_connections = max_connections
         self.idle_timeout = idle_timeout
         self.accepting = False
+        self.cut_off = 0
         #: All connections, and since when those that were refused have been.
         self.connections: set[Connection] = set()
         self._port = port
@@ -360,7 +364,7 @@ class Server:
             session.at_end = True
             connection.pause_reading()
             self._settle(connection, session)
-        drain(self._port, self._turn, self._is_answered, lambda: self._aborting)
+        self.cut_off = drain(self._port, self._turn, self._is_answered, lambda: self._aborting)
 
     def _is_answered(self, connection: Connection) -> bool:
         return connection in self._parting and not connection.pending

@@ -70,6 +70,7 @@ class ServiceServer(AsyncioServer):
         )
         async with server:
             await stopping.wait()
+        self.cut_off += server.cut_off
 
     def model_report(self) -> dict[str, object]:
         """What ``stats stackmap`` says of the model."""

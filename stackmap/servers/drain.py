@@ -21,7 +21,7 @@ def drain(
     turn: Callable[[float], object],
     answered: Callable[[Connection], bool],
     aborted: Callable[[], bool] = lambda: False,
-) -> None:
+) -> int:
     """Take turns until all clients have hung up, or their time is over; then close the connections.
 
     Closing at once would reset connections whose clients are sending, and take from them what
@@ -32,6 +32,9 @@ def drain(
         turn: exchanges with the port once, for at most so many seconds, and serves what came.
         answered: whether a connection's client has been sent all that it is to get, and then FIN.
         aborted: whether to wait no longer.
+
+    Returns:
+        How many clients were cut off: reset, because they had not been sent all of that in time.
     """
     deadline = time.monotonic() + GRACE
     lingering = False
@@ -43,9 +46,12 @@ def drain(
         if now >= deadline:
             break
         turn(deadline - now)
+    cut_off = 0
     for connection in port.connections:
         if answered(connection):
             connection.close()
         else:
+            cut_off += 1
             connection.abort()
     turn(0.0)
+    return cut_off

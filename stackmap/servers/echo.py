@@ -82,17 +82,19 @@ class EchoActor(ConnectionActor[Never, Payload, Buffer]):
         self.send(message.view)
 
 
-def run_echo(model: str, port: Port, sock: socket.socket) -> None:
+def run_echo(model: str, port: Port, sock: socket.socket) -> int:
     """Serve until SIGINT or SIGTERM.
 
     Args:
         model: ``"loop"``, ``"service"`` or ``"actors"``.
         port: the data path.
         sock: a listening socket.
+
+    Returns:
+        The exit code: 1 if clients were cut off that had not taken their replies in time.
     """
     if model == "loop":
-        EchoLoop(port, sock).run()
-    elif model == "service":
-        run_service(port, sock, echo, Pieces)
-    else:
-        run_actors(port, sock, EchoActor)
+        return EchoLoop(port, sock).run()
+    if model == "service":
+        return run_service(port, sock, echo, Pieces)
+    return run_actors(port, sock, EchoActor)

@@ -55,8 +55,13 @@ class PortLoop(abc.ABC):
     def ended(self, connection: Connection) -> None:
         """Handle that a client sends nothing more."""
 
-    def run(self) -> None:
-        """Serve until SIGINT or SIGTERM; the second one ends the process."""
+    def run(self) -> int:
+        """Serve until SIGINT or SIGTERM; the second one ends the process.
+
+        Returns:
+            The exit code, as of :func:`stackmap.service.run`: 1 if clients were cut off that had
+            not taken their replies in time, otherwise 0.
+        """
         self._accept_more()
         with on_first_signal(self._stop):
             while not self._stopping:
@@ -68,7 +73,8 @@ class PortLoop(abc.ABC):
             for connection in self._port.connections:
                 connection.shutdown_write()
                 connection.resume_reading()
-            drain(self._port, self._exchange, lambda connection: not connection.pending)
+            cut_off = drain(self._port, self._exchange, lambda connection: not connection.pending)
+        return 1 if cut_off else 0
 
     def _exchange(self, timeout: float | None) -> None:
         for segment in self._port.exchange(timeout):
@@ -114,9 +120,10 @@ def run_service(
     sock: socket.socket,
     service: Service[In, Out | None],
     codec: Callable[[], Codec[In, Out]],
-) -> None:
+) -> int:
     """Serve with a service on an event loop whose connections are the port's, as ``PortLoop``."""
-    run(serve([sock], service, codec, grace=GRACE), loop_factory=functools.partial(EventLoop, port))
+    server = serve([sock], service, codec, grace=GRACE)
+    return run(server, loop_factory=functools.partial(EventLoop, port))
 
 
 def run_actors(
@@ -124,14 +131,14 @@ def run_actors(
     sock: socket.socket,
     make: Callable[[], ConnectionActor[Any, In, Out]],
     codec: Callable[[], Codec[In, Out]] | None = None,
-) -> None:
+) -> int:
     """Serve with an actor for each connection, on such an event loop too."""
 
     def listener() -> Listener[In, Out]:
         # All connections together have the system's time to stop.
         return Listener(make, sock, capacity=1, codec=codec, shutdown=None)
 
-    async def main() -> None:
+    async def main() -> int:
         loop = asyncio.get_running_loop()
         system = ActorSystem(grace=GRACE)
 
@@ -143,6 +150,7 @@ def run_actors(
             async with system:
                 system.spawn(Child(listener, capacity=1, shutdown=None))
                 await system.wait()
+        return 1 if system.killed else 0
 
     with asyncio.Runner(loop_factory=functools.partial(EventLoop, port)) as runner:
-        runner.run(main())
+        return runner.run(main())

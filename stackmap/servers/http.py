@@ -108,7 +108,7 @@ class HttpActor(ConnectionActor[Never, Request, Response]):
         self.send(self._respond(message))
 
 
-def run_http(model: str, port: Port, sock: socket.socket, answer: Answer) -> None:
+def run_http(model: str, port: Port, sock: socket.socket, answer: Answer) -> int:
     """Serve until SIGINT or SIGTERM.
 
     Args:
@@ -116,14 +116,16 @@ def run_http(model: str, port: Port, sock: socket.socket, answer: Answer) -> Non
         port: the data path.
         sock: a listening socket.
         answer: makes responses, without blocking.  What it raises is logged, and answered with 500.
+
+    Returns:
+        The exit code: 1 if clients were cut off that had not taken their replies in time.
     """
     answer = _rescued(answer)
     if model == "loop":
-        HttpLoop(port, sock, answer).run()
-    elif model == "service":
-        run_service(port, sock, make_service(answer), make_codec)
-    else:
-        run_actors(port, sock, functools.partial(HttpActor, answer), make_codec)
+        return HttpLoop(port, sock, answer).run()
+    if model == "service":
+        return run_service(port, sock, make_service(answer), make_codec)
+    return run_actors(port, sock, functools.partial(HttpActor, answer), make_codec)
 
 
 def _rescued(answer: Answer) -> Answer:

@@ -186,6 +186,7 @@ class ServedConnection(asyncio.Protocol):
         """Cancel what is in progress."""
         self._lost = self._closing = True
         self._out.clear()
+        self._out_size = 0
         if not self._ending:
             self.task.cancel()
         if self._waiter is not None:

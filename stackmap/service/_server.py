@@ -41,7 +41,8 @@ class Server(Generic[In, Out]):
 
     Attributes:
         grace: seconds that requests in progress get when the block is left.
-        cut_off: connections that were cut off because a drain's deadline had passed.
+        cut_off: connections that were cut off at a drain's deadline, and whose clients had not been
+            answered, or not taken their replies.
     """
 
     def __init__(
@@ -263,7 +264,7 @@ class Server(Generic[In, Out]):
         for opening in self._opening:
             opening.cancel()
         for connection in left:
-            self.cut_off += not connection.idle
+            self.cut_off += not connection.idle or connection.peer.pending > 0
             connection.abort()
         if self.cut_off:
             log.warning("%d connections were cut off at the end of the drain", self.cut_off)

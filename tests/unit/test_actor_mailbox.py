@@ -371,6 +371,7 @@ def test_the_deadline_cancels_the_handler_and_drops_the_rest() -> None:
             assert isinstance(error, TimeoutError)
             assert str(error) == "slow did not stop within 10 s"
             assert actor.statistics.dropped == 1
+            assert system.killed == 1
 
     run(main)
     assert log == [1.0, TimeoutError]

@@ -100,8 +100,11 @@ def undated(replies: bytes | bytearray) -> bytes:
 
 
 PROGRAM = "from stackmap_cli.main import main; main()"
+#: Gives clients so many seconds to take their last replies.
+GRACE = "import stackmap.servers.drain; stackmap.servers.drain.GRACE = {}; "
 #: It drains longer than any test waits.
-PATIENT = "import stackmap.servers.drain; stackmap.servers.drain.GRACE = 3600.0; " + PROGRAM
+PATIENT = GRACE.format(3600.0) + PROGRAM
+HASTY = GRACE.format(0.1) + PROGRAM
 
 
 @contextmanager
@@ -158,19 +161,65 @@ def test_the_second_signal_ends_it_at_once(
     """While a client does not take what it is sent, which the server waits for."""
     with (
         serving(*kind.command, "--model", model, program=PATIENT) as (process, _output, address),
-        socket.socket() as client,
+        greedy_client(address, kind),
     ):
+        process.send_signal(number)
+        eventually(lambda: refused(address), lambda: "it still listens")
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == -number
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_second_signal_resets_clients_of_memcached(model: str) -> None:
+    command = (*Memcached.command, "--model", model)
+    with (
+        serving(*command, program=PATIENT) as (process, _output, address),
+        greedy_client(address, Memcached),
+    ):
+        process.send_signal(signal.SIGTERM)
+        eventually(lambda: refused(address), lambda: "it still listens")
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("kind", [Echo, Http, Memcached])
+def test_the_exit_code_says_whether_clients_were_cut_off(
+    kind: type[Echo | Http | Memcached], model: str
+) -> None:
+    command = (*kind.command, "--model", model)
+    with (
+        serving(*command, program=HASTY) as (process, _output, address),
+        greedy_client(address, kind),
+    ):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 1
+    with (
+        serving(*command) as (process, _output, address),
+        socket.create_connection(address, PATIENCE) as idle,
+    ):
+        idle.sendall(kind.request)
+        assert idle.recv(1)
+        process.send_signal(signal.SIGTERM)
+        # It need not hang up to have been answered.
+        assert process.wait(PATIENCE) == 0
+
+
+@contextmanager
+def greedy_client(
+    address: tuple[str, int], kind: type[Echo | Http | Memcached]
+) -> Iterator[socket.socket]:
+    """A client that has asked for more than it takes."""
+    with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(address)
         client.settimeout(0.5)
         with contextlib.suppress(TimeoutError):
             while True:  # until the server, which has no place for replies, reads no more
                 client.sendall(kind.request * 100)
-        process.send_signal(number)
-        eventually(lambda: refused(address), lambda: "it still listens")
-        assert process.poll() is None
-        process.send_signal(number)
-        assert process.wait(PATIENCE) == -number
+        yield client
 
 
 def refused(address: tuple[str, int]) -> bool:

@@ -789,6 +789,11 @@ def test_arguments_that_mean_nothing_are_refused() -> None:
 # -- drain ---------------------------------------------------------------------------------------
 
 
+def receive_until_end(client: socket.socket) -> None:
+    while client.recv(1 << 16):
+        pass
+
+
 def test_a_drain_closes_in_order() -> None:
     async def main() -> None:
         held = Held()
@@ -871,6 +876,26 @@ def test_at_the_deadline_what_is_left_is_cut_off(caplog: pytest.LogCaptureFixtur
 
     run(main())
     assert "1 connections were cut off" in caplog.text
+
+
+def test_a_client_that_has_not_taken_its_reply_at_the_deadline_is_cut_off() -> None:
+    async def main() -> None:
+        async def long(_req: bytes) -> bytes:
+            return bytes(40_000)  # more than TCP takes, and too little to hold up requests
+
+        with socket.create_server(ANYWHERE) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            async with serve([listener], long, Lines, grace=0.01) as server:
+                client = socket.socket()
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+                client.connect(listener.getsockname())
+                client.send(b"a\n")
+                await until(lambda: server.connections == 1)
+            assert server.cut_off == 1
+            with client, pytest.raises(ConnectionResetError):
+                receive_until_end(client)
+
+    run(main())
 
 
 def test_a_drain_gives_up_on_what_does_not_end(
