@@ -15,7 +15,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 from stackmap import Port, open_port
 from stackmap._fast import deliver, usual_call_soon
 
-from ._callback import Callback  # noqa: F401 (call_soon() in C makes them)
+# call_soon() in C makes them.
+from ._callback import Callback  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from ._selector import PortSelector
 from ._transport import PortTransport
 from ._watchdog import Watchdog
@@ -65,13 +66,14 @@ class EventLoop(asyncio.SelectorEventLoop):
 
     Attributes:
         port: the port.
+        owns_port: closing the loop closes the port.
         stats: counters.
     """
 
     _closed = True  # until there is a port
 
     def __init__(self, port: Port | None = None) -> None:
-        self._owns_port = port is None
+        self.owns_port = port is None
         self.port: Port = _open_port_of_environment() if port is None else port
         self.stats = LoopStats()
         self._watchdog: Watchdog | None = None
@@ -79,7 +81,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         try:
             super().__init__(self._port_selector)
         except BaseException:
-            if self._owns_port:
+            if self.owns_port:
                 self.port.close()
             raise
         self._port_selector.loop = self
@@ -111,7 +113,7 @@ class EventLoop(asyncio.SelectorEventLoop):
             self._watchdog.stop()
             self._watchdog = None
         super().close()
-        if self._owns_port:
+        if self.owns_port:
             self.port.close()
 
     # -- transports --
@@ -137,7 +139,8 @@ class EventLoop(asyncio.SelectorEventLoop):
             reason = error.strerror or str(error)
             self.stats.fallbacks[reason] += 1
             logger.debug("%r has a transport of asyncio's own: %s", sock, reason)
-            transport: asyncio.Transport = super()._make_socket_transport(  # type: ignore[misc]
+            base: Any = super()
+            transport: asyncio.Transport = base._make_socket_transport(
                 sock, protocol, waiter, extra=extra, server=server
             )
             return transport
@@ -175,19 +178,21 @@ class EventLoop(asyncio.SelectorEventLoop):
     ) -> int:
         if isinstance(transp, PortTransport):
             raise asyncio.SendfileNotAvailableError("sendfile() is not supported by ports")
-        sent: int = await super()._sendfile_native(transp, file, offset, count)  # type: ignore[misc]
+        base: Any = super()
+        sent: int = await base._sendfile_native(transp, file, offset, count)
         return sent
 
     async def _sendfile_fallback(
         self, transp: Any, file: IO[bytes], offset: int, count: int | None
     ) -> int:
         if isinstance(transp, PortTransport):
-            transp._file_sender = asyncio.current_task()
+            transp.set_file_sender(asyncio.current_task())
+        base: Any = super()
         try:
-            sent: int = await super()._sendfile_fallback(transp, file, offset, count)  # type: ignore[misc]
+            sent: int = await base._sendfile_fallback(transp, file, offset, count)
         finally:
             if isinstance(transp, PortTransport):
-                transp._file_sender = None
+                transp.set_file_sender(None)
         return sent
 
     # -- a turn --
@@ -251,7 +256,7 @@ def loop_factory(make_port: Callable[[], Port]) -> Callable[[], EventLoop]:
         except BaseException:
             port.close()
             raise
-        loop._owns_port = True
+        loop.owns_port = True
         return loop
 
     return make

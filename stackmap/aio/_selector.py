@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _BOTH = selectors.EVENT_READ | selectors.EVENT_WRITE
 
 
-class PortSelector(selectors._BaseSelectorImpl):
+# SelectorEventLoop asks of a selector what this base, common to those of the standard library, has.
+class PortSelector(selectors._BaseSelectorImpl):  # pyright: ignore[reportPrivateUsage]
     """Waits for files and for a port's connections in one exchange.
 
     Attributes:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stackmap import Connection
 
 Buffer = bytes | bytearray | memoryview
-_BUFFERS = (bytes, bytearray, memoryview)
+_BUFFERS: tuple[type, ...] = (bytes, bytearray, memoryview)
 #: Since this version a server keeps its transports.
 _SERVER_KEEPS_TRANSPORTS = sys.version_info >= (3, 13)
 #: Of PortTransport._takes, for stackmap/_fast_transport.c: what its protocol receives.
@@ -40,7 +40,11 @@ _SHORTAGE = 0.001
 _ACK_LOOK_MIN, _ACK_LOOK_MAX = 0.001, 0.05
 
 
-class PortTransport(transports._FlowControlMixin, asyncio.Transport):
+# asyncio has its flow control and its choices for sendfile() under private names only.
+class PortTransport(
+    transports._FlowControlMixin,  # pyright: ignore[reportPrivateUsage]
+    asyncio.Transport,
+):
     """The transport of one connection of a port.
 
     ``get_extra_info()`` knows, besides ``socket``, ``sockname`` and ``peername``:
@@ -71,7 +75,7 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
 
     _start_tls_compatible = True
     #: "Native" is refused by the loop, with the exception that is documented for it.
-    _sendfile_compatible = constants._SendfileMode.TRY_NATIVE
+    _sendfile_compatible = constants._SendfileMode.TRY_NATIVE  # pyright: ignore[reportPrivateUsage]
 
     if TYPE_CHECKING:  # of the base classes, whose types do not have them
         _extra: dict[str, Any]
@@ -331,6 +335,10 @@ class PortTransport(transports._FlowControlMixin, asyncio.Transport):
         return future
 
     # -- called by the loop --
+
+    def set_file_sender(self, task: asyncio.Task[Any] | None) -> None:
+        """Have a task send a file, and write alone meanwhile; None when it has."""
+        self._file_sender = task
 
     def receive_event(self, segment: Segment) -> None:
         """Handle what happened to the connection."""

@@ -250,7 +250,7 @@ class Decoder(abc.ABC):
 
     def _begins_with_text(self, view: memoryview) -> bool:
         """Tell the binary protocol, which is not spoken here, by its first byte."""
-        if self._left or view[:1] == BINARY:
+        if self._left or bytes(view[:1]) == BINARY:
             self._left += view[: BINARY_HEADER - len(self._left)]
             if len(self._left) == BINARY_HEADER:
                 header = bytes(self._left)

@@ -125,7 +125,7 @@ class Executor:
     def _get(self, request: Get) -> Values | Error:
         store = self._store
         exptime = request.exptime
-        items = []
+        items: list[Value] = []
         size = 0
         for key in request.keys:
             item = store.get(key) if exptime is None else store.get_and_touch(key, exptime)

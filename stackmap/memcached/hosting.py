@@ -48,10 +48,12 @@ class Connected(Protocol):
     @property
     def held(self) -> int:
         """Bytes of commands that were received and not executed."""
+        ...
 
     @property
     def pending(self) -> int:
         """Bytes of replies that TCP has not taken."""
+        ...
 
     def look_again(self) -> None:
         """Go on, because the codec has a message although nothing came."""

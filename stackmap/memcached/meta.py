@@ -251,7 +251,7 @@ def debug(store: Store, key: bytes) -> bytes:
 
 def _echo(key: bytes, flags: Flags) -> list[bytes]:
     """The flags of a reply that do not depend on an item."""
-    words = []
+    words: list[bytes] = []
     for flag, token in flags.items():
         if flag == "k":
             words.append(_key(key, binary="b" in flags))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from stackmap.codec.memcached.flags import (
     MAX_WORDS,
@@ -58,6 +58,8 @@ _BAD_FLAGS = b"CLIENT_ERROR invalid or duplicate flag\r\n"
 #: How many bytes of a long line are cut into keys at a time.
 _STRETCH = 4096
 _ANYTHING = re.compile(rb"[^ ]")
+#: More words than any command has.
+_ANY = 1 << 30
 
 
 class Statistics(Protocol):
@@ -518,7 +520,8 @@ class Session(Decoder):
         self._store.flush(delay)
         return OK
 
-    def _administer(self, words: list[bytes]) -> bytes:
+    def administer(self, words: list[bytes]) -> bytes:
+        """Execute a command for the server itself."""
         execute, _least, _most = ADMINISTRATION[words[0]]
         return execute(self._store, words)
 
@@ -555,6 +558,29 @@ class Session(Decoder):
         self.hang_up = True
         return b""
 
+    #: Commands, what executes them, and how few and how many words they take.
+    COMMANDS: ClassVar[
+        dict[bytes, tuple[Callable[[Session, list[bytes]], bytes | None], int, int]]
+    ] = {
+        b"get": (_get, 2, _ANY),
+        b"gets": (_get, 2, _ANY),
+        b"gat": (_get_and_touch, 2, _ANY),
+        b"gats": (_get_and_touch, 2, _ANY),
+        b"delete": (_delete, 2, 4),
+        b"incr": (_count_up_or_down, 3, 4),
+        b"decr": (_count_up_or_down, 3, 4),
+        b"touch": (_touch, 3, 4),
+        b"mg": (_meta_get, 2, _ANY),
+        b"md": (_meta_change, 2, _ANY),
+        b"ma": (_meta_change, 2, _ANY),
+        b"mn": (_meta_noop, 1, _ANY),
+        b"me": (_meta_debug, 1, _ANY),
+        b"flush_all": (_flush_all, 1, 3),
+        b"version": (_version, 1, _ANY),
+        b"stats": (_stats, 1, _ANY),
+        b"quit": (_quit, 1, _ANY),
+    }
+
 
 def _skip_spaces(data: bytes, start: int, end: int) -> int:
     """Where the first byte other than a space is; ``end`` if there is none."""
@@ -575,30 +601,10 @@ def _has_long_key(data: bytes, start: int, end: int) -> bool:
     return False
 
 
-_ANY = 1 << 30
-#: Commands, what executes them, and how few and how many words they take.
-_COMMANDS: dict[bytes, tuple[Callable[[Session, list[bytes]], bytes | None], int, int]] = {
-    b"get": (Session._get, 2, _ANY),
-    b"gets": (Session._get, 2, _ANY),
-    b"gat": (Session._get_and_touch, 2, _ANY),
-    b"gats": (Session._get_and_touch, 2, _ANY),
-    b"delete": (Session._delete, 2, 4),
-    b"incr": (Session._count_up_or_down, 3, 4),
-    b"decr": (Session._count_up_or_down, 3, 4),
-    b"touch": (Session._touch, 3, 4),
-    b"mg": (Session._meta_get, 2, _ANY),
-    b"md": (Session._meta_change, 2, _ANY),
-    b"ma": (Session._meta_change, 2, _ANY),
-    b"mn": (Session._meta_noop, 1, _ANY),
-    b"me": (Session._meta_debug, 1, _ANY),
-    b"flush_all": (Session._flush_all, 1, 3),
-    b"version": (Session._version, 1, _ANY),
-    b"stats": (Session._stats, 1, _ANY),
-    b"quit": (Session._quit, 1, _ANY),
-    **{
-        verb: (Session._administer, least, most)
-        for verb, (_execute, least, most) in ADMINISTRATION.items()
-    },
+#: The same of all commands: of these, and of those for the server itself.
+_COMMANDS = Session.COMMANDS | {
+    verb: (Session.administer, least, most)
+    for verb, (_execute, least, most) in ADMINISTRATION.items()
 }
 #: Unknown commands beginning with these are answered even if they look like HTTP.
 _OWN_BRANCH = frozenset((b"g", b"s", b"a", b"c", b"i", b"d", b"t"))

@@ -84,12 +84,15 @@ class Host(Protocol):
     @property
     def waiting_bytes(self) -> int:
         """Memory that is reserved for what waits in connections."""
+        ...
 
     def clients(self) -> Iterable[Client]:
         """The connections."""
+        ...
 
     def model_report(self) -> Mapping[str, object]:
         """What ``stats stackmap`` says of the way in which the server is built."""
+        ...
 
 
 class ServerStatistics:
