@@ -140,14 +140,21 @@ class EventLoop(asyncio.SelectorEventLoop):
             self.stats.fallbacks[reason] += 1
             logger.debug("%r has a transport of asyncio's own: %s", sock, reason)
             base: Any = super()
-            transport: asyncio.Transport = base._make_socket_transport(
+            usual: asyncio.Transport = base._make_socket_transport(
                 sock, protocol, waiter, extra=extra, server=server
             )
-            return transport
+            return usual
+        try:
+            if self._watchdog is None and self.port.backend == "stackmap":
+                self._watchdog = Watchdog(self._port_selector)
+            transport = PortTransport(
+                self, connection, protocol, waiter, extra=extra, server=server
+            )
+        except BaseException:
+            connection.close()  # nobody else has it
+            raise
         self.stats.attached += 1
-        if self._watchdog is None and self.port.backend == "stackmap":
-            self._watchdog = Watchdog(self._port_selector)
-        return PortTransport(self, connection, protocol, waiter, extra=extra, server=server)
+        return transport
 
     def _make_ssl_transport(
         self,
@@ -167,8 +174,12 @@ class EventLoop(asyncio.SelectorEventLoop):
         ssl_protocol = make_protocol(
             self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
         )
-        self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server)
         transport: asyncio.Transport = ssl_protocol._app_transport
+        try:
+            self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server)
+        except BaseException:
+            transport.close()
+            raise
         return transport
 
     # -- files --
@@ -220,6 +231,8 @@ class EventLoop(asyncio.SelectorEventLoop):
         )
 
     def _complain_of_stranger(self, segment: Segment) -> None:
+        if segment.connection.is_closing():
+            return  # by whoever attached it, or by the loop, which could not make its transport
         self.call_exception_handler(
             {
                 "message": f"{segment!r}: its connection was attached to the loop's port by "

@@ -97,6 +97,10 @@ class PortTransport(
         extra: dict[str, Any] | None = None,
         server: Any = None,
     ) -> None:
+        if server is not None:
+            # It raises if the server was closed since the connection was accepted; the transport
+            # has nothing then.
+            server._attach(*[self] * _SERVER_KEEPS_TRANSPORTS)
         #: A Connection; None once connection_lost() has been called.
         self._connection: Any = connection
         self._port = loop.port
@@ -120,8 +124,6 @@ class PortTransport(
         self._acknowledging: list[tuple[int, asyncio.Future[None]]] = []
         self.set_protocol(protocol)
         self._server = server
-        if server is not None:
-            server._attach(*[self] * _SERVER_KEEPS_TRANSPORTS)
         loop._transports[self._sock_fd] = self
         connection.app = self
         # Nothing can be delivered before connection_made(): the next exchange is after it.

@@ -430,6 +430,34 @@ def test_a_connection_of_somebody_else_is_complained_of(new_loop: NewLoop) -> No
     assert "somebody else" in told[0]
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_server_that_closes_while_it_accepts_leaves_nobody_connected(
+    new_loop: NewLoop, contexts: tuple[ssl.SSLContext, ssl.SSLContext], tls: bool
+) -> None:
+    """A transport is made in the turn after the one that accepts, and asks its server then."""
+
+    async def main() -> None:
+        loop = this_loop()
+
+        def close_before_its_first_step(
+            loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
+        ) -> asyncio.Task[Any]:
+            loop.call_soon(server.close)
+            return asyncio.Task(coroutine, loop=loop, **options)
+
+        listener = socket.create_server(("127.0.0.1", 0))
+        accepting = contexts[0] if tls else None
+        server = await loop.create_server(Recorder, sock=listener, ssl=accepting)
+        loop.set_task_factory(close_before_its_first_step)
+        with socket.create_connection(listener.getsockname()) as peer:
+            peer.setblocking(False)
+            assert await receive_all(peer) == b""
+        assert loop.port.connections == []
+        assert loop.stats.attached == 0
+
+    run(new_loop, main())
+
+
 def test_the_environment_chooses_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STACKMAP_BACKEND", "sockets")
     with closing(EventLoop()) as loop:
