@@ -10,6 +10,7 @@ import pytest
 
 from stackmap.actor import (
     Ack,
+    ActorRef,
     ActorSystem,
     Buffer,
     Child,
@@ -66,9 +67,8 @@ class Peer(asyncio.Protocol):
 class Session(ConnectionActor[Any, Any, Any]):
     """Keeps what it is told; other actors' messages are functions to call with it."""
 
-    mode: Any = True
-
-    def __init__(self) -> None:
+    def __init__(self, mode: Any = True) -> None:
+        self.mode = mode
         self.seen: list[Any] = []
 
     def connected(self) -> None:
@@ -108,32 +108,16 @@ class Place:
     def __init__(
         self,
         system: ActorSystem,
-        make: Callable[[], Session] = Session,
+        actor: Session | None = None,
         codec: Callable[[], Any] | None = Lines,
         **options: Any,
     ) -> None:
-        self.actors: list[Session] = []
-
-        def make_and_keep() -> Session:
-            self.actors.append(make())
-            return self.actors[-1]
-
-        protocol = system.protocol(Child(make_and_keep, capacity=8), codec)
+        self.actor = actor or Session()
+        self.seen = self.actor.seen
+        protocol = system.protocol(Child(lambda: self.actor, capacity=8), codec)
         self.peer = Peer()
         self.transport, self.far = memory_pair(protocol, self.peer, **options)
         self.ref = protocol.ref
-
-    @property
-    def actor(self) -> Session:
-        return self.actors[0]
-
-    @property
-    def seen(self) -> list[Any]:
-        return self.actor.seen
-
-
-def passive(mode: Any) -> type[Session]:
-    return type("Passive", (Session,), {"mode": mode})
 
 
 # -- receiving -----------------------------------------------------------------------------------
@@ -159,7 +143,7 @@ def test_bytes_become_messages_however_they_are_cut(chunk: int) -> None:
 def test_a_connection_begins_passive_and_holds_the_peer_back() -> None:
     async def main() -> None:
         async with ActorSystem() as system:
-            place = Place(system, passive(None), window=100)
+            place = Place(system, Session(None), window=100)
             await settle()
             place.far.write(b"line\n" * 100)
             await settle()
@@ -176,7 +160,7 @@ def test_a_connection_begins_passive_and_holds_the_peer_back() -> None:
 def test_credit_counts_reads_and_passive_follows_their_last_message() -> None:
     async def main() -> None:
         async with ActorSystem() as system:
-            place = Place(system, passive(2), automatic=False)
+            place = Place(system, Session(2), automatic=False)
             far = place.far
             far.write(b"a\nb\nc\nd\ne\nf\n")
             await settle()
@@ -201,8 +185,6 @@ def test_credit_counts_reads_and_passive_follows_their_last_message() -> None:
 
 def test_once_armed_again_by_the_handler_is_never_passive() -> None:
     class Once(Session):
-        mode = "once"
-
         def received(self, message: Any) -> None:
             self.seen.append(bytes(message))
             self.stream.active("once")
@@ -210,7 +192,7 @@ def test_once_armed_again_by_the_handler_is_never_passive() -> None:
     async def main() -> None:
         for codec in (Lines, None):
             async with ActorSystem() as system:
-                place = Place(system, Once, codec)
+                place = Place(system, Once("once"), codec)
                 place.far.chunk = 2
                 place.far.write(b"a\nb\nc\n")
                 await settle()
@@ -230,7 +212,7 @@ def test_false_withholds_what_was_received_already() -> None:
 
     async def main() -> None:
         async with ActorSystem() as system:
-            place = Place(system, Stops)
+            place = Place(system, Stops())
             place.far.write(b"a\nb\n")
             await settle()
             assert place.seen == [b"a"]
@@ -261,7 +243,7 @@ def test_what_waits_for_a_slow_actor_is_bounded() -> None:
 
     async def main() -> None:
         async with ActorSystem(grace=0.0) as system:
-            place = Place(system, Slow, window=1 << 20)
+            place = Place(system, Slow(), window=1 << 20)
             place.far.chunk = 10_000
             line = b"x" * 99 + b"\n"
             place.far.write(line * 5000)
@@ -312,7 +294,7 @@ def test_answers_that_are_not_read_hold_back_further_requests() -> None:
 
     async def main() -> None:
         async with ActorSystem() as system:
-            place = Place(system, Answers, window=1000)
+            place = Place(system, Answers(), window=1000)
             place.far.pause_reading()
             place.far.write(b"\n" * 900)
             await settle()
@@ -409,7 +391,7 @@ def test_segments_are_decoded_in_place_and_released() -> None:
 def test_segments_that_must_wait_are_kept() -> None:
     async def main() -> None:
         async with ActorSystem() as system:
-            ring = Ring(system, passive(1))
+            ring = Ring(system, Session(1))
             await settle()
             ring.deliver(b"one\n", b"two\n", b"three\n")
             assert ring.seen == [b"one", Passive()], "in the same call"
@@ -426,7 +408,7 @@ def test_segments_that_must_wait_are_kept() -> None:
 def test_credit_is_granted_in_slots() -> None:
     async def main() -> None:
         async with ActorSystem() as system:
-            ring = Ring(system, passive("once"))
+            ring = Ring(system, Session("once"))
             await settle()
             ring.deliver(b"a\n")
             await settle()
@@ -468,11 +450,11 @@ def test_use_after_release_raises(on_ring: bool) -> None:
     async def main() -> None:
         async with ActorSystem() as system:
             if on_ring:
-                place: Place = Ring(system, Borrower, None)
+                place: Place = Ring(system, Borrower(), None)
                 await settle()
                 place.deliver(b"data")  # type: ignore[attr-defined]
             else:
-                place = Place(system, Borrower, None)
+                place = Place(system, Borrower(), None)
                 place.far.write(b"data")
             await settle()
             payload, view = place.actor.kept  # type: ignore[attr-defined]
@@ -497,7 +479,7 @@ def test_detach_copies_out() -> None:
 
     async def main() -> None:
         async with ActorSystem() as system:
-            ring = Ring(system, Detacher, None)
+            ring = Ring(system, Detacher(), None)
             await settle()
             ring.deliver(b"first", b"second")
             assert ring.seen == [b"first", b"second"]
@@ -514,7 +496,7 @@ def test_a_payload_lives_as_long_as_its_async_handler() -> None:
 
     async def main() -> None:
         async with ActorSystem() as system:
-            ring = Ring(system, Late, None)
+            ring = Ring(system, Late(), None)
             await settle()
             ring.deliver(b"first", b"second")
             await asyncio.sleep(3)
@@ -537,7 +519,7 @@ def test_writes_of_a_turn_go_out_together_and_in_order(monkeypatch: pytest.Monke
 
     async def main() -> None:
         async with ActorSystem() as system:
-            place = Place(system, Many)
+            place = Place(system, Many())
             await settle()
 
             def writelines(parts: list[bytes]) -> None:
@@ -666,7 +648,7 @@ def test_a_refused_write_is_told_and_nothing_follows_until_writing_is_resumed() 
 
     async def main() -> None:
         async with ActorSystem() as system:
-            place = Place(system, Nack, window=10, automatic=False)
+            place = Place(system, Nack(), window=10, automatic=False)
             await settle()
             place.seen.clear()
             stream = place.actor.stream
@@ -707,7 +689,7 @@ def test_resumed_writing_waits_for_the_low_mark() -> None:
 
     async def main() -> None:
         async with ActorSystem() as system:
-            place = Place(system, Nack, window=10, automatic=False)
+            place = Place(system, Nack(), window=10, automatic=False)
             await settle()
             stream = place.actor.stream
             stream.write(b"x" * 150)
@@ -775,7 +757,7 @@ def test_a_failed_actor_aborts_its_connection_and_is_not_restarted() -> None:
 
     async def main() -> None:
         async with ActorSystem(intensity=0) as system:
-            place = Place(system, Fails)
+            place = Place(system, Fails())
             place.far.write(b"x\n")
             assert isinstance(await place.ref.wait(), ValueError)
             await settle()
@@ -793,7 +775,7 @@ def test_stopping_serves_what_was_received_and_flushes() -> None:
 
     async def main() -> None:
         async with ActorSystem() as system:
-            place = Place(system, Answers, window=5)
+            place = Place(system, Answers(), window=5)
             place.far.write(b"1\n2\n3\n")
             await settle()
             place.ref.stop()
@@ -824,11 +806,13 @@ def test_a_peer_that_does_not_take_the_rest_is_aborted_at_the_deadline() -> None
 class Login(Session):
     """Hands over after the first line."""
 
-    next_owner: Any = None
+    def __init__(self, next_owner: ActorRef[Any]) -> None:
+        super().__init__()
+        self.next_owner = next_owner
 
     def received(self, message: Any) -> None:
         self.seen.append(message)
-        self.stream.hand_over(type(self).next_owner)
+        self.stream.hand_over(self.next_owner)
         assert not self.has_stream
         self.stop()
 
@@ -836,19 +820,13 @@ class Login(Session):
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
 def test_a_connection_is_handed_over_with_all_that_was_not_delivered(chunk: int) -> None:
     async def main() -> None:
-        second: list[Session] = []
-
-        def make() -> Session:
-            second.append(Session())
-            return second[-1]
-
+        second = Session()
         async with ActorSystem() as system:
-            heir = system.spawn(Child(make, capacity=3))
+            heir = system.spawn(Child(lambda: second, capacity=3))
             await heir.ready()
             with pytest.raises(RuntimeError, match="owns no connection"):
-                second[0].stream  # noqa: B018
-            owner = type("Owner", (Login,), {"next_owner": heir})
-            place = Place(system, owner)
+                second.stream  # noqa: B018
+            place = Place(system, Login(heir))
             place.far.chunk = chunk
             place.far.write(b"user\none\ntwo\nth")
             await place.ref.wait()
@@ -857,49 +835,39 @@ def test_a_connection_is_handed_over_with_all_that_was_not_delivered(chunk: int)
             place.far.write_eof()
             await settle()
             assert place.seen == [b"user", Stop(5.0)]
-            assert second[0].seen[:4] == [b"one", b"two", b"three", PeerClosed()]
+            assert second.seen[:4] == [b"one", b"two", b"three", PeerClosed()]
 
     run(main)
 
 
 def test_the_new_owner_begins_passive() -> None:
     async def main() -> None:
-        heirs: list[Session] = []
-
-        def make() -> Session:
-            heirs.append(passive(None)())
-            return heirs[-1]
-
+        second = Session(None)
         async with ActorSystem() as system:
-            heir = system.spawn(Child(make, capacity=3))
-            place = Place(system, type("Owner", (Login,), {"next_owner": heir}))
+            heir = system.spawn(Child(lambda: second, capacity=3))
+            place = Place(system, Login(heir))
             place.far.write(b"user\none\ntwo\n")
             await settle()
-            assert heirs[0].seen == []
+            assert second.seen == []
             assert not place.transport.is_reading()
             heir.tell_nowait(lambda actor: actor.stream.active(True))
             await settle()
-            assert heirs[0].seen == [b"one", b"two"]
+            assert second.seen == [b"one", b"two"]
 
     run(main)
 
 
 def test_a_payload_in_use_and_segments_move_too() -> None:
     async def main() -> None:
-        heirs: list[Session] = []
-
-        def make() -> Session:
-            heirs.append(Session())
-            return heirs[-1]
-
+        second = Session()
         async with ActorSystem() as system:
-            heir = system.spawn(Child(make, capacity=3))
+            heir = system.spawn(Child(lambda: second, capacity=3))
             await heir.ready()
-            ring = Ring(system, type("Owner", (Login,), {"next_owner": heir}), None)
+            ring = Ring(system, Login(heir), None)
             await settle()
             ring.deliver(b"first", b"second", b"third")
             await settle()
-            assert heirs[0].seen == [b"second", b"third"]
+            assert second.seen == [b"second", b"third"]
 
     run(main)
 
@@ -923,14 +891,9 @@ def test_to_whom_a_connection_cannot_be_handed_over() -> None:
 
 def test_signals_move_with_the_connection() -> None:
     async def main() -> None:
-        heirs: list[Session] = []
-
-        def make() -> Session:
-            heirs.append(Session())
-            return heirs[-1]
-
+        second = Session()
         async with ActorSystem() as system:
-            heir = system.spawn(Child(make, capacity=3, restart=Restart.TEMPORARY))
+            heir = system.spawn(Child(lambda: second, capacity=3, restart=Restart.TEMPORARY))
             await heir.ready()
             place = Place(system)
             await settle()
@@ -938,7 +901,7 @@ def test_signals_move_with_the_connection() -> None:
             place.transport.lose(ConnectionResetError(errno.ECONNRESET, "reset"))
             stream.hand_over(heir)
             await settle()
-            assert [type(signal) for signal in heirs[0].seen] == [Closed, Stop]
+            assert [type(signal) for signal in second.seen] == [Closed, Stop]
             assert not heir.alive
 
     run(main)
