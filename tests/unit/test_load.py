@@ -285,6 +285,28 @@ def test_command_line_without_a_server(capsys: pytest.CaptureFixture[str]) -> No
     assert "error: " in capsys.readouterr().err
 
 
+def test_bytes_of_a_reply_that_may_be_any() -> None:
+    exchange = Exchange(b"ask", b"date: 00:00, end", range(6, 11))
+    for reply, wrong_at in (
+        (b"date: 12:34, end", None),
+        (b"date: 00:00, end", None),
+        (b"Date: 12:34, end", 0),
+        (b"date: 12:34. end", 11),
+        (b"date: 12:34, en!", 15),
+    ):
+        near, far = socket.socketpair()
+        with near, far:
+            load = Load([near.fileno()], [exchange], array("I", [0]))
+            far.sendall(reply)
+            load.run(None, 1, record=True)
+            load.drain(10)
+            result = load.result()
+        right = wrong_at is None
+        assert (result.requests, result.wrong) == (right, not right), reply
+        if not right:
+            assert result.wrong_offset == wrong_at
+
+
 def test_a_window_bounds_what_is_outstanding_and_all_have_their_turn() -> None:
     with contextlib.ExitStack() as stack:
         pairs = [socket.socketpair() for _ in range(10)]

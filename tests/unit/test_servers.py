@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -173,6 +174,17 @@ def test_http_keeps_a_connection_for_pipelined_requests(http: Address) -> None:
     assert (head.status, head.header("content-length")) == (200, str(len(PATTERN)))
     assert (missing.status, last.body) == (404, b"<p>all")
     assert [response.body for response in whole] == [PATTERN] * 20
+
+
+def test_http_takes_the_load_that_its_cost_is_counted_with(http: Address, root: Path) -> None:
+    (root / "64").write_bytes(bytes(64))
+    host, port = http
+    command = [sys.executable, "-m", "stackmap_testbed.cost.echo_load", host, str(port)]
+    command += ["50", "1", "4", "--http", "--bytes", "64"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    for connections, line in zip((1, 4), ended.stdout.splitlines(), strict=True):
+        found = json.loads(line)
+        assert (found["connections"], found["requests"], found["errors"]) == (connections, 50, 0)
 
 
 def test_http_says_what_has_not_changed(http: Address) -> None:

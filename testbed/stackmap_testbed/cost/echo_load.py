@@ -3,7 +3,8 @@
 ``python -m stackmap_testbed.cost.echo_load ADDRESS PORT REQUESTS CONNECTIONS[/WINDOW]...``
 
 Sends messages that an echo server sends back; with ``--memcached``, GETs of values that it has
-stored before.  Keeps one outstanding on each of so many connections, for one size and number of
+stored before; with ``--http``, GETs of files that the server has, which are named after their size.
+Keeps one outstanding on each of so many connections, for one size and number of
 connections after the other; with a window, on so many of them at a time, in turn.  Once the server
 is warm, a marker is executed at both ends of ``REQUESTS`` messages.  Prints one line of JSON for
 each.
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
+import socket
 from array import array
 from collections.abc import Sequence
 
@@ -32,7 +35,7 @@ _MESSAGES = 16
 _PATIENCE = 30.0
 
 
-def _echoes(size: int) -> list[Exchange]:
+def _echoes(_address: str, _port: int, size: int) -> list[Exchange]:
     chance = random.Random(size)
     return [Exchange(text, text) for text in (chance.randbytes(size) for _ in range(_MESSAGES))]
 
@@ -40,6 +43,19 @@ def _echoes(size: int) -> list[Exchange]:
 def _gets(address: str, port: int, size: int) -> list[Exchange]:
     preset(LoadPlan(address, port, value_size=size, keys=_MESSAGES))
     return [get_of(index, size) for index in range(_MESSAGES)]
+
+
+def _pages(address: str, port: int, size: int) -> list[Exchange]:
+    request = b"GET /%d HTTP/1.1\r\nHost: %s\r\n\r\n" % (size, address.encode())
+    with socket.create_connection((address, port), _PATIENCE) as sock:
+        sock.sendall(request)
+        with sock.makefile("rb") as reply:
+            head = b"".join(iter(reply.readline, b"\r\n")) + b"\r\n"
+            body = reply.read(size)
+    date = re.search(rb"(?im)^date: (.*)\r$", head)
+    if not head.startswith(b"HTTP/1.1 200 ") or date is None:
+        raise ValueError(f"the server answered {head!r} to {request!r}")
+    return [Exchange(request, head + body, range(*date.span(1)))]
 
 
 def measure(
@@ -80,10 +96,14 @@ def _main() -> None:
     parser.add_argument("requests", type=int)
     parser.add_argument("connections", nargs="+")
     parser.add_argument("--bytes", type=int, nargs="+", default=[MESSAGE_BYTES])
-    parser.add_argument("--memcached", action="store_true")
+    protocol = parser.add_mutually_exclusive_group()
+    for name, prepare in (("--memcached", _gets), ("--http", _pages)):
+        protocol.add_argument(
+            name, dest="prepare", action="store_const", const=prepare, default=_echoes
+        )
     args = parser.parse_args()
     for size in args.bytes:
-        exchanges = _gets(args.address, args.port, size) if args.memcached else _echoes(size)
+        exchanges = args.prepare(args.address, args.port, size)
         for words in args.connections:
             number, _, window = words.partition("/")
             found = measure(

@@ -92,6 +92,14 @@ def _serve(protocol: str, model: str, options: Sequence[str] = ()) -> Server:
     return Server([*command, "--listen", f"{SERVER_ADDRESS}:{PORT}"], rings=True, load=options)
 
 
+def _serve_http(model: str) -> Server:
+    server = _serve("http", model, ["--http"])
+    # Of the files that the load asks for, with their sizes as names.
+    files = "".join(f"head -c {size} /dev/zero > $root/{size}; " for size in server.sizes)
+    script = f'root=$(mktemp -d); {files}exec "$@" --root $root'
+    return dataclasses.replace(server, command=["/bin/sh", "-c", script, "-", *server.command])
+
+
 def _debians_memcached() -> Server:
     # It does not say when it listens.
     command = f"memcached -u root -t 1 -l {SERVER_ADDRESS} -p {PORT}"
@@ -111,6 +119,7 @@ SERVERS = {
     "bare epoll": Server(own_command("echo_epoll", SERVER_ADDRESS, PORT), False, SIZES),
     "bare rings": Server(own_command("echo_rings", SERVER_ADDRESS, PORT, SERVER_NIC), True, SIZES),
     **{f"echo {model}": _serve("echo", model) for model in ("loop", "service", "actors")},
+    **{f"http {model}": _serve_http(model) for model in ("loop", "service", "actors")},
     **{f"{number} filters": _layers("filters", number) for number in (0, 1, 5, 10)},
     **{f"{number} hops": _layers("hops", number) for number in (0, 2, 10)},
     **{

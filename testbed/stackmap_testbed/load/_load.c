@@ -249,11 +249,28 @@ static void finish(struct load *load, struct connection *c)
 		start(load, c, now);
 }
 
+/* How many of the bytes received are those of the reply, before the first that is not. */
+static size_t right_bytes(const struct load_exchange *exchange, size_t done, const char *received,
+			  size_t count)
+{
+	size_t i;
+
+	if (!memcmp(received, exchange->reply + done, count))
+		return count;
+	for (i = 0; i < count; i++) {
+		bool any = done + i - exchange->any_at < exchange->any_len;
+
+		if (received[i] != exchange->reply[done + i] && !any)
+			break;
+	}
+	return i;
+}
+
 static void receive_some(struct load *load, struct connection *c)
 {
 	const struct load_exchange *exchange = &load->exchanges[c->exchange];
 	size_t expected = c->state == RECEIVING ? exchange->reply_len - c->done : 0;
-	size_t compared, i;
+	size_t compared, right;
 	ssize_t got;
 
 	got = recv(c->fd, load->scratch, SCRATCH, MSG_DONTWAIT);
@@ -262,12 +279,11 @@ static void receive_some(struct load *load, struct connection *c)
 	if (got <= 0)
 		return lose(load, c);
 	compared = (size_t)got < expected ? (size_t)got : expected;
-	if (memcmp(load->scratch, exchange->reply + c->done, compared)) {
-		for (i = 0; load->scratch[i] == exchange->reply[c->done + i]; i++)
-			;
-		return reject(load, c, c->done + i, (unsigned char)exchange->reply[c->done + i],
-			      (unsigned char)load->scratch[i]);
-	}
+	right = right_bytes(exchange, c->done, load->scratch, compared);
+	if (right < compared)
+		return reject(load, c, c->done + right,
+			      (unsigned char)exchange->reply[c->done + right],
+			      (unsigned char)load->scratch[right]);
 	if ((size_t)got > expected)
 		return reject(load, c, c->done + expected, -1,
 			      (unsigned char)load->scratch[expected]);

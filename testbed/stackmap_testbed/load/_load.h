@@ -4,12 +4,13 @@
  * count latencies.  This file is also read by cffi, which knows no preprocessor.
  */
 
-/* One request and the only reply to it that is right. */
+/* One request and the only reply to it that is right, but for bytes of it that may be any. */
 struct load_exchange {
 	const char *request;
 	size_t request_len;
 	const char *reply;
 	size_t reply_len;
+	size_t any_at, any_len;
 };
 
 struct load_result {

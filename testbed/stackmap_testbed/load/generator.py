@@ -92,10 +92,11 @@ def value_of(index: int, size: int) -> bytes:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request and the only reply to it that is right."""
+    """One request and the only reply to it that is right, but for bytes that may be any."""
 
     request: bytes
     reply: bytes
+    any: range = range(0)
 
 
 def _set(index: int, size: int) -> Exchange:
@@ -187,6 +188,7 @@ class Load:
             self._buffers += [request, reply]
             entry.request, entry.request_len = request, len(exchange.request)
             entry.reply, entry.reply_len = reply, len(exchange.reply)
+            entry.any_at, entry.any_len = exchange.any.start, len(exchange.any)
         self._table = table
         self._order = ffi.from_buffer("uint32_t[]", order)
         self._fds = ffi.new("int[]", fds)
