@@ -35,14 +35,14 @@ class Echo:
     """Requests of an echo server."""
 
     command = ("echo",)
-    request = reply = BODY
+    request = reply = greedy = BODY
 
 
 class Http:
     """Requests of a file."""
 
     command = ("http", "--root", str(Path(__file__).parents[1] / "typing"))
-    request = b"GET /service_right.py HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = greedy = b"GET /service_right.py HTTP/1.1\r\nHost: x\r\n\r\n"
     reply = b""  # the first one shows
 
 
@@ -52,6 +52,7 @@ class Memcached:
     command = ("memcached",)
     request = b"mg " + b"k" * 200 + b" v\r\nmn\r\n"
     reply = b"EN\r\nMN\r\n"
+    greedy = b"stats\r\n"  # whose reply is far longer
 
 
 class Load(threading.Thread):
@@ -215,10 +216,10 @@ def greedy_client(
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(address)
-        client.settimeout(0.5)
+        client.settimeout(1.0)
         with contextlib.suppress(TimeoutError):
             while True:  # until the server, which has no place for replies, reads no more
-                client.sendall(kind.request * 100)
+                client.sendall(kind.greedy * 100)
         yield client
 
 
