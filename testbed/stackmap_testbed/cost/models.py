@@ -50,7 +50,8 @@ from stackmap_testbed.lab.guest import Guest
 from stackmap_testbed.lab.kernels import find_kernel
 from stackmap_testbed.lab.versions import versions
 
-REQUESTS = 300
+#: Of each beginning: twenty for each of the most connections, or the edges of batches show.
+REQUESTS = 1280
 #: How often each number of connections is begun anew; see the gate.
 BEGINNINGS = 3
 CONNECTIONS = (1, 16, 64)
