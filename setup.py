@@ -7,9 +7,12 @@ fast = Extension(
     [
         "stackmap/_fast.c",
         "stackmap/_fast_callback.c",
+        "stackmap/_fast_exchange.c",
         "stackmap/_fast_method.c",
+        "stackmap/_fast_segment.c",
         "stackmap/_fast_transport.c",
         "stackmap/_fast_turn.c",
+        "stackmap/_fast_write.c",
         "stackmap/_ring.c",
     ],
     include_dirs=["stackmap", "kmod/uapi"],

@@ -19,7 +19,33 @@ struct segment {
 extern PyTypeObject smf_segment_type;
 extern PyObject *smf_no_event;	/* Event.NONE */
 
+struct segment *smf_make_segment(PyObject *connection, PyObject *event, PyObject *batch,
+				 Py_ssize_t start, Py_ssize_t len);
+bool smf_release_view(struct segment *self);
 int smf_get_payload(struct segment *segment, Py_buffer *payload);
+
+struct fast_path {
+	PyObject_HEAD
+	struct smr_pair *pair;
+	PyObject *owner;	/* of pair's memory */
+	PyObject *no_event;
+	PyObject *small;	/* the payloads of shown, a bytes object */
+	PyObject *shown;	/* the last batch, until it is taken back */
+	int unseen;		/* slots received by an exchange that a signal's handler ended */
+};
+
+extern PyTypeObject smf_fast_path_type;
+
+bool smf_is_open(const struct fast_path *self);
+
+/* A connection on a ring: the class, and where its instances have what is looked at here. */
+struct ring_connection {
+	PyTypeObject *type;
+	Py_ssize_t waiting, shutdown, outlet, failure, deaf, copy_max;
+};
+
+extern struct ring_connection smf_ring_connection;
+
 PyObject *smf_write_as_usual(PyObject *connection, PyObject *data);
 
 /*
@@ -73,6 +99,9 @@ struct smf_name {
 	PyObject **string;
 };
 
+/* Import a name from another module of the package. */
+PyObject *smf_import(const char *module, const char *name);
+
 int smf_intern_names(const struct smf_name *names);
 
 PyObject *smf_take_error(void);
@@ -82,6 +111,9 @@ PyObject *smf_report(PyObject *object, PyObject *name, PyObject *error);
 int smf_deliver(PyObject *const *segments, Py_ssize_t count, PyObject *stranger,
 		Py_ssize_t *delivered);
 
+int smf_init_segment(PyObject *module);
+int smf_init_exchange(PyObject *module);
+int smf_init_write(PyObject *module);
 int smf_init_transport(PyObject *module);
 int smf_init_turn(PyObject *module);
 int smf_init_callback(PyObject *module);

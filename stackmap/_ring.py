@@ -2,7 +2,7 @@
 
 One exchange is one system call: it sends the batch that was written, polls the NIC, and returns
 what arrived for all connections.  Slots are walked in C, a batch per call (``_ring.c``); batches
-with nothing but small messages also become segments there (``_fast.c``).
+with nothing but small messages also become segments there (``_fast_exchange.c``).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Ring(Carrier):
     own.  :meth:`stats` are those of the whole port.
     """
 
-    #: State that the usual exchange reads (_fast.c).
+    #: State that the usual exchange reads (_fast_exchange.c).
     __slots__ = ("_after_send", "_attention", "_connections", "_fast", "_shown", "_starved")
 
     backend: ClassVar[str] = "stackmap"

@@ -1,4 +1,4 @@
-"""Builds :mod:`stackmap._ring_c`: ports on rings, but for their hot calls (``_fast.c``)."""
+"""Builds :mod:`stackmap._ring_c`: ports on rings, but for their hot calls (``_fast*.c``)."""
 
 from pathlib import Path
 

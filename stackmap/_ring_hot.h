@@ -1,5 +1,5 @@
 /*
- * The hot calls of ports on rings.  Only the extension (_fast.c) makes them: through cffi they cost
+ * The hot calls of ports on rings.  Only the extension (_fast*.c) makes them: through cffi they cost
  * several times as much, see docs/measuring.md.
  */
 

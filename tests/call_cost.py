@@ -2,7 +2,7 @@
 
 Three calls are made for every message or every exchange on rings: writing 64 bytes, the exchange
 itself, and making received slots into segments.  Here each is made in two ways, through cffi in its
-API mode and through ``stackmap/_fast.c``, on rings in ordinary memory, with a kernel that takes all
+API mode and through ``stackmap/_fast*.c``, on rings in ordinary memory, with a kernel that takes all
 slots at once and shows the same received ones again.  No module and no rights are needed.
 """
 

@@ -156,6 +156,13 @@ def test_sources(sdist: list[str], file: str) -> None:
     assert file in sdist
 
 
+def test_every_part_of_the_extension(sdist: list[str]) -> None:
+    parts = {f"stackmap/{path.name}" for path in (ROOT / "stackmap").glob("_fast*.[ch]")}
+    assert parts <= set(sdist)
+    listed = (ROOT / "setup.py").read_text()
+    assert all(f'"{part}"' in listed for part in parts)
+
+
 def test_files_for_systemd(wheel: list[str]) -> None:
     assert "stackmap_cli/systemd/stackmap-bind@.service" in wheel
     assert "stackmap_cli/systemd/90-stackmap.rules" in wheel
