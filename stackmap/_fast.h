@@ -19,8 +19,8 @@ struct segment {
 extern PyTypeObject smf_segment_type;
 extern PyObject *smf_no_event;	/* Event.NONE */
 
-struct segment *smf_make_segment(PyObject *connection, PyObject *event, PyObject *batch,
-				 Py_ssize_t start, Py_ssize_t len);
+struct segment *smf_make_segment(PyObject *connection, PyObject *batch, Py_ssize_t start,
+				 Py_ssize_t len);
 bool smf_release_view(struct segment *self);
 int smf_get_payload(struct segment *segment, Py_buffer *payload);
 
@@ -28,7 +28,6 @@ struct fast_path {
 	PyObject_HEAD
 	struct smr_pair *pair;
 	PyObject *owner;	/* of pair's memory */
-	PyObject *no_event;
 	PyObject *small;	/* the payloads of shown, a bytes object */
 	PyObject *shown;	/* the last batch, until it is taken back */
 	int unseen;		/* slots received by an exchange that a signal's handler ended */

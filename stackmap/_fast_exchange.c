@@ -22,20 +22,18 @@ static PyObject *port_closed;		/* of stackmap.errors */
 
 static PyObject *fast_path_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = { "address", "owner", "no_event", NULL };
+	static char *names[] = { "address", "owner", NULL };
 	unsigned long long address;
-	PyObject *owner, *no_event;
+	PyObject *owner;
 	struct fast_path *self;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOO:FastPath", names, &address, &owner,
-					 &no_event))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KO:FastPath", names, &address, &owner))
 		return NULL;
 	self = (struct fast_path *)type->tp_alloc(type, 0);
 	if (!self)
 		return NULL;
 	self->pair = (struct smr_pair *)(uintptr_t)address;
 	self->owner = Py_NewRef(owner);
-	self->no_event = Py_NewRef(no_event);
 	return (PyObject *)self;
 }
 
@@ -44,7 +42,6 @@ static int fast_path_traverse(PyObject *object, visitproc visit, void *arg)
 	struct fast_path *self = (struct fast_path *)object;
 
 	Py_VISIT(self->owner);
-	Py_VISIT(self->no_event);
 	Py_VISIT(self->shown);
 	return 0;
 }
@@ -56,7 +53,6 @@ static int fast_path_clear(PyObject *object)
 	self->pair = NULL;
 	Py_CLEAR(self->shown);
 	Py_CLEAR(self->small);
-	Py_CLEAR(self->no_event);
 	Py_CLEAR(self->owner);
 	return 0;
 }
@@ -210,7 +206,7 @@ static PyObject *usual_batch(struct fast_path *self, int count, PyObject *connec
 			start = large;
 			large += slot->len;
 		}
-		segment = smf_make_segment(connection, self->no_event, whole, start, slot->len);
+		segment = smf_make_segment(connection, whole, start, slot->len);
 		if (!segment) {
 			Py_CLEAR(batch);
 			break;

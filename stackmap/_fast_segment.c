@@ -14,8 +14,8 @@ static PyObject *released_view;
 static PyObject *broken;		/* of stackmap.errors */
 
 /* A segment of payload, whose view is made when somebody asks for it. */
-struct segment *smf_make_segment(PyObject *connection, PyObject *event, PyObject *batch,
-				 Py_ssize_t start, Py_ssize_t len)
+struct segment *smf_make_segment(PyObject *connection, PyObject *batch, Py_ssize_t start,
+				 Py_ssize_t len)
 {
 	struct segment *self = PyObject_GC_New(struct segment, &smf_segment_type);
 
@@ -23,7 +23,7 @@ struct segment *smf_make_segment(PyObject *connection, PyObject *event, PyObject
 		return NULL;
 	self->connection = Py_NewRef(connection);
 	self->view = NULL;
-	self->event = Py_NewRef(event);
+	self->event = Py_NewRef(smf_no_event);
 	self->err = 0;
 	self->batch = Py_NewRef(batch);
 	self->start = start;

@@ -6,7 +6,6 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ._event import Event
 from ._fast import FastPath
 from ._kernel_port import check
 from ._ring_c import ffi, lib
@@ -58,7 +57,7 @@ class Pair:
         self.aside: dict[int, Any] = {}
         self._aside_max = max(1, kernel.spare_buffers // (4 * kernel.rings))
         address = int(ffi.cast("uintptr_t", self.struct))
-        self.fast = FastPath(address, self.struct, Event.NONE)
+        self.fast = FastPath(address, self.struct)
         check(lib.smr_open_pair(self.struct, kernel.shared, index), "ring")
 
     def close(self) -> None:

@@ -227,7 +227,7 @@ def extension_path(extension: Path, batch: int) -> Any:
     fast = _load("_fast", extension)
     # As for the class of a ring's connections: it learns where instances have what it looks at.
     fast.usual_connection_write(Connection.__init__).__set_name__(Connection, "write")
-    return fast.FastPath(address, library, Event.NONE)
+    return fast.FastPath(address, library)
 
 
 def cffi_exchange(module: Any, batch: int) -> Loop:
