@@ -47,7 +47,7 @@ class Connection(abc.ABC):
             ``Event.ACKED``.
     """
 
-    #: Payloads of up to so many bytes are copied, because to lend the page of a ring costs more.
+    #: Payloads of up to so many bytes are copied: a slice of a copy keeps no page from the ring.
     _COPY_MAX = 2048
 
     __slots__ = (

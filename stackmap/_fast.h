@@ -9,26 +9,31 @@
 struct segment {
 	PyObject_HEAD
 	PyObject *connection;
-	PyObject *view;		/* NULL: of the payload below, and nobody has asked for it */
+	PyObject *view;		/* NULL: nobody has asked for it */
 	PyObject *event;
 	int err;
-	PyObject *batch;	/* a view of all payloads of the batch */
-	Py_ssize_t start, len;	/* where this segment's is */
+	PyObject *source;	/* to make the view of: one of the whole batch, or a page */
+	const char *payload;	/* as long as there is a source */
+	Py_ssize_t len;
 };
 
 extern PyTypeObject smf_segment_type;
 extern PyObject *smf_no_event;	/* Event.NONE */
 
-struct segment *smf_make_segment(PyObject *connection, PyObject *batch, Py_ssize_t start,
+void smf_fill_segment(struct segment *self, PyObject *connection, PyObject *source,
+		      const char *payload, Py_ssize_t len);
+struct segment *smf_make_segment(PyObject *connection, PyObject *batch, const char *payload,
 				 Py_ssize_t len);
 bool smf_release_view(struct segment *self);
+bool smf_are_segments(PyObject *const *objects, Py_ssize_t count);
 int smf_get_payload(struct segment *segment, Py_buffer *payload);
 
 struct fast_path {
 	PyObject_HEAD
 	struct smr_pair *pair;
 	PyObject *owner;	/* of pair's memory */
-	PyObject *small;	/* the payloads of shown, a bytes object */
+	PyObject *aside;	/* pages that are in use after their exchange, a dictionary */
+	PyObject *copied;	/* payloads of shown, a bytes object; NULL if there are none */
 	PyObject *shown;	/* the last batch, until it is taken back */
 	int unseen;		/* slots received by an exchange that a signal's handler ended */
 };
@@ -36,6 +41,27 @@ struct fast_path {
 extern PyTypeObject smf_fast_path_type;
 
 bool smf_is_open(const struct fast_path *self);
+
+/* Where one connection writes. */
+struct outlet {
+	PyObject_HEAD
+	struct fast_path *path;
+	uint32_t id;
+	unsigned long long written;
+};
+
+extern PyTypeObject smf_outlet_type;
+
+struct outlet *smf_usual_outlet(PyObject *connection);
+
+struct smr_segment;
+
+extern PyTypeObject smf_lent_type;
+
+struct segment *smf_lend(struct fast_path *lender, PyObject *connection,
+			 const struct smr_segment *slot);
+bool smf_is_lent(const struct segment *segment);
+bool smf_release_segment(struct segment *segment);
 
 /* A connection on a ring: the class, and where its instances have what is looked at here. */
 struct ring_connection {
@@ -98,11 +124,14 @@ struct smf_name {
 	PyObject **string;
 };
 
+int smf_learn_nothing(PyTypeObject *owner);
+
 /* Import a name from another module of the package. */
 PyObject *smf_import(const char *module, const char *name);
 
 int smf_intern_names(const struct smf_name *names);
 
+PyObject *smf_raise(PyObject *error);
 PyObject *smf_take_error(void);
 bool smf_ends_program(PyObject *error);
 PyObject *smf_report(PyObject *object, PyObject *name, PyObject *error);
@@ -111,6 +140,7 @@ int smf_deliver(PyObject *const *segments, Py_ssize_t count, PyObject *stranger,
 		Py_ssize_t *delivered);
 
 int smf_init_segment(PyObject *module);
+int smf_init_lent(PyObject *module);
 int smf_init_exchange(PyObject *module);
 int smf_init_write(PyObject *module);
 int smf_init_transport(PyObject *module);

@@ -125,12 +125,6 @@ static int learn_handle(PyTypeObject *type)
 	return 0;
 }
 
-static int learn_nothing(PyTypeObject *type)
-{
-	(void)type;
-	return 0;
-}
-
 PyDoc_STRVAR(usual_call_soon_doc,
 "usual_call_soon(call_soon)\n"
 "\n"
@@ -139,7 +133,7 @@ PyDoc_STRVAR(usual_call_soon_doc,
 static PyObject *usual_call_soon(PyObject *module, PyObject *general)
 {
 	(void)module;
-	return smf_make_method(general, loop_call_soon, learn_nothing);
+	return smf_make_method(general, loop_call_soon, smf_learn_nothing);
 }
 
 PyDoc_STRVAR(usual_run_doc,

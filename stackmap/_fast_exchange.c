@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The work of an exchange on rings for every small message, for Python.
+ * The work of an exchange on rings for every message, for Python.
  *
- * A batch in which all is as usual (small payloads of open connections, nothing refused, no watched
- * file ready) becomes a list of segments here, and is taken back here.  Everything else is left to
- * Ring, which is told how many slots there are.  With one connection this saves a sixth of all
- * instructions of an echo, both ends and the kernel's included; with sixteen, a twentieth.
+ * A batch in which all is as usual (payloads of open connections, nothing refused, no watched file
+ * ready) becomes a list of segments here.  Everything else is left to Ring, which is told how many
+ * slots there are.  Segments are taken back here, whoever made them.  With one connection this saves
+ * a sixth of all instructions of an echo, both ends and the kernel's included; with sixteen, a
+ * twentieth.
  */
 #include "_fast.h"
 
@@ -14,26 +15,25 @@
 #include "_ring.h"
 #include "_ring_hot.h"
 
-/* The offset in a page: the lower half of struct smr_segment's start. */
-#define OFFSET 0xffff
-
 static PyObject *name_interrupted, *name_complete;
 static PyObject *port_closed;		/* of stackmap.errors */
 
 static PyObject *fast_path_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = { "address", "owner", NULL };
+	static char *names[] = { "address", "owner", "aside", NULL };
 	unsigned long long address;
-	PyObject *owner;
+	PyObject *owner, *aside;
 	struct fast_path *self;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KO:FastPath", names, &address, &owner))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOO!:FastPath", names, &address, &owner,
+					 &PyDict_Type, &aside))
 		return NULL;
 	self = (struct fast_path *)type->tp_alloc(type, 0);
 	if (!self)
 		return NULL;
 	self->pair = (struct smr_pair *)(uintptr_t)address;
 	self->owner = Py_NewRef(owner);
+	self->aside = Py_NewRef(aside);
 	return (PyObject *)self;
 }
 
@@ -42,6 +42,7 @@ static int fast_path_traverse(PyObject *object, visitproc visit, void *arg)
 	struct fast_path *self = (struct fast_path *)object;
 
 	Py_VISIT(self->owner);
+	Py_VISIT(self->aside);
 	Py_VISIT(self->shown);
 	return 0;
 }
@@ -52,7 +53,8 @@ static int fast_path_clear(PyObject *object)
 
 	self->pair = NULL;
 	Py_CLEAR(self->shown);
-	Py_CLEAR(self->small);
+	Py_CLEAR(self->copied);
+	Py_CLEAR(self->aside);
 	Py_CLEAR(self->owner);
 	return 0;
 }
@@ -66,14 +68,9 @@ static void fast_path_dealloc(PyObject *object)
 
 bool smf_is_open(const struct fast_path *self)
 {
-	PyObject *error;
-
 	if (self->pair && self->pair->fd >= 0)
 		return true;
-	error = PyObject_CallNoArgs(port_closed);
-	if (error)
-		PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-	Py_XDECREF(error);
+	smf_raise(PyObject_CallNoArgs(port_closed));
 	return false;
 }
 
@@ -83,44 +80,101 @@ bool smf_is_open(const struct fast_path *self)
  */
 static bool take_back(struct fast_path *self)
 {
+	bool in_use = false;
+
 	if (!self->shown)
 		return true;
-	for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->shown); i++) {
-		struct segment *segment = (struct segment *)PyList_GET_ITEM(self->shown, i);
-
-		if (!smf_release_view(segment)) {
-			PyErr_Clear();
-			return false;
-		}
-	}
-	if (Py_REFCNT(self->small) > 1)
+	for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->shown); i++)
+		in_use |= !smf_release_segment((struct segment *)PyList_GET_ITEM(self->shown, i));
+	if (in_use || (self->copied && Py_REFCNT(self->copied) > 1))
 		return false;
 	Py_CLEAR(self->shown);
-	Py_CLEAR(self->small);
+	Py_CLEAR(self->copied);
 	return true;
 }
 
 PyDoc_STRVAR(release_doc,
 "release()\n"
 "\n"
-"Release the views of the last batch.  Returns None, or the batch if a view is still in use: its\n"
-"memory is then its user's.");
+"Release the views of the last batch.  Returns the segments whose memory is still in use: all that were\n"
+"copied, if one of them is, for they share it, and it is then its user's; and those that are lent, which\n"
+"have to be set aside.");
 
 static PyObject *fast_path_release(PyObject *object, PyObject *ignored)
 {
 	struct fast_path *self = (struct fast_path *)object;
-	PyObject *batch;
+	PyObject *users = PyList_New(0);
+	bool copied;
 
 	(void)ignored;
-	if (take_back(self))
-		Py_RETURN_NONE;
-	batch = self->shown;
-	self->shown = NULL;
-	Py_CLEAR(self->small);
-	return batch;
+	if (!users || take_back(self))
+		return users;
+	copied = self->copied && Py_REFCNT(self->copied) > 1;
+	for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->shown); i++) {
+		PyObject *item = PyList_GET_ITEM(self->shown, i);
+		struct segment *segment = (struct segment *)item;
+		bool lent = smf_is_lent(segment);
+
+		if ((!smf_release_segment(segment) || (copied && !lent)) &&
+		    PyList_Append(users, item)) {
+			Py_DECREF(users);
+			return NULL;
+		}
+	}
+	Py_CLEAR(self->shown);
+	Py_CLEAR(self->copied);
+	return users;
 }
 
-/* The connection that takes a slot's payload, if that is to be copied; borrowed. */
+PyDoc_STRVAR(show_doc,
+"show(batch, copied=...)\n"
+"\n"
+"Have the next exchange take back the segments of a list instead of those of the last batch.  Views of\n"
+"theirs may show the bytes object ``copied``.");
+
+static PyObject *fast_path_show(PyObject *object, PyObject *args)
+{
+	struct fast_path *self = (struct fast_path *)object;
+	PyObject *batch, *copied = NULL;
+
+	if (!PyArg_ParseTuple(args, "O!|S:show", &PyList_Type, &batch, &copied) ||
+	    !smf_are_segments(((PyListObject *)batch)->ob_item, PyList_GET_SIZE(batch)))
+		return NULL;
+	/* A list of its own, because the caller may take segments out of the other. */
+	batch = PyList_GetSlice(batch, 0, PyList_GET_SIZE(batch));
+	if (!batch)
+		return NULL;
+	Py_XSETREF(self->shown, batch);
+	if (copied)
+		Py_XSETREF(self->copied, Py_NewRef(copied));
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(lend_doc,
+"lend(connection, start, buffer, size)\n"
+"\n"
+"A segment of the payload of a received slot, in its page.");
+
+static PyObject *fast_path_lend(PyObject *object, PyObject *args)
+{
+	struct fast_path *self = (struct fast_path *)object;
+	struct smr_segment slot = { 0 };
+	PyObject *connection;
+
+	if (!PyArg_ParseTuple(args, "OIIH:lend", &connection, &slot.start, &slot.buf, &slot.len) ||
+	    !smf_is_open(self))
+		return NULL;
+	return (PyObject *)smf_lend(self, connection, &slot);
+}
+
+/* Whether the payload of a slot is lent to its connection; if not, it is copied. */
+static bool is_to_lend(const struct smr_segment *slot, PyObject *connection)
+{
+	return slot->len > SMR_SMALL &&
+	       slot->len > PyLong_AsLong(smf_slot(connection, smf_ring_connection.copy_max));
+}
+
+/* The connection that takes a slot's payload; borrowed. */
 static PyObject *usual_connection(const struct smr_segment *slot, PyObject *connections)
 {
 	PyObject *id, *connection;
@@ -135,37 +189,49 @@ static PyObject *usual_connection(const struct smr_segment *slot, PyObject *conn
 	if (!connection || !Py_IS_TYPE(connection, smf_ring_connection.type) ||
 	    smf_slot(connection, smf_ring_connection.deaf) != Py_False)
 		return NULL;
-	if (slot->len > SMR_SMALL &&
-	    slot->len > PyLong_AsLong(smf_slot(connection, smf_ring_connection.copy_max)))
-		return NULL;
 	return connection;
 }
 
-/* The connections of a batch's slots; NULL without an exception if not all of it is as usual. */
-static PyObject *usual_connections(const struct smr_pair *pair, int count, PyObject *connections)
+/*
+ * For each slot of a batch its segment, if it is lent, or else the connection; NULL without an
+ * exception if not all of it is as usual: also if a page is to be lent while others are still in use.
+ */
+static PyObject *begin_batch(struct fast_path *self, int count, PyObject *connections)
 {
-	PyObject *found = PyList_New(count);
+	PyObject *batch = PyList_New(count);
 
-	for (int i = 0; found && i < count; i++) {
-		PyObject *connection = usual_connection(&pair->received[i], connections);
+	for (int i = 0; batch && i < count; i++) {
+		const struct smr_segment *slot = &self->pair->received[i];
+		PyObject *item = usual_connection(slot, connections);
 
-		if (connection)
-			PyList_SET_ITEM(found, i, Py_NewRef(connection));
+		if (item && !is_to_lend(slot, item))
+			Py_INCREF(item);
+		else if (item && !PyDict_GET_SIZE(self->aside))
+			item = (PyObject *)smf_lend(self, item, slot);
 		else
-			Py_CLEAR(found);
+			item = NULL;
+		if (item)
+			PyList_SET_ITEM(batch, i, item);
+		else
+			Py_CLEAR(batch);
 	}
-	return found;
+	return batch;
 }
 
-/* A copy of all payloads of a batch: those that are staged, and then the large ones. */
-static PyObject *copy_payloads(const struct smr_pair *pair, int count)
+static bool is_lent(PyObject *batch, Py_ssize_t i)
 {
-	Py_ssize_t large = 0;
+	return Py_IS_TYPE(PyList_GET_ITEM(batch, i), &smf_lent_type);
+}
+
+/* A copy of all payloads of a batch that are not lent: those that are staged, and then larger ones. */
+static PyObject *copy_payloads(const struct smr_pair *pair, PyObject *batch)
+{
+	Py_ssize_t count = PyList_GET_SIZE(batch), large = 0;
 	PyObject *copy;
 	char *to;
 
-	for (int i = 0; i < count; i++)
-		if (pair->received[i].len > SMR_SMALL)
+	for (Py_ssize_t i = 0; i < count; i++)
+		if (pair->received[i].len > SMR_SMALL && !is_lent(batch, i))
 			large += pair->received[i].len;
 	copy = PyBytes_FromStringAndSize(NULL, pair->found[0] + large);
 	if (!copy)
@@ -173,56 +239,63 @@ static PyObject *copy_payloads(const struct smr_pair *pair, int count)
 	to = PyBytes_AS_STRING(copy);
 	memcpy(to, pair->staging, pair->found[0]);
 	to += pair->found[0];
-	for (int i = 0; large && i < count; i++) {
+	for (Py_ssize_t i = 0; large && i < count; i++) {
 		const struct smr_segment *slot = &pair->received[i];
 
-		if (slot->len > SMR_SMALL) {
-			memcpy(to, smr_buffer(pair, slot->buf) + (slot->start & OFFSET), slot->len);
+		if (slot->len > SMR_SMALL && !is_lent(batch, i)) {
+			memcpy(to, smr_buffer(pair, slot->buf) + (slot->start & SMR_OFFSET),
+			       slot->len);
 			to += slot->len;
 		}
 	}
 	return copy;
 }
 
-/* The batch as a list of segments; NULL without an exception if not all of it is as usual. */
-static PyObject *usual_batch(struct fast_path *self, int count, PyObject *connections)
+/* Put segments in the place of the connections in a batch.  False with an exception. */
+static bool finish_batch(const struct smr_pair *pair, PyObject *batch, PyObject *copied)
 {
-	const struct smr_pair *pair = self->pair;
-	Py_ssize_t large = pair->found[0];
-	PyObject *batch = usual_connections(pair, count, connections);
-	/* A copy of its own, so that a view of it can never show other data. */
-	PyObject *small = batch ? copy_payloads(pair, count) : NULL;
-	PyObject *whole = small ? PyMemoryView_FromObject(small) : NULL;
+	PyObject *whole = PyMemoryView_FromObject(copied);
+	const char *staged = PyBytes_AS_STRING(copied), *large = staged + pair->found[0];
+	Py_ssize_t count = PyList_GET_SIZE(batch), i;
 
-	if (!whole)
-		Py_CLEAR(batch);
-	for (int i = 0; batch && i < count; i++) {
+	for (i = 0; whole && i < count; i++) {
 		const struct smr_segment *slot = &pair->received[i];
 		PyObject *connection = PyList_GET_ITEM(batch, i);
-		Py_ssize_t start = slot->start;
+		const char *payload = staged + slot->start;
 		struct segment *segment;
 
+		if (is_lent(batch, i))
+			continue;
 		if (slot->len > SMR_SMALL) {
-			start = large;
+			payload = large;
 			large += slot->len;
 		}
-		segment = smf_make_segment(connection, whole, start, slot->len);
-		if (!segment) {
-			Py_CLEAR(batch);
+		segment = smf_make_segment(connection, whole, payload, slot->len);
+		if (!segment)
 			break;
-		}
 		PyList_SET_ITEM(batch, i, (PyObject *)segment);
 		Py_DECREF(connection);
 	}
 	Py_XDECREF(whole);
+	return i == count;
+}
+
+/* The batch as a list of segments; NULL without an exception if not all of it is as usual. */
+static PyObject *usual_batch(struct fast_path *self, int count, PyObject *connections)
+{
+	PyObject *batch = begin_batch(self, count, connections);
+	/* A copy of its own, so that a view of it can never show other data. */
+	PyObject *copied = batch ? copy_payloads(self->pair, batch) : NULL;
+
 	/* A list of its own, because the caller may take segments out of the other. */
-	self->shown = batch ? PyList_GetSlice(batch, 0, count) : NULL;
+	if (copied && finish_batch(self->pair, batch, copied))
+		self->shown = PyList_GetSlice(batch, 0, count);
 	if (!self->shown) {
+		Py_XDECREF(copied);
 		Py_XDECREF(batch);
-		Py_XDECREF(small);
 		return NULL;
 	}
-	self->small = small;
+	self->copied = copied;
 	return batch;
 }
 
@@ -313,8 +386,10 @@ static PyObject *fast_path_send(PyObject *object, PyObject *ignored)
 
 static PyMethodDef fast_path_methods[] = {
 	{ "exchange", (PyCFunction)(void (*)(void))fast_path_exchange, METH_FASTCALL, exchange_doc },
+	{ "lend", fast_path_lend, METH_VARARGS, lend_doc },
 	{ "release", fast_path_release, METH_NOARGS, release_doc },
 	{ "send", fast_path_send, METH_NOARGS, send_doc },
+	{ "show", fast_path_show, METH_VARARGS, show_doc },
 	{ 0 }
 };
 
@@ -334,7 +409,7 @@ PyTypeObject smf_fast_path_type = {
 /* A ring: the class, and where its instances have what is looked at here. */
 static struct {
 	PyTypeObject *type;
-	Py_ssize_t after_send, attention, connections, fast, shown, starved;
+	Py_ssize_t after_send, attention, connections, fast, starved;
 } ring;
 
 static bool has_only_to_exchange(PyObject *self)
@@ -350,7 +425,7 @@ static PyObject *ring_exchange(PyObject *method, PyObject *const *args, size_t n
 	PyObject *self, *found, *completed, *type, *exc, *traceback;
 
 	if (PyVectorcall_NARGS(nargsf) != 2 || names || !Py_IS_TYPE(args[0], ring.type) ||
-	    !has_only_to_exchange(args[0]) || PyList_GET_SIZE(smf_slot(args[0], ring.shown)))
+	    !has_only_to_exchange(args[0]))
 		return PyObject_Vectorcall(((struct smf_method *)method)->general, args, nargsf,
 					   names);
 	self = args[0];
@@ -379,7 +454,6 @@ static int learn_ring(PyTypeObject *type)
 		{ "_attention", &ring.attention },
 		{ "_connections", &ring.connections },
 		{ "_fast", &ring.fast },
-		{ "_shown", &ring.shown },
 		{ "_starved", &ring.starved },
 		{ 0 }
 	};

@@ -36,6 +36,13 @@ int smf_find_slots(PyTypeObject *owner, const struct smf_slot *slots)
 	return 0;
 }
 
+/* For a method whose class another one has learnt, or that looks at none. */
+int smf_learn_nothing(PyTypeObject *owner)
+{
+	(void)owner;
+	return 0;
+}
+
 int smf_intern_names(const struct smf_name *names)
 {
 	for (; names->name; names++) {
@@ -44,6 +51,15 @@ int smf_intern_names(const struct smf_name *names)
 			return -1;
 	}
 	return 0;
+}
+
+/* Raise an error that a Python function has made, or its failure to.  Takes it over. */
+PyObject *smf_raise(PyObject *error)
+{
+	if (error)
+		PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+	Py_XDECREF(error);
+	return NULL;
 }
 
 /* Take the current exception, as an except clause does. */

@@ -2,7 +2,7 @@
 /*
  * Segments: the objects that an exchange gives to Python, one for each payload or event.
  *
- * Those of a batch of small payloads share a view of all of it.
+ * Those of a batch whose payloads were copied share a view of all of it.
  */
 #include "_fast.h"
 
@@ -13,21 +13,28 @@ static PyObject *view_release;		/* memoryview.release */
 static PyObject *released_view;
 static PyObject *broken;		/* of stackmap.errors */
 
-/* A segment of payload, whose view is made when somebody asks for it. */
-struct segment *smf_make_segment(PyObject *connection, PyObject *batch, Py_ssize_t start,
+/* Fill in a new segment of payload, whose view is made of source when somebody asks for it. */
+void smf_fill_segment(struct segment *self, PyObject *connection, PyObject *source,
+		      const char *payload, Py_ssize_t len)
+{
+	self->connection = Py_NewRef(connection);
+	self->view = NULL;
+	self->event = Py_NewRef(smf_no_event);
+	self->err = 0;
+	self->source = Py_NewRef(source);
+	self->payload = payload;
+	self->len = len;
+}
+
+/* A segment of payload that was copied with others of its batch. */
+struct segment *smf_make_segment(PyObject *connection, PyObject *batch, const char *payload,
 				 Py_ssize_t len)
 {
 	struct segment *self = PyObject_GC_New(struct segment, &smf_segment_type);
 
 	if (!self)
 		return NULL;
-	self->connection = Py_NewRef(connection);
-	self->view = NULL;
-	self->event = Py_NewRef(smf_no_event);
-	self->err = 0;
-	self->batch = Py_NewRef(batch);
-	self->start = start;
-	self->len = len;
+	smf_fill_segment(self, connection, batch, payload, len);
 	PyObject_GC_Track(self);
 	return self;
 }
@@ -57,7 +64,7 @@ static int segment_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		return -1;
 	Py_SETREF(self->connection, Py_NewRef(connection));
 	Py_XSETREF(self->view, Py_NewRef(view));
-	Py_CLEAR(self->batch);
+	Py_CLEAR(self->source);
 	Py_SETREF(self->event, Py_NewRef(event));
 	return 0;
 }
@@ -69,6 +76,7 @@ static int segment_traverse(PyObject *object, visitproc visit, void *arg)
 	Py_VISIT(self->connection);
 	Py_VISIT(self->view);
 	Py_VISIT(self->event);
+	Py_VISIT(self->source);
 	return 0;
 }
 
@@ -79,7 +87,7 @@ static int segment_clear(PyObject *object)
 	Py_CLEAR(self->connection);
 	Py_CLEAR(self->view);
 	Py_CLEAR(self->event);
-	Py_CLEAR(self->batch);
+	Py_CLEAR(self->source);
 	return 0;
 }
 
@@ -97,7 +105,7 @@ bool smf_release_view(struct segment *self)
 
 	if (!self->view) {
 		self->view = Py_NewRef(released_view);
-		Py_CLEAR(self->batch);
+		Py_CLEAR(self->source);
 		return true;
 	}
 	done = PyObject_Vectorcall(view_release, &self->view, 1, NULL);
@@ -105,16 +113,25 @@ bool smf_release_view(struct segment *self)
 	return done;
 }
 
+static PyObject *make_view(const struct segment *self)
+{
+	Py_ssize_t start;
+
+	if (!PyMemoryView_Check(self->source))
+		return PyMemoryView_FromObject(self->source);
+	start = self->payload - (const char *)PyMemoryView_GET_BUFFER(self->source)->buf;
+	return PySequence_GetSlice(self->source, start, start + self->len);
+}
+
 static PyObject *segment_view(PyObject *object, void *ignored)
 {
 	struct segment *self = (struct segment *)object;
 
 	(void)ignored;
-	if (!self->view && self->batch) {
-		self->view = PySequence_GetSlice(self->batch, self->start,
-						 self->start + self->len);
+	if (!self->view && self->source) {
+		self->view = make_view(self);
 		if (self->view)
-			Py_CLEAR(self->batch);
+			Py_CLEAR(self->source);
 	} else if (!self->view) {
 		smf_release_view(self);	/* the garbage collector has cleared it */
 	}
@@ -172,23 +189,17 @@ static PyObject *segment_tobytes(PyObject *object, PyObject *ignored)
 	struct segment *self = (struct segment *)object;
 
 	(void)ignored;
-	if (self->batch) {
-		const char *payloads = PyMemoryView_GET_BUFFER(self->batch)->buf;
-
-		return PyBytes_FromStringAndSize(payloads + self->start, self->len);
-	}
+	if (self->source)
+		return PyBytes_FromStringAndSize(self->payload, self->len);
 	return PyBytes_FromObject(self->view ? self->view : released_view);
 }
 
 /* The payload of a segment, to be released with PyBuffer_Release(). */
 int smf_get_payload(struct segment *self, Py_buffer *payload)
 {
-	if (self->batch) {
-		const char *payloads = PyMemoryView_GET_BUFFER(self->batch)->buf;
-
-		return PyBuffer_FillInfo(payload, (PyObject *)self, (char *)payloads + self->start,
+	if (self->source)
+		return PyBuffer_FillInfo(payload, (PyObject *)self, (char *)self->payload,
 					 self->len, true, PyBUF_SIMPLE);
-	}
 	return PyObject_GetBuffer(self->view ? self->view : released_view, payload, PyBUF_SIMPLE);
 }
 

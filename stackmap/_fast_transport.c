@@ -317,7 +317,7 @@ static Py_ssize_t deliver_some(PyObject *const *segments, Py_ssize_t count, PyOb
 	return 1;
 }
 
-static bool is_batch(PyObject *const *segments, Py_ssize_t count)
+bool smf_are_segments(PyObject *const *segments, Py_ssize_t count)
 {
 	for (Py_ssize_t i = 0; i < count; i++)
 		if (!PyObject_TypeCheck(segments[i], &smf_segment_type)) {
@@ -331,7 +331,7 @@ static bool is_batch(PyObject *const *segments, Py_ssize_t count)
 int smf_deliver(PyObject *const *segments, Py_ssize_t count, PyObject *stranger,
 		Py_ssize_t *delivered)
 {
-	int status = is_batch(segments, count) ? 0 : -1;
+	int status = smf_are_segments(segments, count) ? 0 : -1;
 
 	*delivered = 0;
 	while (!status && *delivered < count)
@@ -398,7 +398,7 @@ static PyObject *deliver_data(PyObject *module, PyObject *const *args, Py_ssize_
 	batch = PyList_AsTuple(args[1]);
 	if (!batch)
 		return NULL;
-	if (!is_batch(&PyTuple_GET_ITEM(batch, 0), PyTuple_GET_SIZE(batch))) {
+	if (!smf_are_segments(&PyTuple_GET_ITEM(batch, 0), PyTuple_GET_SIZE(batch))) {
 		Py_DECREF(batch);
 		return NULL;
 	}

@@ -14,14 +14,6 @@
 
 struct ring_connection smf_ring_connection;
 
-/* Where one connection writes. */
-struct outlet {
-	PyObject_HEAD
-	struct fast_path *path;
-	uint32_t id;
-	unsigned long long written;
-};
-
 static PyObject *outlet_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = { "path", "id", NULL };
@@ -117,7 +109,7 @@ static PyMemberDef outlet_members[] = {
 	{ 0 }
 };
 
-static PyTypeObject outlet_type = {
+PyTypeObject smf_outlet_type = {
 	PyVarObject_HEAD_INIT(NULL, 0)
 	.tp_name = "stackmap._fast.Outlet",
 	.tp_basicsize = sizeof(struct outlet),
@@ -142,23 +134,31 @@ static PyObject *rest_of(PyObject *data, Py_ssize_t taken, Py_ssize_t len)
 	return rest;
 }
 
-/*
- * Write to a connection, if it is on a ring, is well, and nothing of it waits.  Returns None if that
- * took all of data, or else what is left: part of it, or data itself.
- */
-PyObject *smf_write_as_usual(PyObject *connection, PyObject *data)
+/* Where a connection writes, borrowed, if it is on a ring, is well, and nothing of it waits; or NULL. */
+struct outlet *smf_usual_outlet(PyObject *connection)
 {
 	struct outlet *outlet;
-	Py_buffer buffer;
-	Py_ssize_t taken, len;
 
 	if (!Py_IS_TYPE(connection, smf_ring_connection.type) ||
 	    smf_slot(connection, smf_ring_connection.shutdown) != Py_False ||
 	    !smf_is_zero(smf_slot(connection, smf_ring_connection.failure)) ||
 	    PyObject_Size(smf_slot(connection, smf_ring_connection.waiting)))
-		return Py_NewRef(data);
+		return NULL;
 	outlet = (struct outlet *)smf_slot(connection, smf_ring_connection.outlet);
-	if (!outlet->path || !outlet->path->pair || outlet->path->pair->fd < 0)
+	return outlet->path && outlet->path->pair && outlet->path->pair->fd >= 0 ? outlet : NULL;
+}
+
+/*
+ * Write to a connection whose outlet is usual.  Returns None if that took all of data, or else what
+ * is left: part of it, or data itself.
+ */
+PyObject *smf_write_as_usual(PyObject *connection, PyObject *data)
+{
+	struct outlet *outlet = smf_usual_outlet(connection);
+	Py_buffer buffer;
+	Py_ssize_t taken, len;
+
+	if (!outlet)
 		return Py_NewRef(data);
 	if (PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)) {
 		PyErr_Clear();	/* whoever is left with data finds out */
@@ -222,5 +222,5 @@ static PyMethodDef functions[] = {
 
 int smf_init_write(PyObject *module)
 {
-	return PyModule_AddType(module, &outlet_type) ? -1 : PyModule_AddFunctions(module, functions);
+	return PyModule_AddType(module, &smf_outlet_type) ? -1 : PyModule_AddFunctions(module, functions);
 }

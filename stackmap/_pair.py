@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import sys
 from typing import TYPE_CHECKING, Any
 
 from ._fast import FastPath
@@ -13,15 +12,13 @@ from ._ring_c import ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ._fast import LentSegment, Page
     from ._kernel_port import KernelPort
 
 #: Payloads of up to so many bytes are copied to the staging area.
 SMALL: int = lib.SMR_SMALL
 #: Fields of a received slot: id, start, buffer, length, flags, errno (struct smr_segment).
 _SEGMENT = struct.Struct("=IIIHBB")
-_PAGE_SIZE = 4096
-#: The offset in a page: the lower half of struct smr_segment's start.
-_OFFSET = 0xFFFF
 
 
 class Pair:
@@ -53,17 +50,15 @@ class Pair:
         self.found = memoryview(ffi.buffer(self._arrays["found"])).cast("B").cast("i")
         self._received = ffi.buffer(self._arrays["received"])
         self._staging = ffi.buffer(self._arrays["staging"])
-        self._pages: dict[int, Any] = {}
-        self.aside: dict[int, Any] = {}
+        self.aside: dict[int, Page] = {}
         self._aside_max = max(1, kernel.spare_buffers // (4 * kernel.rings))
         address = int(ffi.cast("uintptr_t", self.struct))
-        self.fast = FastPath(address, self.struct)
+        self.fast = FastPath(address, self.struct, self.aside)
         check(lib.smr_open_pair(self.struct, kernel.shared, index), "ring")
 
     def close(self) -> None:
         """Close its descriptor.  Nothing uses its memory any more."""
         lib.smr_close_pair(self.struct)
-        self._pages.clear()
 
     # -- received slots --
 
@@ -76,27 +71,13 @@ class Pair:
         staged: bytes = self._staging[:size]
         return staged
 
-    def nothing_staged(self) -> bytes:
-        """A bytes object that nothing else refers to."""
-        return self.staged(lib.SMR_STAGING_START)
-
-    def page(self, buffer: int) -> Any:
-        """A Python buffer for one page; the mapping does not move, so it is made once."""
-        page = self._pages.get(buffer)
-        if page is None:
-            page = ffi.buffer(lib.smr_buffer(self.struct, buffer), _PAGE_SIZE)
-            self._pages[buffer] = page
-        return page
-
-    @staticmethod
-    def place(start: int, size: int) -> tuple[slice, int]:
-        """Where in its page a received payload is, and the number of its slot."""
-        offset = start & _OFFSET
-        return slice(offset, offset + size), start >> 16
-
-    def copy(self, start: int, buffer: int, size: int) -> bytes:
-        """The payload of a received slot that is too large to be staged."""
-        return bytes(memoryview(self.page(buffer))[self.place(start, size)[0]])
+    def payload(self, start: int, buffer: int, size: int) -> bytes:
+        """A copy of the payload of a received slot."""
+        if size <= SMALL:
+            staged: bytes = self._staging[start : start + size]
+            return staged
+        page = lib.smr_buffer(self.struct, buffer)
+        return bytes(ffi.buffer(page + (start & lib.SMR_OFFSET), size))
 
     def watched(self, count: int) -> list[int]:
         """The descriptors of the watched files that the last exchange found ready."""
@@ -109,18 +90,17 @@ class Pair:
         """So many pages are set aside that the ring needs the rest."""
         return len(self.aside) >= self._aside_max
 
-    def set_aside(self, page: Any, slot: int) -> None:
+    def set_aside(self, segment: LentSegment) -> None:
         """Take a page that is still in use out of the receive ring."""
         self.reclaim()
         extra = self.kernel.extra_buffers
-        spare = extra.pop() if extra else 0  # 0: one of the kernel's
-        self.aside[lib.smr_keep(self.struct, slot, spare)] = page
+        page = segment.set_aside(extra.pop() if extra else 0)  # 0: one of the kernel's
+        self.aside[page.buffer] = page
 
     def reclaim(self) -> None:
         """Take back buffers with pages that are not in use any more."""
         for buffer, page in list(self.aside.items()):
-            # Besides page: both tables, the list, and the argument.
-            if sys.getrefcount(page) <= 5:
+            if page.release():
                 del self.aside[buffer]
                 self.kernel.extra_buffers.append(buffer)
 

@@ -309,30 +309,11 @@ uint32_t smr_send_buffer(struct smr_pair *pair, uint32_t id, uint32_t buf, uint3
 	return spare;
 }
 
-/* Keep a received buffer: its slot gives back a spare one instead.  Returns the buffer. */
-uint32_t smr_keep(const struct smr_pair *pair, uint32_t slot, uint32_t spare)
+/* Keep a received buffer: its slot gives back a spare one instead. */
+void smr_keep(const struct smr_pair *pair, uint32_t slot, uint32_t spare)
 {
-	struct sm_slot *received = &pair->rx->slot[slot];
-	uint32_t buf = received->buf_idx;
-
-	received->buf_idx = spare;
-	received->flags = NS_BUF_CHANGED;
-	return buf;
-}
-
-/*
- * Hand a received buffer to a connection: its slot gives back that of a transmit slot instead.
- * Returns 0 if the transmit ring is full.
- */
-int smr_forward(const struct smr_pair *from, uint32_t slot, struct smr_pair *to, uint32_t id)
-{
-	const struct sm_slot *received = &from->rx->slot[slot];
-	uint32_t spare = smr_send_buffer(to, id, received->buf_idx, SM_PTR_OFFSET(received->ptr),
-					 received->len);
-
-	if (spare)
-		smr_keep(from, slot, spare);
-	return spare != 0;
+	pair->rx->slot[slot].buf_idx = spare;
+	pair->rx->slot[slot].flags = NS_BUF_CHANGED;
 }
 
 /* What a slot says, in the library's terms. */

@@ -3,6 +3,8 @@
 #define SMR_SMALL 512
 #define SMR_UNLIMITED 0xffffffff
 #define SMR_STAGING_START 2
+/* The part of struct smr_segment's start that is the offset in the buffer. */
+#define SMR_OFFSET 0xffff
 #define SMR_WATCHED 16
 /* Who is in a pair: nobody; a thread sends, exchanges or closes it; another sends for its own. */
 #define SMR_FREE 0
@@ -96,10 +98,6 @@ int smr_pause(const struct smr_port *port, uint32_t id, int paused);
 int smr_stats(const struct smr_port *port, struct smr_stats *stats);
 int smr_state(const struct smr_port *port, uint32_t record, uint32_t id, struct sm_state *state);
 char *smr_buffer(const struct smr_pair *pair, uint32_t buf);
-int smr_forward(const struct smr_pair *from, uint32_t slot, struct smr_pair *to, uint32_t id);
-uint32_t smr_keep(const struct smr_pair *pair, uint32_t slot, uint32_t spare);
-uint32_t smr_send_buffer(struct smr_pair *pair, uint32_t id, uint32_t buf, uint32_t offset,
-			 uint32_t len);
 size_t smr_unsynced(const struct smr_pair *pair, uint32_t id);
 int smr_send(struct smr_pair *pair);
 int smr_send_entered(struct smr_pair *pair);

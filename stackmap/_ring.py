@@ -2,7 +2,7 @@
 
 One exchange is one system call: it sends the batch that was written, polls the NIC, and returns
 what arrived for all connections.  Slots are walked in C, a batch per call (``_ring.c``); batches
-with nothing but small messages also become segments there (``_fast_exchange.c``).
+with nothing but payload also become segments there (``_fast_exchange.c``).
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ._connect import start_connecting
 from ._event import Event
-from ._fast import Segment, usual_exchange
-from ._in_use import release_unless_in_use, warn_in_use
+from ._fast import LentSegment, Segment, usual_exchange
+from ._in_use import warn_in_use
+from ._kept import LentKept
 from ._kernel_port import check
 from ._pair import SMALL, Pair
 from ._port import PortStats
@@ -29,7 +30,6 @@ from ._ring_connection import Carrier, RingConnection
 from ._ring_listener import RingListener
 from ._transmission import Transmission
 from ._unclaimed import Unclaimed
-from ._views import LentSegment
 from ._watch import Watches
 from .errors import BrokenError, ClosedError, WouldBlockError, make_error, port_closed
 
@@ -65,7 +65,7 @@ class Ring(Carrier):
     """
 
     #: State that the usual exchange reads (_fast_exchange.c).
-    __slots__ = ("_after_send", "_attention", "_connections", "_fast", "_shown", "_starved")
+    __slots__ = ("_after_send", "_attention", "_connections", "_fast", "_starved")
 
     backend: ClassVar[str] = "stackmap"
 
@@ -91,10 +91,6 @@ class Ring(Carrier):
         self._transmission = Transmission(self._pair, self._connections)
         self._after_send = self._transmission.after_send
         self._starved = self._transmission.starved
-        # Segments of the last exchange that C does not take back, and what their views show.
-        self._shown: list[Segment] = []
-        self._lent: list[LentSegment] = []
-        self._small = self._pair.nothing_staged()
         self._held: list[Segment] = []  # of an exchange that a callback's exception ended
         self._events: list[Segment] = []  # that the kernel does not tell
         # Connections that take data again, and have something held back.
@@ -212,8 +208,7 @@ class Ring(Carrier):
             if self._held:
                 return self._deliver_held()
             timeout = self._finish_before_wait(timeout)
-        if self._shown:
-            self._take_back()
+        self._take_back()
         try:
             found = self._fast.exchange(timeout, self._connections)
         except BaseException:  # of a signal's handler
@@ -242,15 +237,10 @@ class Ring(Carrier):
                 would have to be copied.
         """
         extra = self._kernel.extra_buffers
-        if (
-            isinstance(segment, LentSegment)
-            and segment.lent
-            and segment.pair is self._pair
-            and extra
-        ):
+        if isinstance(segment, LentSegment) and segment.lender is self._fast and extra:
             spare = extra.pop()
             try:
-                return segment.keep(spare)
+                return LentKept(self._kernel, segment, spare)
             except BufferError:
                 extra.append(spare)
                 raise
@@ -286,7 +276,6 @@ class Ring(Carrier):
             return
         check(lib.smr_enter(self._pair.struct), "close")
         self._take_back()
-        self._leave_to_users(self._fast.release())
         self._pair.reclaim()
         if self._pair.aside:
             lib.smr_leave(self._pair.struct)
@@ -340,7 +329,7 @@ class Ring(Carrier):
     def _complete(self, found: list[Segment] | int | None, timeout: float | None) -> list[Segment]:
         """Finish an exchange that C has not made into segments, or that is not all."""
         if found is None:
-            self._leave_to_users(self._fast.release())
+            self._take_back()
             return self.exchange(timeout)
         if isinstance(found, list):
             segments, ready = found, 0
@@ -394,42 +383,34 @@ class Ring(Carrier):
         append = segments.append
         find = self._connections.get
         pair = self._pair
+        if pair.aside:
+            pair.reclaim()
         # A copy of its own, so that a view of it can never show other data.
-        self._small = pair.staged(staged)
-        small = memoryview(self._small)
+        copied = pair.staged(staged)
+        small = memoryview(copied)
         for id, start, buffer, size, flags, code in pair.received(count):
             connection = find(id)
             if connection is None:
-                data = self._payload(start, buffer, size)
+                data = pair.payload(start, buffer, size)
                 connection = self._connection_for_unknown_id(id, flags, code, data, segments)
                 if connection is None:
                     continue
             if connection._deaf:
-                data = self._payload(start, buffer, size)
+                data = pair.payload(start, buffer, size)
                 self._handle_slot(connection, flags, code, data, segments)
             elif flags & _ACKED:
-                self._handle_report(connection, self._payload(start, buffer, size), segments)
+                self._handle_report(connection, pair.payload(start, buffer, size), segments)
             elif flags:
                 self._handle_event(connection, flags, code, segments)
             elif size <= SMALL:
                 append(Segment(connection, small[start : start + size], _NO_EVENT, 0))
             elif size <= connection._copy_max or pair.must_copy:
-                append(
-                    Segment(connection, memoryview(pair.copy(start, buffer, size)), _NO_EVENT, 0)
-                )
+                payload = memoryview(pair.payload(start, buffer, size))
+                append(Segment(connection, payload, _NO_EVENT, 0))
             else:
-                where, slot = pair.place(start, size)
-                lent = LentSegment(pair, connection, pair.page(buffer), where, slot)
-                append(lent)
-                self._lent.append(lent)
-        self._shown = segments.copy()  # because the caller may take segments out of its list
+                append(self._fast.lend(connection, start, buffer, size))
+        self._fast.show(segments, copied)
         return segments
-
-    def _payload(self, start: int, buffer: int, size: int) -> bytes:
-        """The payload of one received slot."""
-        if size <= SMALL:
-            return self._small[start : start + size]
-        return self._pair.copy(start, buffer, size)
 
     def _handle_slot(
         self,
@@ -510,26 +491,11 @@ class Ring(Carrier):
 
     def _take_back(self) -> None:
         """Release the views of the previous exchange; the next sync returns their slots."""
-        if self._pair.aside:
-            self._pair.reclaim()
-        segments, self._shown = self._shown, []
-        lent, self._lent = self._lent, []
-        in_use: list[Segment] = [segment for segment in lent if not segment.take_back()]
-        released = [release_unless_in_use(segment.view) for segment in segments]
-        # referenced by us, and as the argument; anything more is a view's slice
-        if not all(released) or sys.getrefcount(self._small) > 2:
-            in_use = segments
-        if in_use:
-            self._small = self._pair.nothing_staged()
+        if in_use := self._fast.release():
+            for segment in in_use:
+                if isinstance(segment, LentSegment):
+                    self._pair.set_aside(segment)
             warn_in_use(segment.connection for segment in in_use)
-
-    @staticmethod
-    def _leave_to_users(segments: list[Segment] | None) -> None:
-        """Leave the memory of small payloads to views that still use it."""
-        if segments is not None:
-            for segment in segments:
-                release_unless_in_use(segment.view)
-            warn_in_use(segment.connection for segment in segments)
 
     # -- connections that this thread did not make, or whose number it does not know yet --
 
@@ -599,7 +565,7 @@ class Ring(Carrier):
         for id in list(self._unclaimed):
             self._claim(id, segments)
         self._deliver_held_back(segments)
-        self._shown = segments.copy()
+        self._fast.show(segments)
 
     def _take_placed(self, segments: list[Segment]) -> None:
         """Take in the connections that other threads put on this ring."""

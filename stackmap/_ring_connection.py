@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from ._connection import Address, Buffer, Connection, Payload
 from ._event import Event
-from ._fast import Outlet, usual_connection_write
+from ._fast import LentSegment, Outlet, usual_connection_write, usual_forward
+from ._kept import LentKept
 from ._port import Port
 from ._ring_c import lib
-from ._views import LentKept, LentSegment
 
 if TYPE_CHECKING:
     from ._tcp_state import TcpState
@@ -103,6 +103,7 @@ class RingConnection(Connection):
         """See :attr:`Connection.bytes_written`."""
         return self._bytes_written + self._outlet.written
 
+    @usual_forward
     def forward(self, segment: Payload) -> None:
         """Send received bytes on without a copy; see :meth:`Connection.forward`.
 
@@ -114,12 +115,9 @@ class RingConnection(Connection):
         """
         if (
             isinstance(segment, LentSegment | LentKept)
-            and segment.lent
-            and segment.pair.kernel is self._pair.kernel
             and not (self._waiting or self._shutdown)
-            and segment.forward(self._pair, self.id)
+            and segment.forward(self._outlet)
         ):
-            self._bytes_written += segment.size
             return
         super().forward(segment)
 

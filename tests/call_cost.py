@@ -2,8 +2,8 @@
 
 Three calls are made for every message or every exchange on rings: writing 64 bytes, the exchange
 itself, and making received slots into segments.  Here each is made in two ways, through cffi in its
-API mode and through ``stackmap/_fast*.c``, on rings in ordinary memory, with a kernel that takes all
-slots at once and shows the same received ones again.  No module and no rights are needed.
+API mode and through ``stackmap/_fast*.c``, on rings in ordinary memory, with a kernel that takes
+all slots at once and shows the same received ones again.  No module and no rights are needed.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def extension_path(extension: Path, batch: int) -> Any:
     fast = _load("_fast", extension)
     # As for the class of a ring's connections: it learns where instances have what it looks at.
     fast.usual_connection_write(Connection.__init__).__set_name__(Connection, "write")
-    return fast.FastPath(address, library)
+    return fast.FastPath(address, library, {})
 
 
 def cffi_exchange(module: Any, batch: int) -> Loop:

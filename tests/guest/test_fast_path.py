@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from stackmap import Event, RingPort, Segment
-from stackmap._views import LentSegment
+from stackmap._fast import LentSegment
 from tests.guest.wire import NIC, connect_pair
 
 PATIENCE = 60.0

@@ -23,7 +23,7 @@ LAYERS = (
     ("_open_errors",),
     ("_kernel_port",),
     ("_pair",),
-    ("_views", "_transmission"),
+    ("_kept", "_transmission"),
     ("_ring_connection",),
     ("_ring_listener",),
     ("_unclaimed",),

@@ -29,7 +29,7 @@ FIRST_KERNEL = {
     for name in (
         "actor", "aio_clients", "aio_cpython", "aio_delivery", "aio_loop", "aio_oracle",
         "aio_transport", "conformance", "congestion", "echo_c", "examples", "fast_path", "forward",
-        "kill", "lifetimes", "limits", "memcached_ends", "netlink", "overload", "poll",
+        "kill", "lent", "lifetimes", "limits", "memcached_ends", "netlink", "overload", "poll",
         "register", "reuseport", "rights", "ring_port", "security", "servers", "signals",
         "soft_errors", "spin", "tcp_state", "tls", "tracepoints", "transport_contract",
     )
