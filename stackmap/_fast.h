@@ -72,6 +72,7 @@ struct ring_connection {
 extern struct ring_connection smf_ring_connection;
 
 PyObject *smf_write_as_usual(PyObject *connection, PyObject *data);
+PyObject *smf_write_all_as_usual(PyObject *connection, PyObject *parts);
 
 /*
  * A method of a Python class that C carries out in the usual case.  The Python method, which it
@@ -87,6 +88,8 @@ struct smf_method {
 extern PyTypeObject smf_method_type;
 
 PyObject *smf_make_method(PyObject *general, vectorcallfunc call, int (*learn)(PyTypeObject *owner));
+
+PyObject *smf_finish_in_python(PyObject *general, PyObject *object, PyObject *left);
 
 /*
  * Where the instances of a class have one of its __slots__: the usual case looks at them without an

@@ -17,6 +17,21 @@ PyObject *smf_make_method(PyObject *general, vectorcallfunc call, int (*learn)(P
 	return (PyObject *)self;
 }
 
+/*
+ * Have the Python method do what C has left of its argument: None for nothing, NULL for an exception.
+ * Takes that over.
+ */
+PyObject *smf_finish_in_python(PyObject *general, PyObject *object, PyObject *left)
+{
+	PyObject *result;
+
+	if (!left || left == Py_None)
+		return left;
+	result = PyObject_CallFunctionObjArgs(general, object, left, NULL);
+	Py_DECREF(left);
+	return result;
+}
+
 int smf_find_slots(PyTypeObject *owner, const struct smf_slot *slots)
 {
 	for (; slots->name; slots++) {

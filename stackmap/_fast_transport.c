@@ -427,9 +427,9 @@ static bool loop_runs(PyObject *loop)
 	return thread && thread != Py_None;
 }
 
-static bool is_usual(PyObject *self, PyObject *data)
+static bool takes_writes(PyObject *self)
 {
-	return Py_IS_TYPE(self, transport.type) && is_bytes_like(data) &&
+	return Py_IS_TYPE(self, transport.type) &&
 	       smf_slot(self, transport.eof) == Py_False &&
 	       smf_slot(self, transport.file_sender) == Py_None &&
 	       smf_is_zero(smf_slot(self, transport.conn_lost)) &&
@@ -440,16 +440,51 @@ static PyObject *transport_write(PyObject *method, PyObject *const *args, size_t
 				 PyObject *names)
 {
 	PyObject *general = ((struct smf_method *)method)->general;
-	PyObject *left, *result;
+	PyObject *left;
 
-	if (PyVectorcall_NARGS(nargsf) != 2 || names || !is_usual(args[0], args[1]))
+	if (PyVectorcall_NARGS(nargsf) != 2 || names || !takes_writes(args[0]) ||
+	    !is_bytes_like(args[1]))
 		return PyObject_Vectorcall(general, args, nargsf, names);
 	left = smf_write_as_usual(smf_slot(args[0], transport.connection), args[1]);
-	if (!left || left == Py_None)
-		return left;
-	result = PyObject_CallFunctionObjArgs(general, args[0], left, NULL);
-	Py_DECREF(left);
-	return result;
+	return smf_finish_in_python(general, args[0], left);
+}
+
+/* Whether it can be written: a view may be released, or not contiguous. */
+static bool is_readable(PyObject *data)
+{
+	Py_buffer buffer;
+
+	if (!is_bytes_like(data))
+		return false;
+	if (PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)) {
+		PyErr_Clear();	/* the Python method finds out */
+		return false;
+	}
+	PyBuffer_Release(&buffer);
+	return true;
+}
+
+static bool are_readable(PyObject *parts)
+{
+	if (!PyList_CheckExact(parts) && !PyTuple_CheckExact(parts))
+		return false;
+	for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(parts); i++)
+		if (!is_readable(PySequence_Fast_GET_ITEM(parts, i)))
+			return false;
+	return true;
+}
+
+static PyObject *transport_writelines(PyObject *method, PyObject *const *args, size_t nargsf,
+				      PyObject *names)
+{
+	PyObject *general = ((struct smf_method *)method)->general;
+	PyObject *left;
+
+	if (PyVectorcall_NARGS(nargsf) != 2 || names || !takes_writes(args[0]) ||
+	    !are_readable(args[1]))
+		return PyObject_Vectorcall(general, args, nargsf, names);
+	left = smf_write_all_as_usual(smf_slot(args[0], transport.connection), args[1]);
+	return smf_finish_in_python(general, args[0], left);
 }
 
 static int learn_connection(void)
@@ -499,11 +534,24 @@ static PyObject *usual_transport_write(PyObject *module, PyObject *general)
 	return smf_make_method(general, transport_write, learn_transport);
 }
 
+PyDoc_STRVAR(usual_transport_writelines_doc,
+"usual_transport_writelines(writelines)\n"
+"\n"
+"Decorate PortTransport.writelines(): C writes where usual_transport_write() has C write.");
+
+static PyObject *usual_transport_writelines(PyObject *module, PyObject *general)
+{
+	(void)module;
+	return smf_make_method(general, transport_writelines, smf_learn_nothing);
+}
+
 static PyMethodDef functions[] = {
 	{ "deliver", (PyCFunction)(void (*)(void))deliver, METH_FASTCALL, deliver_doc },
 	{ "deliver_data", (PyCFunction)(void (*)(void))deliver_data, METH_FASTCALL,
 	  deliver_data_doc },
 	{ "usual_transport_write", usual_transport_write, METH_O, usual_transport_write_doc },
+	{ "usual_transport_writelines", usual_transport_writelines, METH_O,
+	  usual_transport_writelines_doc },
 	{ 0 }
 };
 

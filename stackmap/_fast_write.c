@@ -170,20 +170,46 @@ PyObject *smf_write_as_usual(PyObject *connection, PyObject *data)
 	return taken == len ? Py_NewRef(Py_None) : rest_of(data, taken, len);
 }
 
+/* What is left of a list or tuple of which the parts before i are written, and of part i a rest. */
+static PyObject *parts_left(PyObject *parts, Py_ssize_t i, PyObject *rest)
+{
+	PyObject *left = PySequence_List(parts);
+
+	if (!left || PyList_SetSlice(left, 0, i, NULL)) {
+		Py_XDECREF(left);
+		Py_DECREF(rest);
+		return NULL;
+	}
+	PyList_SetItem(left, 0, rest);
+	return left;
+}
+
+/*
+ * Write the parts of a list or tuple one behind the other, as smf_write_as_usual() does: small ones
+ * share a slot.  Returns None if that took all, or else a list of what is left.
+ */
+PyObject *smf_write_all_as_usual(PyObject *connection, PyObject *parts)
+{
+	for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(parts); i++) {
+		PyObject *left = smf_write_as_usual(connection, PySequence_Fast_GET_ITEM(parts, i));
+
+		if (!left)
+			return NULL;
+		if (left != Py_None)
+			return parts_left(parts, i, left);
+		Py_DECREF(left);
+	}
+	Py_RETURN_NONE;
+}
+
 static PyObject *connection_write(PyObject *method, PyObject *const *args, size_t nargsf,
 				  PyObject *names)
 {
 	PyObject *general = ((struct smf_method *)method)->general;
-	PyObject *left, *result;
 
 	if (PyVectorcall_NARGS(nargsf) != 2 || names)
 		return PyObject_Vectorcall(general, args, nargsf, names);
-	left = smf_write_as_usual(args[0], args[1]);
-	if (!left || left == Py_None)
-		return left;
-	result = PyObject_CallFunctionObjArgs(general, args[0], left, NULL);
-	Py_DECREF(left);
-	return result;
+	return smf_finish_in_python(general, args[0], smf_write_as_usual(args[0], args[1]));
 }
 
 static int learn_connection(PyTypeObject *type)

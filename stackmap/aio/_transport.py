@@ -17,7 +17,7 @@ from asyncio.log import logger
 from typing import TYPE_CHECKING, Any, cast
 
 from stackmap import ClosedError, Event, Segment
-from stackmap._fast import deliver_data, usual_transport_write
+from stackmap._fast import deliver_data, usual_transport_write, usual_transport_writelines
 from stackmap.errors import make_error
 
 from ._socket import TransportSocket
@@ -263,18 +263,21 @@ class PortTransport(
         ):
             self._after_write()
 
+    @usual_transport_writelines
     def writelines(self, list_of_data: Iterable[Buffer | Any]) -> None:
-        """Send several buffers, as one write() would.
+        """Send several buffers, as one write() would: on rings, small ones in one slot.
 
         Raises:
             TypeError, RuntimeError: as write().  Then nothing is sent.
+            ValueError: one of them is a view that was released.  Then nothing is sent.
         """
-        parts = list(list_of_data)
-        for part in parts:
+        parts = []
+        for part in list_of_data:
             if not isinstance(part, _BUFFERS):
                 raise TypeError(
                     f"data argument must be a bytes-like object, not {type(part).__name__!r}"
                 )
+            parts.append(memoryview(part).cast("B"))
         if self._eof or self._file_sender is not None:
             self._check_writable("writelines")
         if not any(parts):

@@ -22,7 +22,7 @@ from tests.aio_loops import Recorder, connect, receive, receive_all, run, until
 from tests.reset import reset_on_close
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
@@ -368,6 +368,71 @@ def test_bad_arguments(new_loop: NewLoop) -> None:
                     transport.write(bad)
             transport.write(b"")
             transport.close()
+            transport.close()
+            await until(lambda: protocol.lost)
+
+    run(new_loop, main())
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_bad_parts(new_loop: NewLoop, debug: bool) -> None:
+    """With one of them, nothing is sent of the others."""
+    released = memoryview(b"released")
+    released.release()
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_debug(debug)
+        transport, protocol, peer = await connect(Recorder)
+        with peer:
+            for bad in ("text", 1, None, memoryview(b"a b c")[::2]):
+                for parts in ([b"a", bad], (b"a", bad), iter([b"a", bad])):
+                    with pytest.raises(TypeError):
+                        transport.writelines(parts)
+            with pytest.raises((TypeError, ValueError)):
+                transport.writelines([b"a", released])
+            with pytest.raises(TypeError):
+                transport.writelines(1)
+            transport.write_eof()
+            with pytest.raises(RuntimeError):
+                transport.writelines([b"a"])
+            assert await receive_all(peer) == b""
+            transport.close()
+            await until(lambda: protocol.lost)
+
+    run(new_loop, main())
+
+
+PARTS = [b"one, ", bytearray(b"two, "), memoryview(b"three"), b"", memoryview(bytes(8)).cast("Q")]
+
+
+def test_parts_are_sent_in_order(new_loop: NewLoop) -> None:
+    async def main() -> None:
+        transport, protocol, peer = await connect(Recorder)
+        with peer:
+            ways: list[Callable[[list[Any]], Iterable[Any]]] = [list, tuple, iter]
+            for way in ways:
+                transport.writelines(way([]))
+                transport.writelines(way([b""]))
+                transport.writelines(way(PARTS))
+                transport.writelines(way([PATTERN[:3000], PATTERN[:5000], b"end"]))
+            sent = b"one, two, three" + bytes(8) + PATTERN[:3000] + PATTERN[:5000] + b"end"
+            assert await receive(peer, 3 * len(sent)) == 3 * sent
+            transport.close()
+            await until(lambda: protocol.lost)
+            transport.writelines([b"dropped"])
+
+    run(new_loop, main())
+
+
+def test_parts_that_a_port_does_not_take_at_once(new_loop: NewLoop) -> None:
+    async def main() -> None:
+        transport, protocol, peer = await connect(Recorder)
+        with peer:
+            parts = [b"first", PATTERN * (HUGE // len(PATTERN)), b"last"]
+            transport.writelines(parts)
+            transport.writelines(parts)
+            sent = 2 * b"".join(parts)
+            assert await receive(peer, len(sent)) == sent
             transport.close()
             await until(lambda: protocol.lost)
 
