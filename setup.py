@@ -8,6 +8,7 @@ fast = Extension(
         "stackmap/_fast.c",
         "stackmap/_fast_callback.c",
         "stackmap/_fast_exchange.c",
+        "stackmap/_fast_forward.c",
         "stackmap/_fast_lent.c",
         "stackmap/_fast_method.c",
         "stackmap/_fast_segment.c",

@@ -29,8 +29,8 @@ PyMODINIT_FUNC PyInit__fast(void)
 	if (!self)
 		return NULL;
 	if (PyType_Ready(&smf_method_type) || smf_init_segment(self) || smf_init_lent(self) ||
-	    smf_init_exchange(self) || smf_init_write(self) || smf_init_transport(self) || smf_init_turn(self) ||
-	    smf_init_callback(self)) {
+	    smf_init_exchange(self) || smf_init_write(self) || smf_init_forward(self) ||
+	    smf_init_transport(self) || smf_init_turn(self) || smf_init_callback(self)) {
 		Py_DECREF(self);
 		return NULL;
 	}

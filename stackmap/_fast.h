@@ -53,6 +53,7 @@ struct outlet {
 extern PyTypeObject smf_outlet_type;
 
 struct outlet *smf_usual_outlet(PyObject *connection);
+size_t smf_put(struct outlet *outlet, const Py_buffer *data);
 
 struct smr_segment;
 
@@ -62,6 +63,7 @@ struct segment *smf_lend(struct fast_path *lender, PyObject *connection,
 			 const struct smr_segment *slot);
 bool smf_is_lent(const struct segment *segment);
 bool smf_release_segment(struct segment *segment);
+int smf_forward_lent(struct segment *segment, struct outlet *to);
 
 /* A connection on a ring: the class, and where its instances have what is looked at here. */
 struct ring_connection {
@@ -71,6 +73,7 @@ struct ring_connection {
 
 extern struct ring_connection smf_ring_connection;
 
+PyObject *smf_rest_of(PyObject *data, Py_ssize_t taken, Py_ssize_t len);
 PyObject *smf_write_as_usual(PyObject *connection, PyObject *data);
 PyObject *smf_write_all_as_usual(PyObject *connection, PyObject *parts);
 
@@ -146,6 +149,7 @@ int smf_init_segment(PyObject *module);
 int smf_init_lent(PyObject *module);
 int smf_init_exchange(PyObject *module);
 int smf_init_write(PyObject *module);
+int smf_init_forward(PyObject *module);
 int smf_init_transport(PyObject *module);
 int smf_init_turn(PyObject *module);
 int smf_init_callback(PyObject *module);

@@ -294,12 +294,13 @@ static PyObject *lent_release(PyObject *object, PyObject *ignored)
 	return give_back((struct lent *)self) ? Py_NewRef(Py_None) : refuse((struct lent *)self);
 }
 
-/* Send the page.  1: done, 0: it cannot be, -1: an exception, because a slice is in use. */
-static int forward(struct lent *self, struct outlet *to)
+/* Send a lent page.  1: done, 0: it cannot be, -1: an exception, because a slice is in use. */
+int smf_forward_lent(struct segment *segment, struct outlet *to)
 {
+	struct lent *self = (struct lent *)segment;
 	uint32_t spare;
 
-	if (!can_be_sent(self->page, to))
+	if (!smf_is_lent(segment) || !can_be_sent(self->page, to))
 		return 0;
 	if (!end_view(self)) {
 		refuse(self);
@@ -332,7 +333,7 @@ static PyObject *lent_forward(PyObject *object, PyObject *argument)
 
 	if (!to)
 		return NULL;
-	done = smf_is_lent((struct segment *)object) ? forward((struct lent *)object, to) : 0;
+	done = smf_forward_lent((struct segment *)object, to);
 	return done < 0 ? NULL : PyBool_FromLong(done);
 }
 
@@ -424,44 +425,11 @@ PyTypeObject smf_lent_type = {
 	.tp_getset = lent_getset,
 };
 
-static PyObject *connection_forward(PyObject *method, PyObject *const *args, size_t nargsf,
-				    PyObject *names)
-{
-	struct outlet *to = NULL;
-	int done = 0;
-
-	if (PyVectorcall_NARGS(nargsf) == 2 && !names && Py_IS_TYPE(args[1], &smf_lent_type) &&
-	    smf_is_lent((struct segment *)args[1]))
-		to = smf_usual_outlet(args[0]);
-	if (to)
-		done = forward((struct lent *)args[1], to);
-	if (!done)
-		return PyObject_Vectorcall(((struct smf_method *)method)->general, args, nargsf,
-					   names);
-	return done < 0 ? NULL : Py_NewRef(Py_None);
-}
-
-PyDoc_STRVAR(usual_forward_doc,
-"usual_forward(forward)\n"
-"\n"
-"Decorate RingConnection.forward(): C sends the page of a lent segment if nothing waits.");
-
-static PyObject *usual_forward(PyObject *module, PyObject *general)
-{
-	(void)module;
-	return smf_make_method(general, connection_forward, smf_learn_nothing);
-}
-
-static PyMethodDef functions[] = {
-	{ "usual_forward", usual_forward, METH_O, usual_forward_doc },
-	{ 0 }
-};
-
 int smf_init_lent(PyObject *module)
 {
 	in_use_error = smf_import("stackmap._in_use", "in_use_error");
 	if (!in_use_error || PyModule_AddType(module, &page_type) ||
 	    PyModule_AddType(module, &smf_lent_type))
 		return -1;
-	return PyModule_AddFunctions(module, functions);
+	return 0;
 }

@@ -51,13 +51,8 @@ static void outlet_dealloc(PyObject *object)
 	PyObject_GC_Del(object);
 }
 
-PyDoc_STRVAR(outlet_write_doc,
-"write(data)\n"
-"\n"
-"Copy data into the transmit ring, and count it.  Returns None if it took all, or the number of\n"
-"bytes taken.");
-
-static size_t put(struct outlet *self, const Py_buffer *data)
+/* Copy data into the transmit ring, and count it.  Returns the number of bytes taken. */
+size_t smf_put(struct outlet *self, const Py_buffer *data)
 {
 	size_t taken = smr_write(self->path->pair, self->id, data->buf,
 				 data->len < WRITE_MAX ? data->len : WRITE_MAX);
@@ -65,6 +60,12 @@ static size_t put(struct outlet *self, const Py_buffer *data)
 	self->written += taken;
 	return taken;
 }
+
+PyDoc_STRVAR(outlet_write_doc,
+"write(data)\n"
+"\n"
+"Copy data into the transmit ring, and count it.  Returns None if it took all, or the number of\n"
+"bytes taken.");
 
 static PyObject *outlet_write(PyObject *object, PyObject *argument)
 {
@@ -76,7 +77,7 @@ static PyObject *outlet_write(PyObject *object, PyObject *argument)
 	if (!self->path || !smf_is_open(self->path) ||
 	    PyObject_GetBuffer(argument, &data, PyBUF_SIMPLE))
 		return NULL;
-	taken = put(self, &data);
+	taken = smf_put(self, &data);
 	all = taken == (size_t)data.len;
 	PyBuffer_Release(&data);
 	return all ? Py_NewRef(Py_None) : PyLong_FromSize_t(taken);
@@ -123,7 +124,8 @@ PyTypeObject smf_outlet_type = {
 	.tp_members = outlet_members,
 };
 
-static PyObject *rest_of(PyObject *data, Py_ssize_t taken, Py_ssize_t len)
+/* The bytes of data from one on, of all its len. */
+PyObject *smf_rest_of(PyObject *data, Py_ssize_t taken, Py_ssize_t len)
 {
 	PyObject *view = PyMemoryView_FromObject(data);
 	PyObject *octets = view ? PyObject_CallMethod(view, "cast", "s", "B") : NULL;
@@ -165,9 +167,9 @@ PyObject *smf_write_as_usual(PyObject *connection, PyObject *data)
 		return Py_NewRef(data);
 	}
 	len = buffer.len;
-	taken = put(outlet, &buffer);
+	taken = smf_put(outlet, &buffer);
 	PyBuffer_Release(&buffer);
-	return taken == len ? Py_NewRef(Py_None) : rest_of(data, taken, len);
+	return taken == len ? Py_NewRef(Py_None) : smf_rest_of(data, taken, len);
 }
 
 /* What is left of a list or tuple of which the parts before i are written, and of part i a rest. */

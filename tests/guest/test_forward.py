@@ -107,6 +107,29 @@ def test_what_an_earlier_exchange_received_is_gone() -> None:
         peer.close()
 
 
+@pytest.mark.parametrize("viewed", [False, True])
+def test_a_small_payload_that_the_ring_has_not_room_for(viewed: bool) -> None:
+    with RingPort(NIC, tx_slots=4, rx_slots=8) as port:
+        peer, sock = connect_pair()
+        connection = port.attach(sock)
+        peer.sendall(bytes(range(200)))
+        segment = receive_one(port)
+        if viewed:
+            assert len(segment.view) == 200
+        filling = bytes(3 * 4096 - 10)
+        connection.write(filling)
+        connection.forward(segment)
+        connection.write(b"end")
+        with pytest.raises(ValueError, match="released"):
+            connection.forward(segment)
+        while connection.pending:
+            port.exchange(0.01)
+        port.exchange()
+        assert receive_exactly(peer, len(filling) + 203) == filling + bytes(range(200)) + b"end"
+        assert connection.bytes_written == len(filling) + 203
+        peer.close()
+
+
 def test_between_ports() -> None:
     """Payload that another port received is copied."""
     with RingPort(NIC) as source, RingPort(NIC) as target:
