@@ -84,6 +84,7 @@ class PortLoop(abc.ABC):
                 continue
             if not segment.event:
                 self.received(segment)
+                continue
             if segment.event & Event.WRITABLE:
                 self.writable(segment.connection)
             if segment.event & Event.EOF:
