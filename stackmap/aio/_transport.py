@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stackmap import Connection
 
 Buffer = bytes | bytearray | memoryview
-_BUFFERS: tuple[type, ...] = (bytes, bytearray, memoryview)
+_BUFFERS: tuple[type[Any], ...] = (bytes, bytearray, memoryview)
 #: Since this version a server keeps its transports.
 _SERVER_KEEPS_TRANSPORTS = sys.version_info >= (3, 13)
 #: Of PortTransport._takes, for stackmap/_fast_transport.c: what its protocol receives.
@@ -271,7 +271,7 @@ class PortTransport(
             TypeError, RuntimeError: as write().  Then nothing is sent.
             ValueError: one of them is a view that was released.  Then nothing is sent.
         """
-        parts = []
+        parts: list[memoryview] = []
         for part in list_of_data:
             if not isinstance(part, _BUFFERS):
                 raise TypeError(
