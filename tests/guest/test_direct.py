@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 from scapy.layers.inet import IP, TCP
@@ -53,6 +53,9 @@ FAMILIES = [
     pytest.param(socket.AF_INET, id="IPv4"),
     pytest.param(socket.AF_INET6, id="IPv6"),
 ]
+
+
+Obstacle: TypeAlias = "Callable[[Lines], AbstractContextManager[None]]"
 
 
 class Lines:
@@ -345,41 +348,37 @@ def policy(lines: Lines) -> Iterator[None]:
 
 
 #: What stops packets while it is there.
-STOPS: dict[str, Callable[[Lines], AbstractContextManager[None]]] = {
+STOPS: dict[str, Obstacle] = {
     "a rule for output": lambda _lines: output("drop"),
     "a rule after routing": lambda _lines: postrouting("drop"),
-    "a rule for the device": nft_egress,
-    "a filter of tc": tc_filter,
-    "a program of the cgroup": lambda _lines: drop_all_that_leaves(),
     "a policy of IPsec": policy,
-    "a route to nowhere": blackhole,
     "a route by a gateway": gateway,
     "a neighbour's new address": neighbour,
 }
 
-
-#: What does not depend on the family of addresses.
-COMMON = (
-    "a rule for the device",
-    "a filter of tc",
-    "a program of the cgroup",
-    "a route to nowhere",
-)
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "stop" in metafunc.fixturenames:
-        cases = itertools.product(FAMILIES, STOPS)
-        chosen = [
-            pytest.param(*family.values, stop, id=f"{family.id}-{stop}")
-            for family, stop in cases
-            if family.id == "IPv4" or stop not in COMMON
-        ]
-        metafunc.parametrize("lines, stop", chosen, indirect=["lines"])
+#: The same, of whichever family the packets are.
+STOPS_ANY: dict[str, Obstacle] = {
+    "a rule for the device": nft_egress,
+    "a filter of tc": tc_filter,
+    "a program of the cgroup": lambda _lines: drop_all_that_leaves(),
+    "a route to nowhere": blackhole,
+}
 
 
-def test_what_stops_packets_stops_these(lines: Lines, stop: str) -> None:
-    with STOPS[stop](lines):
+@pytest.mark.parametrize("obstacle", STOPS)
+def test_what_stops_packets_stops_these(lines: Lines, obstacle: str) -> None:
+    is_stopped_by(STOPS[obstacle], lines)
+
+
+@pytest.mark.parametrize("obstacle", STOPS_ANY)
+@pytest.mark.parametrize("lines", FAMILIES[:1], indirect=True)
+def test_what_stops_packets_of_any_family_stops_these(lines: Lines, obstacle: str) -> None:
+    is_stopped_by(STOPS_ANY[obstacle], lines)
+
+
+def is_stopped_by(obstacle: Obstacle, lines: Lines) -> None:
+    """Nothing comes while the obstacle is there; then all does, and directly again."""
+    with obstacle(lines):
         lines.say()
         lines.hear_nothing()
     deadline = time.monotonic() + PATIENCE
@@ -407,7 +406,7 @@ def ip_options(lines: Lines) -> Iterator[None]:
 
 
 #: What lets packets pass, but wants to see them.
-SEES: dict[str, Callable[[Lines], AbstractContextManager[None]]] = {
+SEES: dict[str, Obstacle] = {
     "a rule for output": lambda _lines: output("accept"),
     "a rule after routing": lambda _lines: postrouting("accept"),
     "options of IP": ip_options,
