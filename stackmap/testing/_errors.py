@@ -11,3 +11,14 @@ def expect(kept: object, complaint: str) -> None:
     """Fail with ``complaint`` unless the contract was kept."""
     if not kept:
         raise ConformanceError(complaint)
+
+
+def expect_same(got: bytes, data: bytes, what: str) -> None:
+    """Fail unless ``what`` arrived as it was written."""
+    if got != data:
+        pairs = enumerate(zip(got, data, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(got), len(data)))
+        raise ConformanceError(
+            f"{what} did not arrive as written: {len(got)} bytes of {len(data)}, different from "
+            f"byte {at} on"
+        )

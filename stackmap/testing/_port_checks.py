@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from stackmap import Event, reset_on_close
 
-from ._errors import ConformanceError, expect
+from ._errors import ConformanceError, expect, expect_same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -87,7 +87,7 @@ class _Link:
 
     def receives(self, data: bytes, what: str) -> None:
         self.until(lambda: len(self.data) >= len(data), f"the arrival of {what}")
-        _expect_same(self.data, data, what)
+        expect_same(self.data, data, what)
 
     def peer_receives(self, data: bytes, what: str) -> None:
         got = bytearray()
@@ -103,7 +103,7 @@ class _Link:
 
         self.until(all_there, f"the arrival of {what}")
         self.peer.settimeout(_PATIENCE)
-        _expect_same(bytes(got), data, what)
+        expect_same(bytes(got), data, what)
 
     def send_in_background(self, data: bytes) -> threading.Thread:
         """Have the peer send more than its buffers may hold."""
@@ -131,16 +131,6 @@ class _Link:
         """Have the peer reset the connection."""
         reset_on_close(self.peer)
         self.peer.close()
-
-
-def _expect_same(got: bytes, data: bytes, what: str) -> None:
-    if got != data:
-        pairs = enumerate(zip(got, data, strict=False))
-        at = next((i for i, (a, b) in pairs if a != b), min(len(got), len(data)))
-        raise ConformanceError(
-            f"{what} did not arrive as written: {len(got)} bytes of {len(data)}, different from "
-            f"byte {at} on"
-        )
 
 
 @contextlib.contextmanager
@@ -197,7 +187,7 @@ def _views_end_with_the_next_exchange(open_port: OpenPort, connect: Connect) -> 
                 with contextlib.suppress(ValueError):
                     bytes(view)
                     raise ConformanceError("a view shows bytes after the next exchange")
-            _expect_same(b"".join(k.view for k in kept), _PATTERN[:size], "what was kept")
+            expect_same(b"".join(k.view for k in kept), _PATTERN[:size], "what was kept")
             for each in kept:
                 each.release()
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
-from ._errors import ConformanceError, expect
+from ._errors import ConformanceError, expect, expect_same
 
 #: Connects two protocols and returns their transports, in the same order.
 MakePair = Callable[
@@ -90,15 +90,7 @@ class _Recorder(asyncio.Protocol):
     async def receives(self, data: bytes, what: str) -> None:
         """Wait for as many bytes, and compare."""
         await self.until(lambda: len(self.data) >= len(data), f"the arrival of {what}")
-        if bytes(self.data) != data:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(self.data, data, strict=False)) if a != b),
-                len(data),
-            )
-            raise ConformanceError(
-                f"{what} did not arrive as written: {len(self.data)} bytes of {len(data)}, "
-                f"different from byte {at} on"
-            )
+        expect_same(bytes(self.data), data, what)
 
 
 class _Buffered(asyncio.BufferedProtocol):
