@@ -17,7 +17,7 @@ _LINGER_0 = struct.pack("ii", 1, 0)
 
 def reset_on_close(sock: socket.socket | TransportSocket) -> None:
     """Have the socket's close send RST and drop what is queued.  A closed socket is left alone."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # the latter is uvloop's
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
 
 

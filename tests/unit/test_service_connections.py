@@ -193,6 +193,27 @@ def test_a_service_can_reset_its_client() -> None:
     run(main())
 
 
+def test_a_client_that_is_gone_can_be_reset() -> None:
+    peers: list[Peer] = []
+
+    async def cut_off(_req: bytes) -> bytes:
+        peer = current_peer()
+        assert peer is not None
+        peers.append(peer)
+        peer.abort()
+        return b"half a reply"
+
+    async def main() -> None:
+        async with serve(ANYWHERE, cut_off, Lines) as server:
+            with await RawClient.connect(server) as client:
+                await client.send(b"request\n")
+                with pytest.raises(ConnectionResetError):
+                    await client.rest()
+                peers[0].abort()
+
+    run(main())
+
+
 @pytest.mark.parametrize("service", [upper, slow])
 def test_a_service_can_hang_up_after_its_reply(service: Service[bytes, bytes]) -> None:
     async def hang_up(req: bytes) -> bytes:
