@@ -21,7 +21,7 @@ def reset_on_close(sock: socket.socket | TransportSocket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
 
 
-def reset_transport(transport: asyncio.Transport) -> None:
+def reset_transport(transport: asyncio.WriteTransport) -> None:
     """Abort an asyncio transport with RST.
 
     ``abort()`` alone sends FIN if the client's input was read, and the client may take half a
