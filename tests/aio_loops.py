@@ -7,8 +7,13 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stackmap import reset_transport
+
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Coroutine
+
+    Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 PATIENCE = 60.0
 
@@ -82,6 +87,21 @@ async def connect_protocols(
         peer, _second = await loop.connect_accepted_socket(lambda: second, sock)
         transport, _first = await connecting
     return transport, peer
+
+
+async def connect_streams(
+    limit: int, accepting: ssl.SSLContext | None = None, trusting: ssl.SSLContext | None = None
+) -> tuple[Stream, Stream, Callable[[], object]]:
+    """Connect two streams by TCP, or TLS; the last returned resets the connection at the second."""
+    accepted: asyncio.Queue[Stream] = asyncio.Queue()
+    server = await asyncio.start_server(
+        lambda *peer: accepted.put_nowait(peer), "127.0.0.1", 0, limit=limit, ssl=accepting
+    )
+    address = server.sockets[0].getsockname()
+    stream = await asyncio.open_connection(*address, limit=limit, ssl=trusting)
+    peer = await accepted.get()
+    server.close()
+    return stream, peer, lambda: reset_transport(peer[1].transport)
 
 
 async def receive(peer: socket.socket, size: int) -> bytes:
