@@ -15,6 +15,7 @@
 #include "tcp/info.h"
 #include "tcp/port.h"
 #include "tcp/rx.h"
+#include "tcp/tx.h"
 
 #define RX_SLOTS	4
 
@@ -124,6 +125,24 @@ static void detach_leaves_user_data_of_others(struct kunit *test)
 	release_sock(sk);
 }
 
+/* TCP had space, and said so, in the send that took only a part of a slot. */
+static void the_rest_of_a_slot_awaits_space_that_there_is(struct kunit *test)
+{
+	struct attached *a = test->priv;
+	struct sock *sk = a->sock->sk;
+
+	lock_sock(sk);
+	KUNIT_EXPECT_TRUE(test, sk_stream_is_writeable(sk));
+	clear_bit(SOCK_NOSPACE, &a->sock->flags);
+	sm_tx_await_space(a->conn);
+	KUNIT_EXPECT_FALSE(test, test_bit(SOCK_NOSPACE, &a->sock->flags));
+	a->conn->partial.len = 1;
+	sm_tx_await_space(a->conn);
+	KUNIT_EXPECT_TRUE(test, test_bit(SOCK_NOSPACE, &a->sock->flags));
+	a->conn->partial.len = 0;
+	release_sock(sk);
+}
+
 /* Payload in a device's memory, as with devmem TCP, has no page that the CPU could read. */
 static void payload_that_cannot_be_read_ends_the_connection(struct kunit *test)
 {
@@ -162,6 +181,7 @@ static void payload_that_cannot_be_read_ends_the_connection(struct kunit *test)
 static struct kunit_case attached_cases[] = {
 	KUNIT_CASE(detach_leaves_the_callbacks_of_others),
 	KUNIT_CASE(detach_leaves_user_data_of_others),
+	KUNIT_CASE(the_rest_of_a_slot_awaits_space_that_there_is),
 	KUNIT_CASE(payload_that_cannot_be_read_ends_the_connection),
 	{}
 };

@@ -55,13 +55,16 @@ void sm_tx_check_writable(struct sm_conn *conn)
 
 /*
  * Someone waits to send, and TCP lacks space: have it call sk_write_space() when it has some, as
- * poll() does.  The socket is locked.
+ * poll() does.  For the rest of a slot, whether it has some or not: TCP may enlarge its send buffer
+ * in the very send that leaves the rest, and calls sk_write_space() then, before we know of it.
+ * The next ACK makes TCP call it again.  The socket is locked.
  */
 void sm_tx_await_space(struct sm_conn *conn)
 {
 	struct sock *sk = conn->sk;
+	bool lacks = test_bit(SM_CONN_BLOCKED, &conn->bits) && !sk_stream_is_writeable(sk);
 
-	if (test_bit(SM_CONN_BLOCKED, &conn->bits) && !sk_stream_is_writeable(sk) && sk->sk_socket)
+	if ((conn->partial.len || lacks) && sk->sk_socket)
 		set_bit(SOCK_NOSPACE, &sk->sk_socket->flags);
 }
 
