@@ -156,6 +156,7 @@ class CountersNest(nla):
         ("SM_A_COUNTERS_BAD_RINGS", "uint64"),
         ("SM_A_COUNTERS_RING_STALLS", "uint64"),
         ("SM_A_COUNTERS_SYNCS", "uint64"),
+        ("SM_A_COUNTERS_DIRECT_PACKETS", "uint64"),
         ("SM_A_COUNTERS_CONNECTIONS", "uint64"),
     )
 
