@@ -13,7 +13,7 @@ import pytest
 from stackmap_testbed.cost import blocks
 from stackmap_testbed.cost.blocks import (
     Block,
-    Ranges,
+    events,
     read_maps,
     read_sections,
     read_symbols,
@@ -22,6 +22,7 @@ from stackmap_testbed.cost.blocks import (
 )
 from stackmap_testbed.cost.echo import EchoError
 from stackmap_testbed.cost.models import Cost, Server, measure, row, summary
+from stackmap_testbed.lab.errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,8 +163,13 @@ ffffffff81000000 T _text
 ffffffff81000100 t tcp_ack
 ffffffff81000180 d some_data
 ffffffff81000200 T do_idle
+ffffffff81000400 T __switch_to
+ffffffff81000500 T common_interrupt
 ffffffffc0000000 t sm_tx_sync	[stackmap]
 ffffffffc0000400 t start_xmit	[virtio_net]
+ffffffffc0000500 t vp_notify	[virtio_pci]
+ffffffffc0000600 t virtnet_poll	[virtio_net]
+ffffffffc0000700 t virtnet_poll_tx	[virtio_net]
 """
 
 
@@ -208,6 +214,25 @@ def test_all_of_one_processor_is_attributed() -> None:
     assert found.functions["start_xmit [virtio_net]"] == 3
 
 
+def test_an_event_is_an_entry_into_its_function() -> None:
+    section = [
+        Block(0xFFFFFFFFC0000600, 1, 4, 3, 0),  # polls for received packets
+        Block(0xFFFFFFFFC0000600, 1, 2, 5, 0),  # and their beginning, translated again
+        Block(0xFFFFFFFFC0000604, 1, 6, 50, 0),  # and their rest
+        Block(0xFFFFFFFFC0000600, 0, 4, 7, 0),  # on the other processor
+        Block(0xFFFFFFFFC0000700, 1, 4, 1, 0),  # a poll for sent packets
+        Block(0xFFFFFFFF81000400, 1, 9, 2, 0),  # switches: the function is no module's
+    ]
+    assert events(section, 1, read_symbols(SYMBOLS)) == {
+        "doorbells": 0, "interrupts": 0, "polls": 9, "switches": 2,
+    }  # fmt: skip
+
+
+def test_events_that_cannot_be_counted_are_refused() -> None:
+    with pytest.raises(LabError, match="no function vp_notify"):
+        events([], 1, read_symbols(SYMBOLS.replace("vp_notify", "another")))
+
+
 class Machine:
     """What a guest and its counter say to a measurement."""
 
@@ -238,11 +263,15 @@ class Machine:
 
 
 REPORT = '{"bytes": 64, "connections": 16, "requests": 10, "errors": 0, "p99_ns": 40000}\n'
-SECTION = [Block(0x555555600010, 1, 10, 30, 5), Block(0x555555600010, 0, 10, 7, 0)]
+SECTION = [
+    Block(0x555555600010, 1, 10, 28, 5),
+    Block(0xFFFFFFFF81000500, 1, 5, 4, 0),
+    Block(0x555555600010, 0, 10, 7, 0),
+]
 
 
 def measured(machine: Any) -> Any:
-    return measure(machine, machine, Ranges(), Server(["x"]), 1)
+    return measure(machine, machine, read_symbols(SYMBOLS), Server(["x"]), 1)
 
 
 def test_a_measurement_is_what_was_executed_between_its_marks() -> None:
@@ -252,15 +281,19 @@ def test_a_measurement_is_what_was_executed_between_its_marks() -> None:
     assert (cost.instructions, cost.repetitions, cost.client) == (30, 0.5, 7)
     assert cost.p99_us == 40
     found = summary(costs[64, 16])
-    assert found["parts"]["python"] == 30
+    assert (found["parts"]["python"], found["parts"]["kernel"]) == (28, 2)
+    assert found["events"] == {"doorbells": 0, "interrupts": 0.4, "polls": 0, "switches": 0}
     assert "python3.11" in found["files"]
-    assert "0.03" in row("x", 64, 16, found)
+    assert row("x", 64, 16, found).split()[3:10] == [
+        "0.03", "0.03", "0.00", "0.00", "0.00", "0.00", "0.00",
+    ]  # fmt: skip
+    assert row("x", 64, 16, found).split()[10:14] == ["0.00", "0.40", "0.00", "0.00"]
 
 
 def test_a_beginning_that_stands_out_does_not_count() -> None:
     def cost(instructions: float) -> Cost:
         parts = {"python": instructions, "kernel": 0.0}
-        return Cost(instructions, parts, 0, 0, 0, 0, {}, {})
+        return Cost(instructions, parts, 0, 0, 0, 0, {}, {}, {})
 
     found = summary([cost(100), cost(900), cost(110)])
     assert (found["instructions"], found["parts"]["python"]) == (110, 110)

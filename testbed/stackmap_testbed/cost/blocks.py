@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+from stackmap_testbed.lab.errors import LabError
+
 _SECTION = struct.Struct("=Q")
 _RECORD = struct.Struct("=QIIQQ")
 #: The kernel's addresses begin here.
@@ -84,6 +86,17 @@ class Ranges:
         at = bisect.bisect_right(self._starts, address) - 1
         return self._names[at] if at >= 0 and address < self._ends[at] else None
 
+    def start(self, name: str) -> int:
+        """The first address of a function; the name is without its module.
+
+        Raises:
+            LabError: there is none of that name.
+        """
+        for start, known in zip(self._starts, self._names, strict=True):
+            if known.partition(" ")[0] == name:
+                return start
+        raise LabError(f"this kernel has no function {name}, whose calls are to be counted")
+
 
 def read_maps(text: str) -> Ranges:
     """The executable mappings of a process, by file, from ``/proc/PID/maps``."""
@@ -152,6 +165,15 @@ _SLEEPING = (
     "resched_curr",
 )
 PARTS = ("python", "extension", "other C", "module", "kernel")
+#: Events, and the functions of which the kernel calls one for each: the driver tells the NIC that
+#: a queue has work; a device interrupts; NAPI, or a task that polls busily, has the driver look at
+#: a queue of received or of sent packets; a processor goes from one task to another.
+EVENTS = {
+    "doorbells": ("vp_notify",),
+    "interrupts": ("common_interrupt",),
+    "polls": ("virtnet_poll", "virtnet_poll_tx"),
+    "switches": ("__switch_to",),
+}
 
 
 @dataclass(frozen=True)
@@ -212,3 +234,21 @@ def _part_of_file(name: str) -> str:
     if name.startswith(_PYTHON):
         return "python"
     return "extension" if name.startswith(_EXTENSIONS) else "other C"
+
+
+def events(section: Iterable[Block], processor: int, symbols: Ranges) -> dict[str, int]:
+    """How often each of ``EVENTS`` happened on a processor: how often its functions were entered.
+
+    Raises:
+        LabError: the kernel has not all of these functions.
+    """
+    entries = {
+        symbols.start(function): event
+        for event, functions in EVENTS.items()
+        for function in functions
+    }
+    found = dict.fromkeys(EVENTS, 0)
+    for block in section:
+        if block.processor == processor and block.address in entries:
+            found[entries[block.address]] += block.times
+    return found

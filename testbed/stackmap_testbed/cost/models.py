@@ -19,9 +19,11 @@ from typing import Any
 
 from stackmap_testbed.cost.baseline import spread
 from stackmap_testbed.cost.blocks import (
+    EVENTS,
     PARTS,
     Ranges,
     Split,
+    events,
     read_maps,
     read_symbols,
     split,
@@ -144,6 +146,7 @@ class Cost:
         p99_us: the latency that 99 of 100 requests do not exceed, in microseconds of the guest.
         files: of user mode, by file.
         functions: of the kernel, by name.
+        events: how often each of ``EVENTS`` happened on the server's processor, per request.
     """
 
     instructions: float
@@ -154,6 +157,7 @@ class Cost:
     p99_us: float
     files: dict[str, float]
     functions: dict[str, float]
+    events: dict[str, float]
 
 
 def measure(
@@ -186,14 +190,15 @@ def measure(
         if total(section) != end - start:
             raise EchoError(f"processors executed {total(section)} instructions of {end - start}")
         found = split(section, SERVER_PROCESSOR, mapped, symbols)
+        happened = events(section, SERVER_PROCESSOR, symbols)
         client = sum(block.executed for block in section if block.processor != SERVER_PROCESSOR)
         costs.setdefault((measured.size, measured.connections), []).append(
-            _cost(measured, found, client)
+            _cost(measured, found, client, happened)
         )
     return costs
 
 
-def _cost(measured: Measured, found: Split, client: int) -> Cost:
+def _cost(measured: Measured, found: Split, client: int, happened: dict[str, int]) -> Cost:
     def each(counts: dict[str, int]) -> dict[str, float]:
         return {name: count / measured.requests for name, count in counts.items()}
 
@@ -207,6 +212,7 @@ def _cost(measured: Measured, found: Split, client: int) -> Cost:
         measured.p99_ns / 1000,
         each(found.files),
         each(found.functions),
+        each(happened),
     )
 
 
@@ -223,18 +229,25 @@ def summary(costs: Sequence[Cost]) -> dict[str, Any]:
         for name, value in dataclasses.asdict(median).items()
     }
     rounded["parts"] = {part: rounded["parts"].get(part, 0) for part in PARTS}
+    rounded["events"] = {event: round(number, 3) for event, number in median.events.items()}
     return {**rounded, "spread": round(spread([cost.instructions for cost in costs]), 4)}
 
 
-_HEADING = ("server", "bytes", "connections", "all", *PARTS, "sleeping", "p99 us", "spread")
+_HEADING = (
+    f"{'server':20} {'bytes':5} connections"
+    + "".join(f" {name:>9}" for name in ("all", *PARTS, "sleeping"))
+    + "".join(f" {event:>10}" for event in EVENTS)
+    + f" {'p99 us':>9} {'spread':>9}"
+)
 
 
 def row(name: str, size: int, connections: int, found: dict[str, Any]) -> str:
-    """A line of the table: thousands of instructions."""
+    """A line of the table: thousands of instructions, and events, per request."""
     numbers = [found["instructions"], *(found["parts"][part] for part in PARTS), found["sleeping"]]
     thousands = "".join(f" {number / 1000:9.2f}" for number in numbers)
+    happened = "".join(f" {found['events'][event]:10.2f}" for event in EVENTS)
     return (
-        f"{name:20} {size:5} {connections:11}{thousands} {found['p99_us']:9.0f} "
+        f"{name:20} {size:5} {connections:11}{thousands}{happened} {found['p99_us']:9.0f} "
         f"{found['spread']:9.1%}"
     )
 
@@ -253,11 +266,9 @@ def run(
         raise LabError(f"no server's name has {wanted.pattern!r} in it; there are {[*SERVERS]}")
     figures: dict[str, Any] = {}
     begin = time.monotonic()
-    print(f"thousands of instructions per request, server only, Linux {kernel.release}")
-    print(
-        f"{_HEADING[0]:20} {_HEADING[1]:5} {_HEADING[2]}"
-        + "".join(f" {h:>9}" for h in _HEADING[3:])
-    )
+    print(f"what a request costs the server alone, Linux {kernel.release}")
+    print(f"({', '.join(EVENTS)}: how many; all else: thousands of instructions)")
+    print(_HEADING)
     with machine(kernel, module, separate=True) as (guest, counter):
         symbols = read_symbols(guest.run(["grep", "-i", " [tw] ", "/proc/kallsyms"]).stdout)
         for name, server in chosen.items():
