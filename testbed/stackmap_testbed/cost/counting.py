@@ -16,6 +16,7 @@ import contextlib
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,11 +68,23 @@ ip -n client link set {_CLIENT_NIC} up
 ip neigh replace {CLIENT_ADDRESS} lladdr {_MACS[1]} dev {SERVER_NIC} nud permanent
 ip -n client neigh replace {SERVER_ADDRESS} lladdr {_MACS[0]} dev {_CLIENT_NIC} nud permanent
 """
-# All else, interrupts included, is on the other processor.
-_TWO_PROCESSORS = f"isolcpus={SERVER_PROCESSOR} irqaffinity=0"
+# All else, interrupts included, is on the other processor.  The server's starts after the boot.
+_TWO_PROCESSORS = f"isolcpus={SERVER_PROCESSOR} irqaffinity=0 maxcpus=1"
+# Linux 6.1 waits in a loop without PAUSE for a processor that starts.  One in such a loop uses all
+# instructions up to QEMU's next timer, of which QEMU 7.2 then leaves the other processor none.  So
+# another task on the processor that waits executes PAUSE, which ends its turn, and jumps back.
+_PAUSE = """
+import ctypes, mmap
+code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+code.write(bytes.fromhex("f390ebfc"))
+ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
+"""
 # Timers, too, stay where they were started.
 _SEPARATE = f"""
 set -e
+{sys.executable} -c '{_PAUSE}' &
+echo 1 >/sys/devices/system/cpu/cpu{SERVER_PROCESSOR}/online
+kill $!
 for irq in $(ls /sys/class/net/{SERVER_NIC}/device/../msi_irqs); do
     echo {SERVER_PROCESSOR} >/proc/irq/$irq/smp_affinity_list
 done
