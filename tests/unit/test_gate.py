@@ -7,27 +7,38 @@ import shutil
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from stackmap_testbed.cost import baseline, gate
-from stackmap_testbed.cost.baseline import Record, judge, read_kept, record, spread
+from stackmap_testbed.cost import gate
+from stackmap_testbed.cost.baseline import (
+    MAX_SPREAD,
+    PAIRS,
+    Record,
+    faults,
+    judge,
+    keep,
+    read_kept,
+    spread,
+)
 from stackmap_testbed.cost.counting import Counter, build_plugin
 from stackmap_testbed.cost.echo import EchoError, per_request, read_report
 from stackmap_testbed.lab.errors import LabError
 
 HERE = {"kernel": "6.12.117+deb12-cloud-amd64", "qemu": "7.2.22", "gcc": "12.2.0"}
+SERVERS = [*PAIRS, *PAIRS.values()]
+EACH = [(server, connections) for server in PAIRS for connections in ("16", "64")]
 
 
 def figure(ring: int, epoll: int = 60000, here: dict[str, str] = HERE) -> Record:
-    return record([ring], [epoll], here)
+    """The same figures for all servers on rings, and for all on epoll."""
 
+    def server(cost: int) -> dict[str, Any]:
+        return {each: {"instructions": cost, "spread": 0.01} for each in ("1", "16", "64")}
 
-def test_a_record_has_medians_and_the_worse_spread() -> None:
-    found = record([100.0, 101.0, 109.0], [200.0, 202.0, 201.0], HERE)
-    assert (found["ring"], found["epoll"]) == (101, 201)
-    assert found["spread"] == pytest.approx(9 / 101, abs=1e-4)
-    assert found["environment"] == HERE
+    servers = {name: server(epoll if name in PAIRS.values() else ring) for name in SERVERS}
+    return {"servers": servers, "environment": here}
 
 
 def test_spread_is_relative_to_the_median() -> None:
@@ -35,11 +46,24 @@ def test_spread_is_relative_to_the_median() -> None:
     assert spread([7.0]) == 0
 
 
+@pytest.mark.parametrize(("server", "connections"), EACH)
 @pytest.mark.parametrize(("ring", "passes"), [(51500, True), (51501, False), (40000, True)])
-def test_three_percent_more_than_kept_fails(ring: int, passes: bool) -> None:
-    verdict = judge(figure(ring), figure(50000))
+def test_three_percent_more_than_kept_fails(
+    server: str, connections: str, ring: int, passes: bool
+) -> None:
+    measured = figure(50000)
+    measured["servers"][server][connections]["instructions"] = ring
+    verdict = judge(measured, figure(50000))
     assert verdict.passed is passes
-    assert any(f"{ring} instructions" in sentence for sentence in verdict.sentences)
+    expected = f"{server}, {connections} connections: {ring} instructions, 50000 kept"
+    assert any(sentence.startswith(expected) for sentence in verdict.sentences)
+
+
+def test_one_connection_is_for_information() -> None:
+    measured = figure(50000)
+    for server in SERVERS:
+        measured["servers"][server]["1"] = {"instructions": 70000, "spread": 0.2}
+    assert judge(measured, figure(50000)).passed
 
 
 def test_a_failure_says_how_to_keep_the_rise() -> None:
@@ -51,7 +75,7 @@ def test_a_failure_says_how_to_keep_the_rise() -> None:
 def test_a_gain_is_worth_keeping() -> None:
     verdict = judge(figure(45000), figure(50000))
     assert verdict.passed
-    assert "keep what was gained" in verdict.sentences[0]
+    assert "keep what was gained" in verdict.sentences[-1]
 
 
 @pytest.mark.parametrize("name", ["kernel", "qemu", "gcc"])
@@ -59,20 +83,20 @@ def test_another_environment_is_judged_by_its_own_epoll_cost(name: str) -> None:
     there = {**HERE, name: "another"}
     verdict = judge(figure(55000, 66000, there), figure(50000))
     assert verdict.passed
-    assert f"{name} {HERE[name]} instead of another" in verdict.sentences[0]
-    assert "make bench-gate UPDATE=1" in verdict.sentences[0]
+    assert f"{name} {HERE[name]} instead of another" in verdict.sentences[-1]
+    assert "make bench-gate UPDATE=1" in verdict.sentences[-1]
 
 
 @pytest.mark.parametrize(("ring", "passes"), [(56600, True), (56700, False), (40000, True)])
 def test_another_environment_allows_three_percent_of_epoll_cost(ring: int, passes: bool) -> None:
     verdict = judge(figure(ring, 66000, {**HERE, "gcc": "another"}), figure(50000))
     assert verdict.passed is passes
-    assert any("of what epoll does" in sentence for sentence in verdict.sentences)
+    assert any("of what epoll costs" in sentence for sentence in verdict.sentences)
 
 
 def test_a_failure_elsewhere_says_by_how_much() -> None:
     verdict = judge(figure(55000, here={**HERE, "gcc": "another"}), figure(50000))
-    assert "91.7% of what epoll does" in verdict.sentences[0]
+    assert "91.7% of what epoll costs" in verdict.sentences[0]
     assert "83.3% kept" in verdict.sentences[0]
     assert "+10.0%" in verdict.sentences[0]
 
@@ -80,39 +104,57 @@ def test_a_failure_elsewhere_says_by_how_much() -> None:
 def test_a_name_on_one_side_only_is_a_difference() -> None:
     verdict = judge(figure(50000, here={**HERE, "cffi": "2.1.1"}), figure(50000))
     assert verdict.passed
-    assert "cffi None instead of 2.1.1" in verdict.sentences[0]
+    assert "cffi None instead of 2.1.1" in verdict.sentences[-1]
 
 
 @pytest.mark.parametrize("elsewhere", [{}, {"kernel": "another"}])
-def test_rings_must_cost_less_than_epoll_anywhere(elsewhere: dict[str, str]) -> None:
-    verdict = judge(figure(50000, 50000, {**HERE, **elsewhere}), figure(50000))
+@pytest.mark.parametrize(("server", "connections"), EACH)
+def test_rings_must_cost_less_than_epoll_anywhere(
+    elsewhere: dict[str, str], server: str, connections: str
+) -> None:
+    measured = figure(50000, here={**HERE, **elsewhere})
+    measured["servers"][PAIRS[server]][connections]["instructions"] = 50000
+    verdict = judge(measured, figure(50000))
     assert not verdict.passed
+    assert verdict.sentences[0].startswith(f"{server}, {connections} connections")
     assert "rings must cost less" in verdict.sentences[0]
 
 
 @pytest.mark.parametrize("elsewhere", [{}, {"kernel": "another"}])
-def test_rounds_that_differ_decide_nothing(elsewhere: dict[str, str]) -> None:
-    apart = record([50000.0, 51100.0], [60000.0], {**HERE, **elsewhere})
-    verdict = judge(apart, figure(50500))
+@pytest.mark.parametrize("server", SERVERS)
+def test_beginnings_that_differ_decide_nothing(elsewhere: dict[str, str], server: str) -> None:
+    apart = figure(50000, here={**HERE, **elsewhere})
+    apart["servers"][server]["64"]["spread"] = MAX_SPREAD
+    verdict = judge(apart, figure(50000))
     assert not verdict.passed
+    assert verdict.sentences[0].startswith(f"{server}, 64 connections")
     assert "find out what is not repeatable" in verdict.sentences[0]
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", '{"ring": 1, "epoll": "many", "environment": {}}', "[]"]
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        json.dumps({"6.1": figure(50000)}),
+        json.dumps({"6.12": {**figure(50000), "servers": {}}}),
+        json.dumps({"6.12": {**figure(50000), "environment": None}}),
+    ],
 )
 def test_a_broken_kept_figure_is_an_error(text: str, tmp_path: Path) -> None:
     path = tmp_path / "kept.json"
     path.write_text(text)
-    with pytest.raises(LabError, match="does not hold kept figures"):
-        read_kept(path)
+    with pytest.raises(LabError, match=r"does not hold kept figures of Linux 6\.12"):
+        read_kept("6.12", path)
 
 
-def test_the_kept_figure_is_complete() -> None:
-    kept = read_kept()
+@pytest.mark.parametrize("series", ["6.12", "6.1"])
+def test_the_kept_figures_are_complete(series: str) -> None:
+    kept = read_kept(series)
     assert set(kept["environment"]) == {"kernel", "qemu", "gcc", "python", "cffi"}
-    assert kept["ring"] < kept["epoll"]
-    assert kept["spread"] < baseline.MAX_SPREAD
+    assert kept["environment"]["kernel"].startswith(f"{series}.")
+    assert faults(kept) == []
 
 
 def report(*lines: tuple[int, int, int]) -> str:
@@ -173,63 +215,80 @@ def test_the_plugin_has_what_qemu_asks_for(tmp_path: Path) -> None:
     assert {"qemu_plugin_install", "qemu_plugin_version"} <= set(names)
 
 
-def test_an_update_is_written_and_compared_with_itself(
+def run_gate(
+    measured: Record, kept: Path, monkeypatch: pytest.MonkeyPatch, *options: str
+) -> tuple[int, Record]:
+    """Let the gate find ``measured``; returns its status, and the file that it wrote."""
+    out = kept.with_name("out") / "bench-gate.json"
+    monkeypatch.setattr(gate, "KEPT", kept)
+    monkeypatch.setattr(gate, "measure", lambda *_arguments: measured)
+    status = gate.main(["--out", str(out), *options])
+    return status, json.loads(out.read_text())
+
+
+def test_an_update_replaces_the_figures_of_its_series(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept, out = tmp_path / "kept.json", tmp_path / "out" / "bench-gate.json"
-    kept.write_text(json.dumps(figure(50000)))
-    monkeypatch.setattr(gate, "KEPT", kept)
-    monkeypatch.setattr(gate, "run", lambda *_arguments, **_options: figure(55000))
-    assert gate.main(["--out", str(out)]) == 1
+    kept = tmp_path / "kept.json"
+    older = figure(48000, here={**HERE, "kernel": "6.1.0-56-cloud-amd64"})
+    keep(figure(50000), kept)
+    keep(older, kept)
+    before, after = figure(50000), figure(55000)
+    assert run_gate(after, kept, monkeypatch) == (1, after)
     assert "FAILED" in capsys.readouterr().out
-    assert json.loads(kept.read_text())["ring"] == 50000
-    assert gate.main(["--out", str(out), "--update"]) == 0
-    assert json.loads(out.read_text()) == json.loads(kept.read_text())
+    assert json.loads(kept.read_text()) == {"6.12": before, "6.1": older}
+    assert run_gate(after, kept, monkeypatch, "--update") == (0, after)
+    assert json.loads(kept.read_text()) == {"6.12": after, "6.1": older}
+    assert run_gate(after, kept, monkeypatch) == (0, after)
     assert "passed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("measured", "why"),
-    [
-        (figure(60000), "rings must cost less"),
-        (record([50000.0, 51100.0], [60000.0], HERE), "find out what is not repeatable"),
-    ],
-)
 def test_figures_with_errors_are_not_kept(
-    measured: Record,
-    why: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept, out = tmp_path / "kept.json", tmp_path / "bench-gate.json"
-    kept.write_text(json.dumps(figure(50000)))
-    monkeypatch.setattr(gate, "KEPT", kept)
-    monkeypatch.setattr(gate, "run", lambda *_arguments, **_options: measured)
-    assert gate.main(["--out", str(out), "--update"]) == 1
+    kept = tmp_path / "kept.json"
+    keep(figure(50000), kept)
+    assert run_gate(figure(60000), kept, monkeypatch, "--update") == (1, figure(60000))
     said = capsys.readouterr().out
-    assert why in said
+    assert "rings must cost less" in said
     assert "not kept" in said
-    assert json.loads(kept.read_text()) == figure(50000)
-    assert json.loads(out.read_text()) == measured
+    assert read_kept("6.12", kept) == figure(50000)
 
 
 def test_an_update_needs_no_figures_from_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "kept.json"
-    monkeypatch.setattr(gate, "KEPT", kept)
-    monkeypatch.setattr(gate, "run", lambda *_arguments, **_options: figure(50000))
-    assert gate.main(["--out", str(tmp_path / "out.json"), "--update"]) == 0
-    assert json.loads(kept.read_text()) == figure(50000)
+    assert run_gate(figure(50000), kept, monkeypatch, "--update")[0] == 0
+    assert read_kept("6.12", kept) == figure(50000)
 
 
 def test_a_machine_without_what_is_needed_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(_kernel: str, _module: Path | None, *, keep: bool) -> Record:
+    def measure(_kernel: str, _module: Path | None, _beginnings: int) -> Record:
         raise LabError("QEMU is not installed")
 
-    monkeypatch.setattr(gate, "run", run)
+    monkeypatch.setattr(gate, "measure", measure)
     assert gate.main([]) == 1
     assert capsys.readouterr().err == "error: QEMU is not installed\n"
+
+
+def test_only_what_is_of_interest_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {
+        "instructions": 5, "spread": 0, "parts": {}, "sleeping": 0, "repetitions": 0,
+        "events": {"doorbells": 0.5}, "client": 4, "p99_us": 3, "files": {}, "functions": {},
+    }  # fmt: skip
+
+    def run(_kernel: str, _module: Path | None, servers: Any, _beginnings: int) -> Any:
+        assert all(server.sizes == (64,) for server in servers.values())
+        figures = {name: {"64": {"16": whole}} for name in servers}
+        return {"servers": figures, "requests": 1280, "environment": HERE}
+
+    monkeypatch.setattr(gate, "run", run)
+    found = gate.measure("6.12", None, 3)
+    assert found["environment"] == HERE
+    assert sorted(found["servers"]) == sorted(SERVERS)
+    figures = found["servers"]["C rings"]["16"]
+    assert figures["events"] == {"doorbells": 0.5}
+    assert not {"files", "functions", "p99_us", "client"} & set(figures)

@@ -1,68 +1,54 @@
 """The gate on cost: ``python -m stackmap_testbed.cost.gate --out out/bench-gate.json``.
 
-An echo of 64 bytes, on rings and on epoll, in turns, in a machine that counts its instructions
-(:mod:`stackmap_testbed.cost.counting`).  Server and client share its one processor.  Everything
-that the machine executes between two markers is counted: both ends' kernel, drivers and programs.
-The client is the same for both servers, so their difference is the servers'.
+Counts what an echo of 64 bytes costs the server, on rings and on epoll, in C and in Python, as
+:mod:`stackmap_testbed.cost.models` counts it, and compares that with the figures that are kept.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from stackmap_testbed.cost.baseline import KEPT, Record, Verdict, faults, judge, read_kept, record
-from stackmap_testbed.cost.echo import SERVERS, command_line, machine, measure, write_figures
+from stackmap_testbed.cost.baseline import (
+    KEPT,
+    PAIRS,
+    Record,
+    Verdict,
+    faults,
+    judge,
+    keep,
+    read_kept,
+    series,
+)
+from stackmap_testbed.cost.echo import command_line, write_figures
+from stackmap_testbed.cost.models import BEGINNINGS, SERVERS, run
 from stackmap_testbed.lab.errors import LabError
-from stackmap_testbed.lab.kernels import find_kernel
-from stackmap_testbed.lab.versions import versions
 
-CONNECTIONS = 16
-#: Also measured, once, when the figures are kept.
-OTHER_CONNECTIONS = (1, 128)
-#: Epoll's are for comparison.  Figures that are kept are the median of more.
-ROUNDS = {"epoll": 1, "ring": 3}
-KEPT_ROUNDS = {"epoll": 2, "ring": 5}
-# In which order 16 connections and two programs get their turns settles differently each time they
-# begin, and stays: the mean of several beginnings repeats better than more of one.
-BEGINNINGS = 6
-REQUESTS = 2500
+#: Figures that are kept are the median of more.
+KEPT_BEGINNINGS = 5
+_BYTES = 64
+_FIGURES = ("instructions", "spread", "parts", "sleeping", "repetitions", "events")
 
 
-def run(kernel_name: str, module: Path | None, *, keep: bool) -> Record:
-    """Boot the machine and measure; more, and other numbers of connections as well, to ``keep``.
+def measure(kernel: str, module: Path | None, beginnings: int) -> Record:
+    """Boot the machine and measure; without what only a developer asks for.
 
     Raises:
         LabError: something that is needed is missing, or does not work.
     """
-    kernel = find_kernel(kernel_name)
-    wanted = KEPT_ROUNDS if keep else ROUNDS
-    rounds: dict[str, list[float]] = {server: [] for server in SERVERS}
-    other_costs: dict[str, dict[str, int]] = {}
-    begin = time.monotonic()
-
-    def tell(text: str) -> None:
-        print(f"{time.monotonic() - begin:6.1f} s  {text}", flush=True)
-
-    tell(f"booting a machine that counts its instructions: Linux {kernel.release}")
-    with machine(kernel, module) as (guest, counter):
-        tell(f"instructions per request of 64 bytes, echoed, {CONNECTIONS} connections:")
-        for number in range(max(wanted.values())):
-            for server, costs in rounds.items():
-                if number >= wanted[server]:
-                    continue
-                found = measure(guest, counter, server, REQUESTS, BEGINNINGS * [CONNECTIONS])
-                costs.append(found[CONNECTIONS])
-                tell(f"round {number + 1}: {server:<5} {costs[-1]:8.0f}")
-        for server in SERVERS if keep else ():
-            found = measure(guest, counter, server, REQUESTS, OTHER_CONNECTIONS)
-            for connections, cost in found.items():
-                other_costs.setdefault(str(connections), {})[server] = round(cost)
-                tell(f"for information, {connections} connections: {server:<5} {cost:8.0f}")
-    figures = record(rounds["ring"], rounds["epoll"], versions(kernel.release))
-    return {**figures, "connections": CONNECTIONS, "other_connections": other_costs}
+    names = [name for pair in PAIRS.items() for name in pair]
+    servers = {name: dataclasses.replace(SERVERS[name], sizes=(_BYTES,)) for name in names}
+    figures = run(kernel, module, servers, beginnings)
+    figures["servers"] = {
+        name: {
+            connections: {figure: found[figure] for figure in _FIGURES}
+            for connections, found in sizes[str(_BYTES)].items()
+        }
+        for name, sizes in figures["servers"].items()
+    }
+    return figures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,25 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line("gate", __doc__, "out/bench-gate.json")
     parser.add_argument("--update", action="store_true", help=f"keep the figures in {KEPT.name}")
     args = parser.parse_args(argv)
+    print("The gate on cost: an echo of 64 bytes in C and in Python (bare), on rings and on epoll.")
     try:
-        measured = run(args.kernel, args.module, keep=args.update)
-        text = write_figures(measured, args.out)
-        if args.update and (failures := faults(measured)):
-            verdict = Verdict(False, (*failures, f"not kept in {KEPT.name}"))
+        measured = measure(args.kernel, args.module, KEPT_BEGINNINGS if args.update else BEGINNINGS)
+        write_figures(measured, args.out)
+        if args.update:
+            failures = faults(measured)
+            if not failures:
+                keep(measured, KEPT)
+            note = f"{'not ' if failures else ''}kept in {KEPT.name}"
+            verdict = Verdict(not failures, (*failures, note))
         else:
-            if args.update:
-                KEPT.write_text(text)
-            verdict = judge(measured, read_kept(KEPT))
+            verdict = judge(measured, read_kept(series(measured), KEPT))
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(
-        f"{args.out}: {measured['ring']} instructions per request of the whole machine on rings, "
-        f"{measured['epoll']} on epoll, spread {measured['spread']:.2%}"
-    )
     for sentence in verdict.sentences:
         print(sentence)
-    print("passed" if verdict.passed else "FAILED")
+    print(f"{args.out} has the figures; the gate is {'passed' if verdict.passed else 'FAILED'}")
     return 0 if verdict.passed else 1
 
 

@@ -2,11 +2,10 @@
 
 ``python -m stackmap_testbed.cost.many_connections --out out/bench-connections.json``
 
-The gate's echo, in the same machine that counts its instructions, with few and with many
-connections.  Both have the same number of requests under way, on all connections in turn, so that
-only the number of connections differs.  Rings are compared with epoll, because part of the
-difference is TCP's: on a connection that is used rarely, a reply is acknowledged by a packet of its
-own.
+An echo, in a machine that counts the instructions of both ends, with few and with many connections.
+Both numbers have the same number of requests under way, on all connections in turn, so that only
+the number of connections differs.  Rings are compared with epoll, because part of the difference is
+TCP's: on a connection that is used rarely, a reply is acknowledged by a packet of its own.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import dataclasses
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ from stackmap_testbed.lab.versions import versions
 
 #: Of each beginning: twenty for each of the most connections, or the edges of batches show.
 REQUESTS = 1280
-#: How often each number of connections is begun anew; see the gate.
+#: How often each number of connections is begun anew: in which order connections and programs get
+#: their turns settles differently each time they begin, and stays.
 BEGINNINGS = 3
 CONNECTIONS = (1, 16, 64)
 SIZES = (64, 1024)
@@ -253,25 +254,22 @@ def row(name: str, size: int, connections: int, found: dict[str, Any]) -> str:
 
 
 def run(
-    kernel_name: str, module: Path | None, wanted: re.Pattern[str], beginnings: int
+    kernel_name: str, module: Path | None, servers: Mapping[str, Server], beginnings: int
 ) -> dict[str, Any]:
-    """Boot the machine and measure the servers whose names are wanted.
+    """Boot the machine and measure servers, each of which has a name.
 
     Raises:
         LabError: something that is needed is missing, or does not work.
     """
     kernel = find_kernel(kernel_name)
-    chosen = {name: server for name, server in SERVERS.items() if wanted.search(name)}
-    if not chosen:
-        raise LabError(f"no server's name has {wanted.pattern!r} in it; there are {[*SERVERS]}")
     figures: dict[str, Any] = {}
     begin = time.monotonic()
     print(f"what a request costs the server alone, Linux {kernel.release}")
-    print(f"({', '.join(EVENTS)}: how many; all else: thousands of instructions)")
+    print(f"all to sleeping in thousands of instructions; {', '.join(EVENTS)} as they are")
     print(_HEADING)
     with machine(kernel, module, separate=True) as (guest, counter):
         symbols = read_symbols(guest.run(["grep", "-i", " [tw] ", "/proc/kallsyms"]).stdout)
-        for name, server in chosen.items():
+        for name, server in servers.items():
             costs = measure(guest, counter, symbols, server, beginnings)
             for (size, connections), each in costs.items():
                 found = summary(each)
@@ -293,8 +291,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--beginnings", type=int, default=BEGINNINGS, metavar="N")
     args = parser.parse_args(argv)
+    servers = {name: server for name, server in SERVERS.items() if args.servers.search(name)}
+    if not servers:
+        parser.error(f"no server's name has that pattern in it; there are {', '.join(SERVERS)}")
     try:
-        figures = run(args.kernel, args.module, args.servers, args.beginnings)
+        figures = run(args.kernel, args.module, servers, args.beginnings)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
