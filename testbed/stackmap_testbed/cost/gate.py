@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stackmap_testbed.cost.baseline import (
+    GATED,
     KEPT,
     PAIRS,
     Record,
@@ -23,24 +24,28 @@ from stackmap_testbed.cost.baseline import (
     series,
 )
 from stackmap_testbed.cost.echo import command_line, write_figures
-from stackmap_testbed.cost.models import BEGINNINGS, SERVERS, run
+from stackmap_testbed.cost.models import BEGINNINGS, CONNECTIONS, SERVERS, run
 from stackmap_testbed.lab.errors import LabError
 
-#: Figures that are kept are the median of more.
+#: Figures that are kept are the median of more, and of other numbers of connections as well.
 KEPT_BEGINNINGS = 5
 _BYTES = 64
 _FIGURES = ("instructions", "spread", "parts", "sleeping", "repetitions", "events")
 
 
-def measure(kernel: str, module: Path | None, beginnings: int) -> Record:
-    """Boot the machine and measure; without what only a developer asks for.
+def measure(kernel: str, module: Path | None, *, to_keep: bool) -> Record:
+    """Boot the machine and measure.
 
     Raises:
         LabError: something that is needed is missing, or does not work.
     """
     names = [name for pair in PAIRS.items() for name in pair]
-    servers = {name: dataclasses.replace(SERVERS[name], sizes=(_BYTES,)) for name in names}
-    figures = run(kernel, module, servers, beginnings)
+    connections = CONNECTIONS if to_keep else (GATED,)
+    servers = {
+        name: dataclasses.replace(SERVERS[name], sizes=(_BYTES,), connections=connections)
+        for name in names
+    }
+    figures = run(kernel, module, servers, KEPT_BEGINNINGS if to_keep else BEGINNINGS)
     figures["servers"] = {
         name: {
             connections: {figure: found[figure] for figure in _FIGURES}
@@ -58,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     print("The gate on cost: an echo of 64 bytes in C and in Python (bare), on rings and on epoll.")
     try:
-        measured = measure(args.kernel, args.module, KEPT_BEGINNINGS if args.update else BEGINNINGS)
+        measured = measure(args.kernel, args.module, to_keep=args.update)
         write_figures(measured, args.out)
         if args.update:
             failures = faults(measured)
