@@ -5,9 +5,9 @@
  * TCP gives each packet to the queue_xmit() of its socket's address family.  That of an attached
  * socket is ours.  It writes the IP and the Ethernet header, and gives the packet to the NIC's
  * queue, as IP and the neighbour would, where these would do nothing else.  Where there is more to
- * do (by netfilter, a program of a cgroup, a transformation, for IP options, an unknown neighbour, a
- * packet that is too large), the packet goes the kernel's way, and the next one is looked at again.
- * Both ways end in the same queue, so the packets of a connection keep their order.
+ * do (for netfilter, a program of a cgroup, a transformation, IP options, an unknown neighbour, a
+ * packet too large), the packet goes the kernel's way, and the next one is looked at again.  Both
+ * ways end in the same queue, so the packets of a connection keep their order.
  */
 #include <linux/bpf-cgroup.h>
 #include <linux/netfilter.h>
@@ -39,8 +39,8 @@ static bool sm_direct_hooked(struct nf_hook_entries __rcu *const *hooks, const s
 	if (!post)
 		return false;
 	/*
-	 * AppArmor has a hook in each namespace, which lets packets without a mark of its own pass.
-	 * It is known by its priority; nftables and iptables have private data there.
+	 * AppArmor has a hook in each namespace, which lets packets without a mark pass.  Its
+	 * priority tells it, and that it has no private data, as nftables' and iptables' have.
 	 */
 	return post->num_hook_entries != 1 || post->hooks[0].priv ||
 	       nf_hook_entries_get_hook_ops(post)[0]->priority != NF_IP_PRI_SELINUX_FIRST ||
@@ -106,7 +106,7 @@ static int sm_direct_send(struct sm_conn *conn, struct sk_buff *skb, struct dst_
 	return sm_nic_xmit(skb, &conn->pair->plug);
 }
 
-/* The connection's packet goes to its peer's own address: as ip_queue_xmit() to ip_output(). */
+/* As ip_queue_xmit() to ip_finish_output2(); false, with the packet as it was, if these must. */
 static bool sm_direct_ip4(struct sm_conn *conn, struct sk_buff *skb, const struct flowi4 *fl4,
 			  int *err)
 {
@@ -165,7 +165,7 @@ static int sm_direct_xmit4(struct sock *sk, struct sk_buff *skb, struct flowi *f
 }
 
 #if IS_ENABLED(CONFIG_IPV6)
-/* As inet6_csk_xmit() to ip6_output(). */
+/* As inet6_csk_xmit() to ip6_finish_output2(). */
 static bool sm_direct_ip6(struct sm_conn *conn, struct sk_buff *skb, int *err)
 {
 	struct sock *sk = conn->sk;
