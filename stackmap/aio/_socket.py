@@ -13,8 +13,8 @@ class TransportSocket(trsock.TransportSocket):
     """asyncio's view of a socket, with addresses that outlive the connection.
 
     A port closes the socket of a connection that has failed before the protocol is told, and
-    perhaps before its ``connection_made()``.  Protocols ask for addresses there, and rely on it
-    that asyncio closes a socket only after ``connection_lost()``.
+    perhaps before its ``connection_made()``.  Protocols ask for addresses and set options there,
+    and rely on it that asyncio closes a socket only after ``connection_lost()``.
     """
 
     __slots__ = ("_connection",)
@@ -38,3 +38,12 @@ class TransportSocket(trsock.TransportSocket):
         if self.fileno() < 0 and self._connection.peername is not None:
             return self._connection.peername
         return super().getpeername()
+
+    def setsockopt(self, *args: Any, **kwargs: Any) -> None:
+        """Set an option; once the socket is closed, none has an effect any more.
+
+        Raises:
+            OSError: TCP refuses the option.
+        """
+        if self.fileno() >= 0:
+            super().setsockopt(*args, **kwargs)

@@ -174,12 +174,13 @@ def test_abort_drops_what_is_not_sent(new_loop: NewLoop) -> None:
 
 
 def test_a_connection_that_is_reset_before_it_is_accepted(new_loop: NewLoop) -> None:
-    """Its protocol is told its own address, as uvicorn asks for."""
+    """Its protocol may ask for its own address, as uvicorn's, and set options, as aiohttp's."""
 
     class Asking(Recorder):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             sock = transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             assert sock.getsockname() == address
             assert transport.get_extra_info("sockname") == address
             with suppress(OSError):
