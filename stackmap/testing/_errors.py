@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
 
 class ConformanceError(AssertionError):
     """The checked object breaks its contract; the text says in which point."""
@@ -22,3 +28,13 @@ def expect_same(got: bytes, data: bytes, what: str) -> None:
             f"{what} did not arrive as written: {len(got)} bytes of {len(data)}, different from "
             f"byte {at} on"
         )
+
+
+@contextlib.contextmanager
+def naming(name: str, check: Callable[..., object]) -> Iterator[None]:
+    """Have a failure say which check found it, and the first line of its docstring."""
+    try:
+        yield
+    except ConformanceError as error:
+        error.add_note(f"check {name}: {(check.__doc__ or '').splitlines()[0]}")
+        raise

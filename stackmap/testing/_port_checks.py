@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from stackmap import Event, reset_on_close
 
-from ._errors import ConformanceError, expect, expect_same
+from ._errors import ConformanceError, expect, expect_same, naming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -391,8 +391,5 @@ def check_port(
         ConformanceError: the port does not keep to the contract; it says in what.
     """
     for name, check in checks.items():
-        try:
+        with naming(name, check):
             check(open_port, connect)
-        except ConformanceError as error:
-            error.add_note(f"check {name}: {(check.__doc__ or '').splitlines()[0]}")
-            raise

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from ._errors import ConformanceError, expect, expect_same
+from ._errors import ConformanceError, expect, expect_same, naming
 from ._stream_like import ReaderLike, WriterLike
 
 _T = TypeVar("_T")
@@ -632,8 +632,5 @@ async def check_stream(
         ConformanceError: the stream does not keep to the contract; it says in what.
     """
     for name, check in checks.items():
-        try:
+        with naming(name, check):
             await check(make_pair)
-        except ConformanceError as error:
-            error.add_note(f"check {name}: {(check.__doc__ or '').splitlines()[0]}")
-            raise

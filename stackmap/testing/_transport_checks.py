@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
-from ._errors import ConformanceError, expect, expect_same
+from ._errors import ConformanceError, expect, expect_same, naming
 
 #: Connects two protocols and returns their transports, in the same order.
 MakePair = Callable[
@@ -394,8 +394,5 @@ async def check_transport(
         ConformanceError: the transport does not keep to the contract; it says in what.
     """
     for name, check in checks.items():
-        try:
+        with naming(name, check):
             await check(make_pair)
-        except ConformanceError as error:
-            error.add_note(f"check {name}: {(check.__doc__ or '').splitlines()[0]}")
-            raise
