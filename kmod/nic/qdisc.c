@@ -437,9 +437,9 @@ static struct netdev_queue *sm_pick_queue(struct net_device *dev, struct sk_buff
 }
 
 /*
- * Queue a packet, which has its Ethernet header, as dev_queue_xmit() does.  One that its owner's
- * plug holds back is only put into the queue: nothing is sent before the plug is pulled.  Returns
- * what dev_queue_xmit() would.  Caller is an RCU reader.
+ * Queue a packet, which has its Ethernet header and is not to be segmented, as dev_queue_xmit()
+ * does.  One that its owner's plug holds back is only put into the queue: nothing is sent before
+ * the plug is pulled.  Returns what dev_queue_xmit() would.  Caller is an RCU reader.
  */
 int sm_nic_xmit(struct sk_buff *skb, const struct sm_plug *plug)
 {
@@ -448,7 +448,7 @@ int sm_nic_xmit(struct sk_buff *skb, const struct sm_plug *plug)
 	struct Qdisc *sch;
 	int err;
 
-	if (!sm_plugged(plug, plug->nic) || sm_egress_in_use(dev) || skb_is_gso(skb) ||
+	if (!sm_plugged(plug, plug->nic) || sm_egress_in_use(dev) ||
 	    skb_shinfo(skb)->tx_flags & SKBTX_SCHED_TSTAMP)
 		return dev_queue_xmit(skb);
 	rcu_read_lock_bh();
@@ -492,7 +492,7 @@ void sm_unplug(struct sm_plug *plug)
 	unsigned int i;
 
 	WRITE_ONCE(plug->plugged, false);
-	/* Pairs with sm_fifo_enqueue(): the plug is gone before qlen is read. */
+	/* Pairs with sm_fifo_put(): the plug is gone before qlen is read. */
 	smp_mb();
 	rcu_read_lock();
 	sch = rcu_dereference(plug->nic->root);

@@ -14,7 +14,7 @@ struct sm_plug {
 };
 
 /*
- * The plug of the owner of a packet that goes out, or NULL.  Called in softirq, as an RCU reader.
+ * The plug of the owner of a packet that goes out, or NULL.  Called with BH off, as an RCU reader.
  */
 typedef const struct sm_plug *(*sm_plug_of_t)(const struct sk_buff *skb);
 
