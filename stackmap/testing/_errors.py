@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
 
 class ConformanceError(AssertionError):
@@ -31,7 +31,7 @@ def expect_same(got: bytes, data: bytes, what: str) -> None:
 
 
 @contextlib.contextmanager
-def naming(name: str, check: Callable[..., object]) -> Iterator[None]:
+def naming(name: str, check: Callable[..., object]) -> Generator[None, None, None]:
     """Have a failure say which check found it, and the first line of its docstring."""
     try:
         yield
