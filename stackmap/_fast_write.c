@@ -136,7 +136,7 @@ PyObject *smf_rest_of(PyObject *data, Py_ssize_t taken, Py_ssize_t len)
 	return rest;
 }
 
-/* Where a connection writes, borrowed, if it is on a ring, is well, and nothing of it waits; or NULL. */
+/* A connection's outlet, borrowed, if it is on a ring, is well, and nothing of it waits; or NULL. */
 struct outlet *smf_usual_outlet(PyObject *connection)
 {
 	struct outlet *outlet;
@@ -172,7 +172,7 @@ PyObject *smf_write_as_usual(PyObject *connection, PyObject *data)
 	return taken == len ? Py_NewRef(Py_None) : smf_rest_of(data, taken, len);
 }
 
-/* What is left of a list or tuple of which the parts before i are written, and of part i a rest. */
+/* The parts from i on, with @rest in the place of part i, of which the beginning is written. */
 static PyObject *parts_left(PyObject *parts, Py_ssize_t i, PyObject *rest)
 {
 	PyObject *left = PySequence_List(parts);

@@ -36,8 +36,8 @@ _APART = 0.005
 _TURNS = 50
 #: The reader's limit, in bytes.
 _LIMIT = 4096
-#: What is written at a time where much is; what buffers on the way take at most; and more than they
-#: usually do.
+#: Bytes of one write where many are written; the most that buffers on the way take; and more than
+#: they usually take.
 _PIECE = 64 << 10
 _BUFFERS = 256 << 20
 _MUCH = 8 << 20
@@ -119,7 +119,7 @@ async def _turns() -> None:
 
 
 async def _outcome(awaitable: Awaitable[_T], call: str) -> _T | Exception:
-    """What a call returns or raises, which it must do soon."""
+    """Return the result of a call, or the exception that it raises; it must end soon."""
     patience = asyncio.timeout(_PATIENCE)
     try:
         async with patience:
@@ -131,7 +131,7 @@ async def _outcome(awaitable: Awaitable[_T], call: str) -> _T | Exception:
 
 
 async def _result(awaitable: Awaitable[_T], call: str) -> _T:
-    """What a call returns."""
+    """Return the result of a call."""
     outcome = await _outcome(awaitable, call)
     if isinstance(outcome, Exception):
         raise ConformanceError(f"{call} raised {outcome!r}") from outcome
@@ -139,7 +139,7 @@ async def _result(awaitable: Awaitable[_T], call: str) -> _T:
 
 
 async def _error(kind: type[_E], awaitable: Awaitable[object], call: str) -> _E:
-    """What a call raises."""
+    """Return the exception that a call raises."""
     outcome = await _outcome(awaitable, call)
     if isinstance(outcome, kind):
         return outcome
@@ -405,7 +405,7 @@ async def _a_reset_is_told_to_readers(make_pair: MakeStreams) -> None:
 
 
 async def _written_buffers_are_the_callers(make_pair: MakeStreams) -> None:
-    """What is written arrives as it was then, whatever becomes of the buffer."""
+    """write() sends the bytes of the call, whatever becomes of the buffer."""
     async with _linked(make_pair) as link:
         for full in (False, True):
             wanted = (await link.fill())[0] if full else b""
@@ -487,7 +487,7 @@ async def _a_half_can_be_closed(make_pair: MakeStreams) -> None:
 
 
 async def _close_sends_everything(make_pair: MakeStreams) -> None:
-    """What was written before close() arrives, then the end; wait_closed() waits for it."""
+    """close() sends all bytes and then the end; wait_closed() waits for it."""
     async with _linked(make_pair) as link:
         written, _drain = await link.fill()
         link.writer.close()

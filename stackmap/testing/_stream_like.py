@@ -1,4 +1,4 @@
-"""What a stream has, for type checkers: the methods of asyncio's streams that programs call."""
+"""The types of a stream: the methods of asyncio's streams that programs call."""
 
 from __future__ import annotations
 
