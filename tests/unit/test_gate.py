@@ -23,8 +23,8 @@ from stackmap_testbed.cost.baseline import (
     spread,
 )
 from stackmap_testbed.cost.counting import Counter, build_plugin
-from stackmap_testbed.cost.echo import EchoError, per_request, read_report
-from stackmap_testbed.lab.errors import LabError
+from stackmap_testbed.cost.echo import EchoError, announced, per_request, read_report, running
+from stackmap_testbed.lab.errors import GuestTimeoutError, LabError
 
 HERE = {"kernel": "6.12.117+deb12-cloud-amd64", "qemu": "7.2.22", "gcc": "12.2.0"}
 SERVERS = [*PAIRS, *PAIRS.values()]
@@ -197,6 +197,61 @@ def test_costs_of_a_run_that_went_wrong_are_refused(
 ) -> None:
     with pytest.raises(EchoError, match=complaint):
         per_request(read_report(text), marks)
+
+
+class Mute:
+    """A guest in which each process ends before it listens."""
+
+    def popen(self, *_arguments: Any, **_options: Any) -> Any:
+        return self
+
+    def wait_for_output(self, *_arguments: Any, **_options: Any) -> None:
+        raise GuestTimeoutError("'server' in the guest ended with 1")
+
+    def output(self) -> str:
+        return "no such option\n"
+
+    def kill(self, _number: int) -> None:
+        pass
+
+    wait = kill
+
+
+def test_a_server_that_does_not_listen_is_quoted() -> None:
+    guest: Any = Mute()
+    with (
+        pytest.raises(EchoError, match=r"not listen on .*, port 7; it said: no such option$"),
+        running(guest, ["server"], rings=False),
+    ):
+        pass
+
+
+def started(command: list[str], tmp_path: Path, listening: str) -> subprocess.Popen[str]:
+    """A server that does not say when it is listening; ``ss`` prints ``listening`` about it."""
+    ss = tmp_path / "ss"
+    ss.write_text(f"#!/bin/sh\n{listening}\n")
+    ss.chmod(0o755)
+    return subprocess.Popen(
+        announced(command),
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+    )
+
+
+def test_a_port_announces_a_server(tmp_path: Path) -> None:
+    with started(["sleep", "60"], tmp_path, f"cat {tmp_path}/ports 2>/dev/null") as server:
+        (tmp_path / "ports").write_text("LISTEN\n")
+        assert server.stdout is not None
+        assert server.stdout.readline() == "listening\n"
+        server.kill()
+
+
+def test_a_server_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
+    with started(["echo", "no such option"], tmp_path, "true") as server:
+        server.wait(30)
+        assert server.stdout is not None
+        assert server.stdout.read() == "no such option\n"
 
 
 def test_the_counts_file_is_read(tmp_path: Path) -> None:

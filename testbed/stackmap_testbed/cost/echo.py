@@ -15,7 +15,7 @@ from typing import Any
 
 from stackmap_testbed.cost.counting import AT_CLIENT, SERVER_NIC, Counter, counting_guest
 from stackmap_testbed.lab.addresses import SERVER_ADDRESS
-from stackmap_testbed.lab.errors import LabError
+from stackmap_testbed.lab.errors import GuestTimeoutError, LabError
 from stackmap_testbed.lab.guest import Guest
 from stackmap_testbed.lab.kernels import Kernel, module_for
 from stackmap_testbed.lab.process import GuestProcess
@@ -70,12 +70,21 @@ def running(
         command: the server, which prints that it is listening.
         rings: whether its NIC is bound.
         patience: seconds for it to start, and to end.
+
+    Raises:
+        LabError: it cannot be started, or does not listen.
     """
     if rings:
         guest.run(["tc", "qdisc", "replace", "dev", SERVER_NIC, "root", "stackmap"])
     process = guest.popen(command, env=_ENVIRONMENT)
     try:
-        process.wait_for_output("listening", timeout=patience)
+        try:
+            process.wait_for_output("listening", timeout=patience)
+        except GuestTimeoutError as error:
+            said = process.output().strip()[-2000:] or "nothing"
+            raise EchoError(
+                f"the server does not listen on {SERVER_ADDRESS}, port {PORT}; it said: {said}"
+            ) from error
         yield process
     finally:
         process.kill(signal.SIGTERM)
@@ -148,6 +157,13 @@ def measure(
 def own_command(name: str, *arguments: object) -> list[str]:
     """The command of a program of this room."""
     return [sys.executable, "-m", f"{__package__}.{name}", *map(str, arguments)]
+
+
+def announced(command: Sequence[str]) -> list[str]:
+    """The command of a server that may not say when it is listening: its port does."""
+    listens = f"ss -Hltn sport = :{PORT} | grep -q ."
+    waiting = f"until {listens}; do kill -0 $$ 2>/dev/null || exit; sleep 0.1; done; echo listening"
+    return ["/bin/sh", "-c", f'({waiting}) & exec "$@"', "-", *command]
 
 
 @dataclass(frozen=True, slots=True)

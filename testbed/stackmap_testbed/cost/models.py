@@ -39,6 +39,7 @@ from stackmap_testbed.cost.echo import (
     PORT,
     EchoError,
     Measured,
+    announced,
     command_line,
     load,
     machine,
@@ -105,10 +106,8 @@ def _serve_http(model: str) -> Server:
 
 
 def _debians_memcached() -> Server:
-    # It does not say when it listens.
-    command = f"memcached -u root -t 1 -l {SERVER_ADDRESS} -p {PORT}"
-    waiting = f"until ss -Hltn sport = :{PORT} | grep -q .; do sleep 0.1; done; echo listening"
-    return Server(["/bin/sh", "-c", f"({waiting}) & exec {command}"], load=("--memcached",))
+    command = ["memcached", "-u", "root", "-t", "1", "-l", SERVER_ADDRESS, "-p", str(PORT)]
+    return Server(announced(command), load=("--memcached",))
 
 
 SERVERS = {
@@ -270,7 +269,10 @@ def run(
     with machine(kernel, module, separate=True) as (guest, counter):
         symbols = read_symbols(guest.run(["grep", "-i", " [tw] ", "/proc/kallsyms"]).stdout)
         for name, server in servers.items():
-            costs = measure(guest, counter, symbols, server, beginnings)
+            try:
+                costs = measure(guest, counter, symbols, server, beginnings)
+            except LabError as error:
+                raise EchoError(f"{name}: {error}") from error
             for (size, connections), each in costs.items():
                 found = summary(each)
                 figures.setdefault(name, {}).setdefault(str(size), {})[str(connections)] = found
