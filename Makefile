@@ -143,7 +143,7 @@ soak: setup
 	@$(if $(filter uml,$(FUZZ_KERNEL)),testbed/setup.sh debug-packages && $(DEBUG_KERNEL) uml >/dev/null)
 	@$(PYTHON) -m tests.soak --kernel $(FUZZ_KERNEL) --messages $(MESSAGES) --out out/soak.json
 
-# What a request costs with ten thousand connections, compared to a hundred.
+# What a request costs the server with ten thousand connections, compared to a hundred.
 bench-connections: setup
 	@$(PYTHON) -m stackmap_testbed.cost.many_connections --kernel $(KERNEL) --out out/bench-connections.json
 

@@ -35,6 +35,7 @@ from stackmap_testbed.lab.initramfs import GuestIdentity
 from stackmap_testbed.lab.kernels import Kernel
 
 SERVER_NIC = "eth0"
+CLIENT_NIC = "eth1"
 #: Prefix of commands in the guest that run at the client's end.
 AT_CLIENT = ("ip", "netns", "exec", "client")
 
@@ -47,7 +48,6 @@ WIRE_NS = 10_000
 
 #: The folder of ``_mark.h``, which says what the load executes as a marker.
 _MARK_FOLDER = Path(__file__).parents[1] / "load"
-_CLIENT_NIC = "eth1"
 _MACS = (SERVER_MAC, CLIENT_MAC)
 _IDENTITY = GuestIdentity(
     "server", f"{SERVER_ADDRESS}/24", f"{SERVER_IPV6}/64", "127.0.0.1 localhost\n"
@@ -61,12 +61,12 @@ _COMMAND_LINE = "nokaslr norandmaps nowatchdog sysctl.kernel.hung_task_timeout_s
 _SETUP = f"""
 set -e
 ip netns add client
-ip link set {_CLIENT_NIC} netns client
+ip link set {CLIENT_NIC} netns client
 ip -n client link set lo up
-ip -n client addr add {CLIENT_ADDRESS}/24 dev {_CLIENT_NIC}
-ip -n client link set {_CLIENT_NIC} up
+ip -n client addr add {CLIENT_ADDRESS}/24 dev {CLIENT_NIC}
+ip -n client link set {CLIENT_NIC} up
 ip neigh replace {CLIENT_ADDRESS} lladdr {_MACS[1]} dev {SERVER_NIC} nud permanent
-ip -n client neigh replace {SERVER_ADDRESS} lladdr {_MACS[0]} dev {_CLIENT_NIC} nud permanent
+ip -n client neigh replace {SERVER_ADDRESS} lladdr {_MACS[0]} dev {CLIENT_NIC} nud permanent
 """
 # All else, interrupts included, is on the other processor.  The server's starts after the boot.
 _TWO_PROCESSORS = f"isolcpus={SERVER_PROCESSOR} irqaffinity=0 maxcpus=1"

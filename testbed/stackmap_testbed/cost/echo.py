@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from stackmap_testbed.cost.counting import AT_CLIENT, SERVER_NIC, Counter, counting_guest
@@ -20,15 +19,13 @@ from stackmap_testbed.lab.guest import Guest
 from stackmap_testbed.lab.kernels import Kernel, module_for
 from stackmap_testbed.lab.process import GuestProcess
 
-#: Each server by the name that the figures have for it: its program, and its further arguments.
-SERVERS = {
-    "epoll": ("echo_epoll", ()),
-    "ring": ("echo_rings", (SERVER_NIC,)),
-}
-
 PORT = 7
-# A machine busy with other things may make this take ten times as long as it should.
+#: The machine's, in megabytes.
+MEMORY = 1024
+# A machine busy with other things may make this take ten times as long as it should: a server's
+# start and end, and a load, which may open ten thousand connections.
 _PATIENCE = 600.0
+_LOAD_PATIENCE = 3600.0
 # The order of a dictionary, and with it a program's way, depends on this unless it is given.
 _ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 
@@ -39,7 +36,7 @@ class EchoError(LabError):
 
 @contextlib.contextmanager
 def machine(
-    kernel: Kernel, module: Path | None, memory: int = 1024, *, separate: bool = False
+    kernel: Kernel, module: Path | None, memory: int = MEMORY
 ) -> Iterator[tuple[Guest, Counter]]:
     """Boot the machine with the module loaded; at the end, check its kernel's log.
 
@@ -47,29 +44,25 @@ def machine(
         kernel: its kernel.
         module: the module's file; None for the one that ``make kmod`` built.
         memory: the machine's, in megabytes.
-        separate: whether the server has a processor of its own; see :func:`counting_guest`.
 
     Raises:
         LabError: it cannot be built or does not boot, or its kernel reported a bug.
     """
     file = module or module_for(kernel.release)
-    with counting_guest(kernel, memory, separate=separate) as (guest, counter):
+    with counting_guest(kernel, memory, separate=True) as (guest, counter):
         guest.insmod(file)
         yield guest, counter
         guest.check_kernel_log()
 
 
 @contextlib.contextmanager
-def running(
-    guest: Guest, command: Sequence[str], *, rings: bool, patience: float = _PATIENCE
-) -> Iterator[GuestProcess]:
+def running(guest: Guest, command: Sequence[str], *, rings: bool) -> Iterator[GuestProcess]:
     """Run a server; its NIC is bound if it is to have rings, and as Debian sets it up if not.
 
     Args:
         guest: the machine.
         command: the server, which prints that it is listening.
         rings: whether its NIC is bound.
-        patience: seconds for it to start, and to end.
 
     Raises:
         LabError: it cannot be started, or does not listen.
@@ -79,7 +72,7 @@ def running(
     process = guest.popen(command, env=_ENVIRONMENT)
     try:
         try:
-            process.wait_for_output("listening", timeout=patience)
+            process.wait_for_output("listening", timeout=_PATIENCE)
         except GuestTimeoutError as error:
             said = process.output().strip()[-2000:] or "nothing"
             raise EchoError(
@@ -88,7 +81,7 @@ def running(
         yield process
     finally:
         process.kill(signal.SIGTERM)
-        process.wait(patience)
+        process.wait(_PATIENCE)
     if rings:
         guest.run(["tc", "qdisc", "del", "dev", SERVER_NIC, "root"])
 
@@ -99,7 +92,6 @@ def load(
     connections: Sequence[int | str],
     *options: str,
     prefix: Sequence[str] = (),
-    patience: float = _PATIENCE,
 ) -> list[Measured]:
     """Load the server that listens.
 
@@ -109,49 +101,13 @@ def load(
         connections: how many are open at a time; ``"N/W"`` has requests under way on W of N.
         options: further ones of ``echo_load``.
         prefix: what its command begins with.
-        patience: seconds for all requests.
 
     Raises:
         EchoError: a reply was missing or wrong.
     """
     command = own_command("echo_load", SERVER_ADDRESS, PORT, requests, *connections, *options)
-    ended = guest.run([*AT_CLIENT, *prefix, *command], env=_ENVIRONMENT, timeout=patience)
+    ended = guest.run([*AT_CLIENT, *prefix, *command], env=_ENVIRONMENT, timeout=_LOAD_PATIENCE)
     return read_report(ended.stdout)
-
-
-def measure(
-    guest: Guest,
-    counter: Counter,
-    server: str,
-    requests: int,
-    connections: Sequence[int | str],
-    *,
-    files: int | None = None,
-    patience: float = _PATIENCE,
-) -> dict[int, float]:
-    """Instructions per request of one server, started for this, by number of connections.
-
-    Epoll is measured as everybody runs it, without anything of this project on its NIC.
-
-    Args:
-        guest: the machine.
-        counter: its counter.
-        server: which of ``SERVERS``.
-        requests: how many to measure, for each of ``connections``.
-        connections: how many are open at a time; ``"N/W"`` has requests under way on W of N.
-        files: how many descriptors server and client may have, instead of the usual limit.
-        patience: seconds for the server to start, and for all its requests.
-
-    Raises:
-        EchoError: a reply was missing or wrong.
-    """
-    prefix = ("prlimit", f"--nofile={files}:{files}") if files else ()
-    program, more = SERVERS[server]
-    command = [*prefix, *own_command(program, SERVER_ADDRESS, PORT, *more)]
-    with running(guest, command, rings=server == "ring", patience=patience):
-        known = len(counter.marks())
-        report = load(guest, requests, connections, prefix=prefix, patience=patience)
-    return per_request(report, counter.marks()[known:])
 
 
 def own_command(name: str, *arguments: object) -> list[str]:
@@ -200,22 +156,6 @@ def read_report(report: str) -> list[Measured]:
             Measured(line["bytes"], line["connections"], line["requests"], line["p99_ns"])
         )
     return measured
-
-
-def per_request(report: Sequence[Measured], marks: Sequence[int]) -> dict[int, float]:
-    """Instructions per request by connections, from the load's report and the counts at its marks.
-
-    The mean, where a number of connections was measured several times.
-
-    Raises:
-        EchoError: they do not fit each other.
-    """
-    if not report or len(marks) != 2 * len(report):
-        raise EchoError(f"{len(marks)} markers were met for {len(report)} measurements")
-    costs: dict[int, list[float]] = {}
-    for measured, start, end in zip(report, marks[::2], marks[1::2], strict=True):
-        costs.setdefault(measured.connections, []).append((end - start) / measured.requests)
-    return {connections: fmean(found) for connections, found in costs.items()}
 
 
 def command_line(name: str, description: str | None, out: str) -> argparse.ArgumentParser:

@@ -36,6 +36,7 @@ from stackmap_testbed.cost.counting import (
     Counter,
 )
 from stackmap_testbed.cost.echo import (
+    MEMORY,
     PORT,
     EchoError,
     Measured,
@@ -70,15 +71,17 @@ class Server:
         command: how it is started.
         rings: whether its NIC is bound.
         sizes: of messages, or of values, in bytes.
-        connections: numbers of connections.
+        connections: numbers of connections; ``"N/W"`` has requests under way on W of N.
         load: further options of the load.
+        files: how many descriptors server and load may have, instead of the usual limit.
     """
 
     command: Sequence[str]
     rings: bool = False
     sizes: Sequence[int] = (64,)
-    connections: Sequence[int] = CONNECTIONS
+    connections: Sequence[int | str] = CONNECTIONS
     load: Sequence[str] = ()
+    files: int | None = None
 
 
 def _asyncio(loop: str, api: str) -> Server:
@@ -161,7 +164,13 @@ class Cost:
 
 
 def measure(
-    guest: Guest, counter: Counter, symbols: Ranges, server: Server, beginnings: int
+    guest: Guest,
+    counter: Counter,
+    symbols: Ranges,
+    server: Server,
+    beginnings: int,
+    *,
+    requests: int = REQUESTS,
 ) -> dict[tuple[int, int], list[Cost]]:
     """Start a server, load it, and find where its processor's instructions were.
 
@@ -171,14 +180,14 @@ def measure(
     Raises:
         EchoError: a reply was missing or wrong, or processors' counts do not add up to the total.
     """
-    command = [*ON_SERVER_PROCESSOR, *server.command]
+    limit = ("prlimit", f"--nofile={server.files}:{server.files}") if server.files else ()
+    command = [*limit, *ON_SERVER_PROCESSOR, *server.command]
     with running(guest, command, rings=server.rings) as process:
         known = len(counter.marks())
         counter.sections()
         connections = [each for each in server.connections for _ in range(beginnings)]
-        report = load(
-            guest, REQUESTS, connections, "--bytes", *map(str, server.sizes), *server.load
-        )
+        options = ["--bytes", *map(str, server.sizes), *server.load]
+        report = load(guest, requests, connections, *options, prefix=limit)
         mapped = read_maps(guest.run(["cat", f"/proc/{process.pid}/maps"]).stdout)
     marks, sections = counter.marks()[known:], counter.sections()
     if not len(marks) == len(sections) == 2 * len(report):
@@ -253,9 +262,25 @@ def row(name: str, size: int, connections: int, found: dict[str, Any]) -> str:
 
 
 def run(
-    kernel_name: str, module: Path | None, servers: Mapping[str, Server], beginnings: int
+    kernel_name: str,
+    module: Path | None,
+    servers: Mapping[str, Server],
+    beginnings: int,
+    *,
+    requests: int = REQUESTS,
+    memory: int = MEMORY,
+    setup: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Boot the machine and measure servers, each of which has a name.
+
+    Args:
+        kernel_name: which kernel.
+        module: the module's file; None for the one that ``make kmod`` built.
+        servers: by name.
+        beginnings: how often each number of connections is begun anew.
+        requests: how many are counted in each beginning, and sent before to warm up.
+        memory: the machine's, in megabytes.
+        setup: a command that prepares the machine further.
 
     Raises:
         LabError: something that is needed is missing, or does not work.
@@ -266,11 +291,13 @@ def run(
     print(f"what a request costs the server alone, Linux {kernel.release}")
     print(f"all to sleeping in thousands of instructions; {', '.join(EVENTS)} as they are")
     print(_HEADING)
-    with machine(kernel, module, separate=True) as (guest, counter):
+    with machine(kernel, module, memory) as (guest, counter):
+        if setup:
+            guest.run(setup)
         symbols = read_symbols(guest.run(["grep", "-i", " [tw] ", "/proc/kallsyms"]).stdout)
         for name, server in servers.items():
             try:
-                costs = measure(guest, counter, symbols, server, beginnings)
+                costs = measure(guest, counter, symbols, server, beginnings, requests=requests)
             except LabError as error:
                 raise EchoError(f"{name}: {error}") from error
             for (size, connections), each in costs.items():
@@ -278,7 +305,7 @@ def run(
                 figures.setdefault(name, {}).setdefault(str(size), {})[str(connections)] = found
                 line = row(name, size, connections, found)
                 print(f"{line} {time.monotonic() - begin:6.0f} s", flush=True)
-    return {"servers": figures, "requests": REQUESTS, "environment": versions(kernel.release)}
+    return {"servers": figures, "requests": requests, "environment": versions(kernel.release)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
