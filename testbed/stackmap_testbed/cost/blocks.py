@@ -219,7 +219,7 @@ def split(section: Iterable[Block], processor: int, mapped: Ranges, symbols: Ran
             functions[symbols.find(block.address) or "unknown"] += block.executed
     parts = dict.fromkeys(PARTS, 0)
     for name, executed in files.items():
-        parts[_part_of_file(name)] += executed
+        parts[part_of_file(name)] += executed
     for name, executed in functions.items():
         parts["module" if name.endswith("[stackmap]") else "kernel"] += executed
     sleeping = sum(
@@ -230,7 +230,8 @@ def split(section: Iterable[Block], processor: int, mapped: Ranges, symbols: Ran
     return Split(parts, sleeping, repetitions, dict(files), dict(functions))
 
 
-def _part_of_file(name: str) -> str:
+def part_of_file(name: str) -> str:
+    """The part of ``PARTS`` that a file in user mode belongs to."""
     if name.startswith(_PYTHON):
         return "python"
     return "extension" if name.startswith(_EXTENSIONS) else "other C"

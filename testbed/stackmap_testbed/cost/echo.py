@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -169,6 +170,21 @@ def command_line(name: str, description: str | None, out: str) -> argparse.Argum
     )
     parser.add_argument("--out", type=Path, default=Path(out))
     return parser
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """An option that is a regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no pattern: {error}") from error
+
+
+def positive(text: str) -> int:
+    """An option that is a number of at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
 
 
 def write_figures(figures: dict[str, Any], file: Path) -> str:

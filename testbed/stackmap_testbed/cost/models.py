@@ -10,7 +10,6 @@ program, the kernel, the NIC's interrupts, and its sleep.
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -45,6 +44,8 @@ from stackmap_testbed.cost.echo import (
     load,
     machine,
     own_command,
+    pattern,
+    positive,
     running,
     write_figures,
 )
@@ -313,12 +314,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line("models", __doc__, "out/bench-models.json")
     parser.add_argument(
         "--servers",
-        type=re.compile,
-        default=re.compile(""),
+        type=pattern,
+        default="",
         metavar="PATTERN",
         help="only those whose names have it in them, for instance '^rings|^uvloop'",
     )
-    parser.add_argument("--beginnings", type=int, default=BEGINNINGS, metavar="N")
+    parser.add_argument("--beginnings", type=positive, default=BEGINNINGS, metavar="N")
     args = parser.parse_args(argv)
     servers = {name: server for name, server in SERVERS.items() if args.servers.search(name)}
     if not servers:
