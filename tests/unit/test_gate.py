@@ -242,7 +242,7 @@ def test_a_server_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
 def test_the_counts_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "counts"
     path.write_bytes(struct.pack("=5Q", 2, 100, 230, 0, 0))
-    assert Counter(path).marks() == [100, 230]
+    assert Counter(path, tmp_path / "blocks").marks() == [100, 230]
 
 
 def test_the_plugin_has_what_qemu_asks_for(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@
  * machine executes the marker of _mark.h.
  *
  * It leaves the counts in a file (out=FILE): the number of markers met, then the count at each of
- * them, as 64-bit numbers.  With blocks=FILE it also counts each block of code by processor, and
- * at each marker writes there what was executed since the one before: a struct section, and its
- * records.  No Debian package has QEMU's header, so what is used of version 1 of its plugin
+ * them, as 64-bit numbers.  It also counts each block of code by processor, and at each marker
+ * writes into another file (blocks=FILE) what was executed since the one before: a struct section,
+ * and its records.  No Debian package has QEMU's header, so what is used of version 1 of its plugin
  * interface is declared here.
  */
 #include <errno.h>
@@ -63,7 +63,7 @@ static void note_mark(unsigned int cpu, void *data)
 	(void)data;
 	if (counts->marks < MARKS)
 		counts->at[counts->marks++] = executed;
-	if (sections && blocks_write(sections)) {
+	if (blocks_write(sections)) {
 		perror("counts of blocks cannot be written");
 		abort();
 	}
@@ -72,24 +72,18 @@ static void note_mark(unsigned int cpu, void *data)
 static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
 	size_t n = qemu_plugin_tb_n_insns(tb);
+	struct qemu_plugin_insn *last = qemu_plugin_tb_get_insn(tb, n - 1);
+	uint64_t first = qemu_plugin_insn_vaddr(qemu_plugin_tb_get_insn(tb, 0));
+	int repeats = repeats_itself(qemu_plugin_insn_data(last), qemu_plugin_insn_size(last));
+	struct block *block = blocks_add(first, n, repeats ? qemu_plugin_insn_vaddr(last) : 0);
 
 	(void)id;
 	qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64, &executed, n);
-	if (sections) {
-		struct qemu_plugin_insn *last = qemu_plugin_tb_get_insn(tb, n - 1);
-		uint64_t first = qemu_plugin_insn_vaddr(qemu_plugin_tb_get_insn(tb, 0));
-		int repeats = repeats_itself(qemu_plugin_insn_data(last),
-					     qemu_plugin_insn_size(last));
-		struct block *block = blocks_add(first, n,
-						 repeats ? qemu_plugin_insn_vaddr(last) : 0);
-
-		if (!block) {
-			fprintf(stderr, "there are more than %d blocks of code\n", BLOCKS);
-			abort();
-		}
-		qemu_plugin_register_vcpu_tb_exec_cb(tb, block_executed, QEMU_PLUGIN_CB_NO_REGS,
-						     block);
+	if (!block) {
+		fprintf(stderr, "there are more than %d blocks of code\n", BLOCKS);
+		abort();
 	}
+	qemu_plugin_register_vcpu_tb_exec_cb(tb, block_executed, QEMU_PLUGIN_CB_NO_REGS, block);
 	for (size_t i = 0; i < n; i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
 
@@ -113,8 +107,8 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
 		if (!strncmp(argv[i], "blocks=", 7))
 			split = argv[i] + 7;
 	}
-	if (!out) {
-		fprintf(stderr, "say where the counts go: out=FILE\n");
+	if (!out || !split) {
+		fprintf(stderr, "say where the counts go: out=FILE,blocks=FILE\n");
 		return -1;
 	}
 	fd = open(out, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
@@ -128,12 +122,10 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
 		fprintf(stderr, "%s: %s\n", out, strerror(errno));
 		return -1;
 	}
-	if (split) {
-		sections = fopen(split, "we");
-		if (!sections || blocks_begin()) {
-			fprintf(stderr, "%s: %s\n", split, strerror(errno));
-			return -1;
-		}
+	sections = fopen(split, "we");
+	if (!sections || blocks_begin()) {
+		fprintf(stderr, "%s: %s\n", split, strerror(errno));
+		return -1;
 	}
 	qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
 	return 0;

@@ -5,9 +5,9 @@ what goes from one to the other goes through both drivers.  Time in the guest pa
 instructions executed and the wire takes a fixed time, so what is counted does not depend on how
 busy this machine is.
 
-The machine has one processor, which server and client share.  Or it has two, each end's NIC and
-program on its own, and each block of code is counted by processor: then what the server's
-processor executes is the server's, its kernel's part included.
+The machine has two processors, each end's NIC and program on its own, and each block of code is
+counted by processor: what the server's processor executes is the server's, its kernel's part
+included.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CLIENT_NIC = "eth1"
 #: Prefix of commands in the guest that run at the client's end.
 AT_CLIENT = ("ip", "netns", "exec", "client")
 
-#: The server's processor where it has one of its own, and the prefix of commands that run on it.
+#: The server's processor, and the prefix of commands that run on it.
 SERVER_PROCESSOR = 1
 ON_SERVER_PROCESSOR = ("taskset", "--cpu-list", str(SERVER_PROCESSOR))
 
@@ -56,7 +56,10 @@ _BOOT_SECONDS = 600.0
 # Nothing at random: where the kernel and programs are in memory decides about cache line sharing
 # and hash chains.  And no watchdogs: while the guest waits for this machine (for a file), its time
 # jumps from timer to timer, so hours pass in seconds.
-_COMMAND_LINE = "nokaslr norandmaps nowatchdog sysctl.kernel.hung_task_timeout_secs=0"
+_REPEATABLE = "nokaslr norandmaps nowatchdog sysctl.kernel.hung_task_timeout_secs=0"
+# All but the server, interrupts included, is on the other processor.  The server's starts after the
+# boot.
+_TWO_PROCESSORS = f"isolcpus={SERVER_PROCESSOR} irqaffinity=0 maxcpus=1"
 # Neighbours are not asked for in the middle of a measurement.
 _SETUP = f"""
 set -e
@@ -68,8 +71,6 @@ ip -n client link set {CLIENT_NIC} up
 ip neigh replace {CLIENT_ADDRESS} lladdr {_MACS[1]} dev {SERVER_NIC} nud permanent
 ip -n client neigh replace {SERVER_ADDRESS} lladdr {_MACS[0]} dev {CLIENT_NIC} nud permanent
 """
-# All else, interrupts included, is on the other processor.  The server's starts after the boot.
-_TWO_PROCESSORS = f"isolcpus={SERVER_PROCESSOR} irqaffinity=0 maxcpus=1"
 # Linux 6.1 waits in a loop without PAUSE for a processor that starts.  One in such a loop uses all
 # instructions up to QEMU's next timer, of which QEMU 7.2 then leaves the other processor none.  So
 # another task on the processor that waits executes PAUSE, which ends its turn, and jumps back.
@@ -98,10 +99,10 @@ class Counter:
 
     Args:
         path: the file of its counts.
-        blocks: the file of its counts by block of code, if the machine has two processors.
+        blocks: the file of its counts by block of code.
     """
 
-    def __init__(self, path: Path, blocks: Path | None = None) -> None:
+    def __init__(self, path: Path, blocks: Path) -> None:
         self._path = path
         self._blocks = blocks
         self._read = 0
@@ -114,8 +115,6 @@ class Counter:
 
     def sections(self) -> list[Section]:
         """The blocks executed before each marker that was met since the last call."""
-        if self._blocks is None:
-            raise ValueError("a machine with one processor does not count by block of code")
         with self._blocks.open("rb") as file:
             file.seek(self._read)
             found = read_sections(file.read())
@@ -147,14 +146,13 @@ def build_plugin(folder: Path) -> Path:
     return plugin
 
 
-def _devices(plugin: Path, counts: Path, blocks: Path | None) -> tuple[str, ...]:
+def _devices(plugin: Path, counts: Path, blocks: Path) -> tuple[str, ...]:
     """The counter, the hub and its NICs.
 
     A NIC's packets leave by a timer of the guest's own time, in the guest's thread (no ioeventfd):
     otherwise it would be a matter of luck how many packets a busy machine finds waiting.
     """
-    split = f",blocks={blocks}" if blocks else ""
-    arguments = ["-plugin", f"{plugin},out={counts}{split}"]
+    arguments = ["-plugin", f"{plugin},out={counts},blocks={blocks}"]
     for number, mac in enumerate(_MACS):
         arguments += ["-netdev", f"hubport,id=hub{number},hubid=0"]
         device = f"virtio-net-pci,netdev=hub{number},mac={mac},romfile=,ioeventfd=off"
@@ -163,15 +161,12 @@ def _devices(plugin: Path, counts: Path, blocks: Path | None) -> tuple[str, ...]
 
 
 @contextlib.contextmanager
-def counting_guest(
-    kernel: Kernel, memory: int, *, separate: bool = False
-) -> Iterator[tuple[Guest, Counter]]:
+def counting_guest(kernel: Kernel, memory: int) -> Iterator[tuple[Guest, Counter]]:
     """Boot the machine.
 
     Args:
         kernel: its kernel.
         memory: its memory, in megabytes.
-        separate: whether the server has a processor of its own, and blocks of code are counted.
 
     Raises:
         LabError: it cannot be built or does not boot.
@@ -179,20 +174,19 @@ def counting_guest(
     with tempfile.TemporaryDirectory(prefix="stackmap-count-") as folder:
         workdir = Path(folder)
         counts = workdir / "counts"
-        blocks = workdir / "blocks" if separate else None
+        blocks = workdir / "blocks"
         settings = GuestSettings(
             identity=_IDENTITY,
             mac=_MACS[0],
             kernel=kernel,
             accel="icount",
-            cpus=2 if separate else 1,
+            cpus=2,
             memory=memory,
-            command_line=f"{_COMMAND_LINE} {_TWO_PROCESSORS}" if separate else _COMMAND_LINE,
+            command_line=f"{_REPEATABLE} {_TWO_PROCESSORS}",
             extra=_devices(build_plugin(workdir), counts, blocks),
         )
         with contextlib.closing(Guest(settings, workdir, None)) as guest:
             guest.wait_ready(_BOOT_SECONDS)
             guest.run(_SETUP)
-            if separate:
-                guest.run(_SEPARATE)
+            guest.run(_SEPARATE)
             yield guest, Counter(counts, blocks)

@@ -50,7 +50,7 @@ def machine(
         LabError: it cannot be built or does not boot, or its kernel reported a bug.
     """
     file = module or module_for(kernel.release)
-    with counting_guest(kernel, memory, separate=True) as (guest, counter):
+    with counting_guest(kernel, memory) as (guest, counter):
         guest.insmod(file)
         yield guest, counter
         guest.check_kernel_log()
