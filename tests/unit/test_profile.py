@@ -171,6 +171,21 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Server]:
     return asked
 
 
+def test_bars_are_in_the_order_of_the_table(
+    measured: dict[str, Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(
+        profile,
+        "plot_profiles",
+        lambda groups, *_rest: drawn.extend([each.server for each in group] for group in groups),
+    )
+    options = ["--servers", "^C (rings|epoll)$", "--connections", "16", "--out", str(tmp_path)]
+    assert profile.main(options) == 0
+    assert list(measured) == ["C epoll", "C rings"]
+    assert drawn == [["C rings", "C epoll"]]
+
+
 def test_the_servers_of_the_gate_are_measured(measured: dict[str, Server], tmp_path: Path) -> None:
     assert profile.main(["--out", str(tmp_path)]) == 0
     assert list(measured) == ["C rings", "C epoll", "bare rings", "bare epoll"]

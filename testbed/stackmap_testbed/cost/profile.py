@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from stackmap_testbed.cost.baseline import PAIRS
-from stackmap_testbed.cost.by_part import Profile, profiles, read_profiles
+from stackmap_testbed.cost.by_part import Profile, beside, profiles, read_profiles
 from stackmap_testbed.cost.echo import (
     announced,
     command_line,
@@ -177,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     found.sort(key=lambda each: (each.size, each.connections))
     groups = [
-        list(group) for _, group in groupby(found, lambda each: (each.size, each.connections))
+        [each for pair in beside(list(group)) for each in pair if each]
+        for _, group in groupby(found, lambda each: (each.size, each.connections))
     ]
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     console.print("The server alone, in thousands of instructions per request")
