@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -68,13 +69,52 @@ static void queue_free(struct queue *queue)
 
 /* -- on epoll -- */
 
+#define BUSY_BUDGET	64		/* packets looked for at a time */
+
+/* Since Linux 6.9; not in the headers of earlier ones. */
+#ifndef EPIOCSPARAMS
+struct epoll_params {
+	uint32_t busy_poll_usecs;
+	uint16_t busy_poll_budget;
+	uint8_t prefer_busy_poll;
+	uint8_t pad;
+};
+#define EPIOCSPARAMS	_IOW(0x8A, 0x01, struct epoll_params)
+#endif
+
 struct epoll_server {
 	int epoll;
 	int listener;
+	int busy_usecs;			/* 0 or how long epoll_wait() looks for packets itself */
 	struct queue *queues;		/* by descriptor */
 	int size;
 	char chunk[CHUNK];
 };
+
+/* Where epoll has no parameters, it polls as sysctl's net.core.busy_poll and the sockets say. */
+static int epoll_be_busy(const struct epoll_server *server)
+{
+	struct epoll_params params = {
+		.busy_poll_usecs = server->busy_usecs,
+		.busy_poll_budget = BUSY_BUDGET,
+		.prefer_busy_poll = 1,
+	};
+
+	if (!ioctl(server->epoll, EPIOCSPARAMS, &params))
+		return 0;
+	return errno == ENOTTY || errno == EINVAL ? 0 : -errno;
+}
+
+static int epoll_be_busy_on(const struct epoll_server *server, int fd)
+{
+	int budget = BUSY_BUDGET, on = 1;
+
+	if (setsockopt(fd, SOL_SOCKET, SO_BUSY_POLL, &server->busy_usecs, sizeof(int)) ||
+	    setsockopt(fd, SOL_SOCKET, SO_PREFER_BUSY_POLL, &on, sizeof(on)) ||
+	    setsockopt(fd, SOL_SOCKET, SO_BUSY_POLL_BUDGET, &budget, sizeof(budget)))
+		return -errno;
+	return 0;
+}
 
 static int epoll_accept(struct epoll_server *server)
 {
@@ -98,6 +138,7 @@ static int epoll_accept(struct epoll_server *server)
 	}
 	wanted.data.fd = fd;
 	if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)) ||
+	    (server->busy_usecs && epoll_be_busy_on(server, fd)) ||
 	    epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &wanted)) {
 		close(fd);
 		return -errno;
@@ -157,7 +198,7 @@ static int epoll_echo(struct epoll_server *server, int fd)
 	return epoll_want(server, fd);
 }
 
-int echo_on_epoll(int listener)
+int echo_on_epoll(int listener, int busy_usecs)
 {
 	struct epoll_event wanted = { .events = EPOLLIN, .data.fd = listener };
 	struct epoll_event ready[READY];
@@ -168,9 +209,13 @@ int echo_on_epoll(int listener)
 	if (!server)
 		return -ENOMEM;
 	server->listener = listener;
+	server->busy_usecs = busy_usecs;
 	server->epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (server->epoll < 0 || epoll_ctl(server->epoll, EPOLL_CTL_ADD, listener, &wanted))
 		return -errno;
+	err = busy_usecs ? epoll_be_busy(server) : 0;
+	if (err)
+		return err;
 	for (;;) {
 		n = epoll_wait(server->epoll, ready, READY, -1);
 		if (n < 0 && errno != EINTR)

@@ -4,5 +4,6 @@
  * ended, and returns -errno only if it cannot go on.  This file is also read by cffi.
  */
 
-int echo_on_epoll(int listener);
+/* With @busy_usecs, epoll_wait() polls the NIC itself, for so long before it sleeps. */
+int echo_on_epoll(int listener, int busy_usecs);
 int echo_on_rings(int listener, const char *device, const char *nic);
