@@ -45,6 +45,9 @@ ON_SERVER_PROCESSOR = ("taskset", "--cpu-list", str(SERVER_PROCESSOR))
 
 #: How long a packet is on its way.
 WIRE_NS = 10_000
+#: How long the client's NIC gathers packets where requests come in bursts: long enough for some
+#: hundred connections to send theirs.
+BURST_NS = 20_000_000
 
 #: The folder of ``_mark.h``, which says what the load executes as a marker.
 _MARK_FOLDER = Path(__file__).parents[1] / "load"
@@ -146,27 +149,30 @@ def build_plugin(folder: Path) -> Path:
     return plugin
 
 
-def _devices(plugin: Path, counts: Path, blocks: Path) -> tuple[str, ...]:
-    """The counter, the hub and its NICs.
+def _devices(plugin: Path, counts: Path, blocks: Path, client_ns: int) -> tuple[str, ...]:
+    """The counter, the hub and its NICs; ``client_ns`` is how long the client's gathers packets.
 
     A NIC's packets leave by a timer of the guest's own time, in the guest's thread (no ioeventfd):
     otherwise it would be a matter of luck how many packets a busy machine finds waiting.
     """
     arguments = ["-plugin", f"{plugin},out={counts},blocks={blocks}"]
-    for number, mac in enumerate(_MACS):
+    for number, (mac, wire_ns) in enumerate(zip(_MACS, (WIRE_NS, client_ns), strict=True)):
         arguments += ["-netdev", f"hubport,id=hub{number},hubid=0"]
         device = f"virtio-net-pci,netdev=hub{number},mac={mac},romfile=,ioeventfd=off"
-        arguments += ["-device", f"{device},tx=timer,x-txtimer={WIRE_NS}"]
+        arguments += ["-device", f"{device},tx=timer,x-txtimer={wire_ns}"]
     return tuple(arguments)
 
 
 @contextlib.contextmanager
-def counting_guest(kernel: Kernel, memory: int) -> Iterator[tuple[Guest, Counter]]:
+def counting_guest(
+    kernel: Kernel, memory: int, *, bursts: bool = False
+) -> Iterator[tuple[Guest, Counter]]:
     """Boot the machine.
 
     Args:
         kernel: its kernel.
         memory: its memory, in megabytes.
+        bursts: whether what the client sends within ``BURST_NS`` arrives at once.
 
     Raises:
         LabError: it cannot be built or does not boot.
@@ -183,7 +189,7 @@ def counting_guest(kernel: Kernel, memory: int) -> Iterator[tuple[Guest, Counter
             cpus=2,
             memory=memory,
             command_line=f"{_REPEATABLE} {_TWO_PROCESSORS}",
-            extra=_devices(build_plugin(workdir), counts, blocks),
+            extra=_devices(build_plugin(workdir), counts, blocks, BURST_NS if bursts else WIRE_NS),
         )
         with contextlib.closing(Guest(settings, workdir, None)) as guest:
             guest.wait_ready(_BOOT_SECONDS)

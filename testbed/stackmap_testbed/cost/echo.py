@@ -37,7 +37,7 @@ class EchoError(LabError):
 
 @contextlib.contextmanager
 def machine(
-    kernel: Kernel, module: Path | None, memory: int = MEMORY
+    kernel: Kernel, module: Path | None, memory: int = MEMORY, *, bursts: bool = False
 ) -> Iterator[tuple[Guest, Counter]]:
     """Boot the machine with the module loaded; at the end, check its kernel's log.
 
@@ -45,12 +45,13 @@ def machine(
         kernel: its kernel.
         module: the module's file; None for the one that ``make kmod`` built.
         memory: the machine's, in megabytes.
+        bursts: whether requests come in bursts; see :func:`counting_guest`.
 
     Raises:
         LabError: it cannot be built or does not boot, or its kernel reported a bug.
     """
     file = module or module_for(kernel.release)
-    with counting_guest(kernel, memory) as (guest, counter):
+    with counting_guest(kernel, memory, bursts=bursts) as (guest, counter):
         guest.insmod(file)
         yield guest, counter
         guest.check_kernel_log()

@@ -9,10 +9,11 @@ program, the kernel, the NIC's interrupts, and its sleep.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,14 @@ REQUESTS = 1280
 BEGINNINGS = 3
 CONNECTIONS = (1, 16, 64)
 SIZES = (64, 1024)
+#: How many connections keep a server busy where requests come in bursts, and how many to measure.
+SATURATING = 256
+REQUESTS_IN_BURSTS = 20 * SATURATING
+#: Of epoll tuned for few interrupts: how long the server polls before it sleeps, how many polls
+#: without a packet end that, and how long the NIC's interrupts wait for the next poll.
+BUSY_USECS = 64
+DEFERRED_POLLS = 100
+DEFERRED_NS = 200_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Server:
         connections: numbers of connections; ``"N/W"`` has requests under way on W of N.
         load: further options of the load.
         files: how many descriptors server and load may have, instead of the usual limit.
+        deferred: whether the NIC's interrupts wait for a server that polls busily.
     """
 
     command: Sequence[str]
@@ -83,6 +93,7 @@ class Server:
     connections: Sequence[int | str] = CONNECTIONS
     load: Sequence[str] = ()
     files: int | None = None
+    deferred: bool = False
 
 
 def _asyncio(loop: str, api: str) -> Server:
@@ -95,10 +106,10 @@ def _layers(kind: str, number: int) -> Server:
     return Server(command, rings=True, connections=(16,))
 
 
-def _serve(protocol: str, model: str, options: Sequence[str] = ()) -> Server:
+def _serve(protocol: str, model: str, options: Sequence[str] = (), *, rings: bool = True) -> Server:
     command = [sys.executable, "-m", "stackmap_cli.main", "serve", protocol, "--model", model]
-    command += ["--backend", "stackmap", "--nic", SERVER_NIC]
-    return Server([*command, "--listen", f"{SERVER_ADDRESS}:{PORT}"], rings=True, load=options)
+    command += ["--backend", "stackmap", "--nic", SERVER_NIC] if rings else ["--backend", "sockets"]
+    return Server([*command, "--listen", f"{SERVER_ADDRESS}:{PORT}"], rings=rings, load=options)
 
 
 def _serve_http(model: str) -> Server:
@@ -122,6 +133,11 @@ SERVERS = {
     },
     "rings segments": _asyncio("rings", "segments"),
     "C epoll": Server(own_command("echo_c", SERVER_ADDRESS, PORT), False, SIZES),
+    "C epoll tuned": Server(
+        own_command("echo_c", SERVER_ADDRESS, PORT, "--busy", BUSY_USECS),
+        sizes=SIZES,
+        deferred=True,
+    ),
     "C rings": Server(own_command("echo_c", SERVER_ADDRESS, PORT, SERVER_NIC), True, SIZES),
     "bare epoll": Server(own_command("echo_epoll", SERVER_ADDRESS, PORT), False, SIZES),
     "bare rings": Server(own_command("echo_rings", SERVER_ADDRESS, PORT, SERVER_NIC), True, SIZES),
@@ -133,6 +149,7 @@ SERVERS = {
         f"memcached {model}": _serve("memcached", model, ["--memcached"])
         for model in ("loop", "service", "actors")
     },
+    "memcached loop on sockets": _serve("memcached", "loop", ["--memcached"], rings=False),
     "Debian's memcached": _debians_memcached(),
 }
 
@@ -164,6 +181,19 @@ class Cost:
     events: dict[str, float]
 
 
+@contextlib.contextmanager
+def _deferring(guest: Guest, server: Server) -> Iterator[None]:
+    if not server.deferred:
+        yield
+        return
+    script = "sysctl -q net.core.busy_poll=$1; cd /sys/class/net/$2; "
+    script += "echo $3 >napi_defer_hard_irqs; echo $4 >gro_flush_timeout"
+    command = ["/bin/sh", "-ec", script, "-"]
+    guest.run([*command, str(BUSY_USECS), SERVER_NIC, str(DEFERRED_POLLS), str(DEFERRED_NS)])
+    yield
+    guest.run([*command, "0", SERVER_NIC, "0", "0"])
+
+
 def measure(
     guest: Guest,
     counter: Counter,
@@ -183,7 +213,7 @@ def measure(
     """
     limit = ("prlimit", f"--nofile={server.files}:{server.files}") if server.files else ()
     command = [*limit, *ON_SERVER_PROCESSOR, *server.command]
-    with running(guest, command, rings=server.rings) as process:
+    with _deferring(guest, server), running(guest, command, rings=server.rings) as process:
         known = len(counter.marks())
         counter.sections()
         connections = [each for each in server.connections for _ in range(beginnings)]
@@ -270,6 +300,7 @@ def run(
     *,
     requests: int = REQUESTS,
     memory: int = MEMORY,
+    bursts: bool = False,
     setup: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Boot the machine and measure servers, each of which has a name.
@@ -281,6 +312,7 @@ def run(
         beginnings: how often each number of connections is begun anew.
         requests: how many are counted in each beginning, and sent before to warm up.
         memory: the machine's, in megabytes.
+        bursts: whether requests come in bursts; see :func:`counting_guest`.
         setup: a command that prepares the machine further.
 
     Raises:
@@ -292,7 +324,7 @@ def run(
     print(f"what a request costs the server alone, Linux {kernel.release}")
     print(f"all to sleeping in thousands of instructions; {', '.join(EVENTS)} as they are")
     print(_HEADING)
-    with machine(kernel, module, memory) as (guest, counter):
+    with machine(kernel, module, memory, bursts=bursts) as (guest, counter):
         if setup:
             guest.run(setup)
         symbols = read_symbols(guest.run(["grep", "-i", " [tw] ", "/proc/kallsyms"]).stdout)
@@ -309,6 +341,21 @@ def run(
     return {"servers": figures, "requests": requests, "environment": versions(kernel.release)}
 
 
+def run_in_bursts(
+    kernel_name: str, module: Path | None, servers: Mapping[str, Server], beginnings: int
+) -> dict[str, Any]:
+    """Measure servers that find so many requests at once that they are always busy.
+
+    Raises:
+        LabError: something that is needed is missing, or does not work.
+    """
+    saturated = {
+        name: dataclasses.replace(server, connections=(SATURATING,))
+        for name, server in servers.items()
+    }
+    return run(kernel_name, module, saturated, beginnings, requests=REQUESTS_IN_BURSTS, bursts=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and write the figures."""
     parser = command_line("models", __doc__, "out/bench-models.json")
@@ -320,12 +367,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="only those whose names have it in them, for instance '^rings|^uvloop'",
     )
     parser.add_argument("--beginnings", type=positive, default=BEGINNINGS, metavar="N")
+    parser.add_argument(
+        "--bursts",
+        action="store_true",
+        help=f"requests come in bursts, on {SATURATING} connections, instead of one by one",
+    )
     args = parser.parse_args(argv)
     servers = {name: server for name, server in SERVERS.items() if args.servers.search(name)}
     if not servers:
         parser.error(f"no server's name has that pattern in it; there are {', '.join(SERVERS)}")
     try:
-        figures = run(args.kernel, args.module, servers, args.beginnings)
+        if args.bursts:
+            figures = run_in_bursts(args.kernel, args.module, servers, args.beginnings)
+        else:
+            figures = run(args.kernel, args.module, servers, args.beginnings)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
