@@ -31,7 +31,7 @@ TEST_SUITES := $(KERNELS:%=test-vm-%) $(KERNELS:%=test-lab-%) test-unit
 CHECK_SUITES := check-kmod check-python check-shell
 GATES := $(KERNELS:%=bench-gate-%)
 
-.PHONY: demo lab bench-gate $(GATES) bench-connections bench-models bench-slots profile soak test $(TEST_SUITES) test-long durations ci \
+.PHONY: demo lab bench-gate $(GATES) bench-connections bench-goals bench-models bench-slots profile soak test $(TEST_SUITES) test-long durations ci \
 	test-debug test-lifetimes debug-kernel fuzz check check-python check-shell \
 	check-kmod kmod bytecode setup packages test-packages check-packages clean
 
@@ -154,6 +154,10 @@ bench-models: setup
 # What a request costs the server by part, printed and drawn; OPTIONS are those of the command.
 profile: setup
 	@$(PYTHON) -m stackmap_testbed.cost.profile --kernel $(KERNEL) --out out/profile $(OPTIONS)
+
+# Rings over sockets, plain and tuned, on both kernels: the table in docs/measuring.md.
+bench-goals: setup
+	@$(PYTHON) -m stackmap_testbed.cost.goals --kernels $(KERNELS) --out out/bench-goals.json
 
 # Throughput of one connection on a ring and on a socket, by size of slot and round trip.
 bench-slots: setup
