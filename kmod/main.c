@@ -8,6 +8,7 @@
 #include "netlink.h"
 #include "nic/qdisc.h"
 #include "tcp/attach.h"
+#include "tcp/direct_rx.h"
 #include "tcp/port.h"
 #include "tcp/sockops.h"
 #include "tcp/ulp.h"
@@ -42,7 +43,7 @@ static int __init sm_init(void)
 	sm_free_wq = alloc_workqueue("stackmap_free", WQ_UNBOUND, 0);
 	if (!sm_free_wq)
 		return -ENOMEM;
-	err = sm_qdisc_register(sm_attach_plug_of);
+	err = sm_qdisc_register(sm_attach_plug_of, sm_direct_receive);
 	if (err)
 		goto err_free_wq;
 	err = sm_netlink_register();

@@ -62,6 +62,7 @@ static int sm_nl_put_counters(struct sk_buff *skb, int type, struct sm_rings *co
 		[SM_STALL]		= SM_A_COUNTERS_RING_STALLS,
 		[SM_SYNCS]		= SM_A_COUNTERS_SYNCS,
 		[SM_DIRECT]		= SM_A_COUNTERS_DIRECT_PACKETS,
+		[SM_DIRECT_RECEIVED]	= SM_A_COUNTERS_DIRECT_RECEIVED,
 		[SM_CONNECTIONS]	= SM_A_COUNTERS_CONNECTIONS,
 	};
 	struct nlattr *nest = nla_nest_start(skb, type);

@@ -134,5 +134,6 @@ class KernelPort:
             unknown_conn=st.unknown_conn,
             slots_again=st.slots_again,
             direct_packets=st.direct_packets,
+            direct_received=st.direct_received,
             bad_rings=st.bad_rings,
         )

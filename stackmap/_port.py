@@ -58,6 +58,8 @@ class PortStats:
     slots_again: int = 0
     #: Packets that went from TCP to the NIC's queue directly; all others went through IP as well.
     direct_packets: int = 0
+    #: Packets that went from the NIC to TCP directly; all others went through IP as well.
+    direct_received: int = 0
     #: Times a ring's head or cur was out of range and the ring was reset.
     bad_rings: int = 0
 

@@ -82,7 +82,8 @@ struct smr_attached {
 struct smr_stats {
 	uint64_t rx_bytes, tx_bytes, rx_slots, slots_sent, slots_released_ack;
 	uint64_t slots_released_reset, slots_pinned, slots_again, bad_slots, unknown_conn;
-	uint64_t dead_conn, bad_rings, ring_stalls, syncs, direct_packets, connections, bufs_free;
+	uint64_t dead_conn, bad_rings, ring_stalls, syncs, direct_packets, direct_received;
+	uint64_t connections, bufs_free;
 };
 
 int smr_open(struct smr_port *port, const char *device, const char *name, struct smr_sizes *sizes);

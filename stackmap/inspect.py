@@ -78,6 +78,7 @@ class Counters:
     ring_stalls: int
     syncs: int
     direct_packets: int
+    direct_received: int
     connections: int
 
 
@@ -157,6 +158,7 @@ class CountersNest(nla):
         ("SM_A_COUNTERS_RING_STALLS", "uint64"),
         ("SM_A_COUNTERS_SYNCS", "uint64"),
         ("SM_A_COUNTERS_DIRECT_PACKETS", "uint64"),
+        ("SM_A_COUNTERS_DIRECT_RECEIVED", "uint64"),
         ("SM_A_COUNTERS_CONNECTIONS", "uint64"),
     )
 

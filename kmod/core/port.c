@@ -389,6 +389,7 @@ void sm_port_stats(struct sm_port *port, struct sm_stats *st)
 		{ offsetof(struct sm_stats, ring_stalls), SM_STALL },
 		{ offsetof(struct sm_stats, syncs), SM_SYNCS },
 		{ offsetof(struct sm_stats, direct_packets), SM_DIRECT },
+		{ offsetof(struct sm_stats, direct_received), SM_DIRECT_RECEIVED },
 		{ offsetof(struct sm_stats, connections), SM_CONNECTIONS },
 	};
 	u32 i, p;

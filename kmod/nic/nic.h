@@ -16,6 +16,7 @@ struct sm_nic {
 	u64 net_cookie;			/* the namespace the NIC is bound in, */
 	int ifindex;			/* and its index there: these two are its identity */
 	struct Qdisc __rcu *root;	/* NULL while it is not bound; written under RTNL */
+	unsigned int users;		/* open ports with sockets; guarded by RTNL */
 	char name[IFNAMSIZ];		/* when it was bound last; guarded by RTNL */
 	atomic_t plug_epoch;		/* how often all plugs were pulled at once */
 };

@@ -162,6 +162,7 @@ struct sm_root {
 };
 
 static struct Qdisc_ops sm_root_ops;
+static rx_handler_func_t *sm_receive __read_mostly;
 
 static const struct nla_policy sm_root_policy[SM_TCA_MAX + 1] = {
 	[SM_TCA_UID]	= { .type = NLA_U32 },
@@ -245,6 +246,23 @@ static int sm_root_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_ex
 	return 0;
 }
 
+/*
+ * Have what the NIC receives come to us first.  A device has one receive handler, and bridges,
+ * bonds, macvlan and ipvlan need it: ours is there only while a port has had sockets, and where
+ * another one is there already, ports do without.
+ */
+static void sm_receive_begin(struct net_device *dev)
+{
+	netdev_rx_handler_register(dev, sm_receive, NULL);
+}
+
+/* Nobody is in the handler any more when this returns. */
+static void sm_receive_end(struct net_device *dev)
+{
+	if (rtnl_dereference(dev->rx_handler) == sm_receive)
+		netdev_rx_handler_unregister(dev);
+}
+
 /* The NIC is down, and its former root is gone. */
 static void sm_root_attach(struct Qdisc *sch)
 {
@@ -261,6 +279,8 @@ static void sm_root_attach(struct Qdisc *sch)
 	kfree(root->fifo);
 	root->fifo = NULL;
 	rcu_assign_pointer(root->nic->root, sch);
+	if (root->nic->users)
+		sm_receive_begin(dev);
 }
 
 static void sm_root_destroy(struct Qdisc *sch)
@@ -277,6 +297,7 @@ static void sm_root_destroy(struct Qdisc *sch)
 	if (rcu_access_pointer(root->nic->root) == sch) {
 		strscpy(root->nic->name, qdisc_dev(sch)->name, sizeof(root->nic->name));
 		RCU_INIT_POINTER(root->nic->root, NULL);
+		sm_receive_end(qdisc_dev(sch));
 	}
 	sm_nic_put(root->nic);
 }
@@ -396,6 +417,30 @@ bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net)
 	return granted;
 }
 
+/* A port of the NIC, which may not be bound any more, has got its first socket. */
+void sm_nic_use(struct sm_nic *nic)
+{
+	struct Qdisc *sch;
+
+	rtnl_lock();
+	sch = rtnl_dereference(nic->root);
+	if (!nic->users++ && sch)
+		sm_receive_begin(qdisc_dev(sch));
+	rtnl_unlock();
+}
+
+/* That port has closed. */
+void sm_nic_unuse(struct sm_nic *nic)
+{
+	struct Qdisc *sch;
+
+	rtnl_lock();
+	sch = rtnl_dereference(nic->root);
+	if (!--nic->users && sch)
+		sm_receive_end(qdisc_dev(sch));
+	rtnl_unlock();
+}
+
 /* The NIC's device, or NULL while it is not bound.  Caller is an RCU reader. */
 struct net_device *sm_nic_dev(const struct sm_nic *nic)
 {
@@ -509,9 +554,11 @@ void sm_unplug(struct sm_plug *plug)
 	rcu_read_unlock();
 }
 
-int sm_qdisc_register(sm_plug_of_t plug_of)
+/* @receive is the receive handler of bound NICs, with no data of its own. */
+int sm_qdisc_register(sm_plug_of_t plug_of, rx_handler_func_t *receive)
 {
 	sm_plug_of = plug_of;
+	sm_receive = receive;
 	return register_qdisc(&sm_root_ops);
 }
 

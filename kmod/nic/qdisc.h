@@ -18,10 +18,12 @@ struct sm_plug {
  */
 typedef const struct sm_plug *(*sm_plug_of_t)(const struct sk_buff *skb);
 
-int sm_qdisc_register(sm_plug_of_t plug_of);
+int sm_qdisc_register(sm_plug_of_t plug_of, rx_handler_func_t *receive);
 void sm_qdisc_unregister(void);
 struct sm_nic *sm_nic_find(struct net *net, const char *name);
 bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net);
+void sm_nic_use(struct sm_nic *nic);
+void sm_nic_unuse(struct sm_nic *nic);
 void sm_nic_name(struct sm_nic *nic, char name[IFNAMSIZ], int *ifindex);
 struct net_device *sm_nic_dev(const struct sm_nic *nic);
 int sm_nic_xmit(struct sk_buff *skb, const struct sm_plug *plug);

@@ -84,7 +84,7 @@ static struct sm_conn *sm_conn_of_rcu(struct sock *sk)
  * before it sets it.  Caller is an RCU reader: until it is done, neither the connection nor its
  * port is freed.
  */
-static struct sm_conn *sm_conn_of_unlocked(struct sock *sk)
+struct sm_conn *sm_conn_of_unlocked(struct sock *sk)
 {
 	struct sm_conn *conn;
 

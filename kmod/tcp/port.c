@@ -83,6 +83,10 @@ static int sm_tcp_attach(struct sm_tcp_port *port, struct sm_attach *req)
 	else if (!err)
 		err = sm_attach(port, sock, req);
 	sockfd_put(sock);
+	if (!err && !port->nic_used) {
+		sm_nic_use(port->nic);
+		port->nic_used = true;
+	}
 	return err;
 }
 
@@ -247,6 +251,8 @@ static void sm_tcp_close(struct sm_port *base)
 
 	sm_listener_detach_all(port);
 	sm_detach_all(port);
+	if (port->nic_used)
+		sm_nic_unuse(port->nic);
 }
 
 static void sm_tcp_destroy(struct sm_port *base)

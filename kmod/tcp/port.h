@@ -64,6 +64,7 @@ struct sm_pair {
 struct sm_tcp_port {
 	struct sm_port base;
 	struct sm_nic *nic;
+	bool nic_used;			/* a socket was attached; guarded by base.mutex */
 	struct workqueue_struct *wq;	/* may wait for its sockets' locks, hence is its own */
 	struct sm_pair *pair;		/* base.nrings of them */
 	struct sm_waiting *waiting;	/* by buffer, while it waits for its ACK */

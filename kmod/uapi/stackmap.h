@@ -399,7 +399,8 @@ struct sm_stats {
 	__u64 bad_rings;		/* head or cur out of range */
 	__u64 ring_stalls;		/* transmit ring stopped: no spare buffer */
 	__u64 syncs;
-	__u64 direct_packets;		/* packets that IP and the neighbour did not have to see */
+	__u64 direct_packets;		/* sent past IP and the neighbour */
+	__u64 direct_received;		/* packets received past IP */
 	__u64 connections;		/* attached now */
 	__u64 bufs_free;		/* spare buffers now */
 };

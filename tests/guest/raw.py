@@ -26,7 +26,7 @@ SMIOC_ATTACH = 0xC01869C0
 SMIOC_DETACH = 0x400869C1
 SMIOC_RXCTL = 0x400869C2
 SMIOC_SYNC = 0x401069C3
-SMIOC_STATS = 0x808869C4
+SMIOC_STATS = 0x809069C4
 SMIOC_RING = 0x400869C5
 SMIOC_CREDITS = 0x400869C6
 NIOCTXSYNC = 0x6994
@@ -50,7 +50,7 @@ SLOTS = 256
 STATS = (
     *("rx_bytes", "tx_bytes", "rx_slots", "slots_sent", "released_ack", "released_reset"),
     *("pinned", "again", "bad_slots", "unknown_conn", "dead_conn", "bad_rings", "stalls"),
-    *("syncs", "direct_packets", "connections", "bufs_free"),
+    *("syncs", "direct_packets", "direct_received", "connections", "bufs_free"),
 )
 
 
