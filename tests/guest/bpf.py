@@ -14,12 +14,13 @@ from tests.guest.commands import sh
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 _SYS_BPF = 321
 _MAP_CREATE, _MAP_UPDATE_ELEM, _MAP_DELETE_ELEM, _PROG_LOAD = 0, 2, 3, 5
 _PROG_ATTACH, _PROG_DETACH = 8, 9
 _PROG_TYPE_SOCKET_FILTER, _PROG_TYPE_CGROUP_SKB = 1, 8
-_CGROUP_INET_EGRESS = 1
+_CGROUP_INET_INGRESS, _CGROUP_INET_EGRESS = 0, 1
 _MAP_TYPE_SOCKMAP = 15
 #: r0 = 0; exit
 _RETURN_0 = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
@@ -61,14 +62,23 @@ def load_socket_filter() -> int:
     return _load_zero(_PROG_TYPE_SOCKET_FILTER)
 
 
-@contextlib.contextmanager
-def drop_all_that_leaves() -> Iterator[None]:
+def drop_all_that_leaves() -> AbstractContextManager[None]:
     """Have a program of the root cgroup drop each packet that a socket sends."""
+    return _drop_all(_CGROUP_INET_EGRESS)
+
+
+def drop_all_that_comes() -> AbstractContextManager[None]:
+    """Have a program of the root cgroup drop each packet that comes to a socket."""
+    return _drop_all(_CGROUP_INET_INGRESS)
+
+
+@contextlib.contextmanager
+def _drop_all(direction: int) -> Iterator[None]:
     program = _load_zero(_PROG_TYPE_CGROUP_SKB)
     with tempfile.TemporaryDirectory() as place:
         sh(f"mount -t cgroup2 none {place}")
         cgroup = os.open(place, os.O_RDONLY)
-        attributes = struct.pack("<IIII", cgroup, program, _CGROUP_INET_EGRESS, 0)
+        attributes = struct.pack("<IIII", cgroup, program, direction, 0)
         try:
             _bpf(_PROG_ATTACH, attributes)
             yield
