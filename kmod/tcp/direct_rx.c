@@ -45,7 +45,7 @@ static __always_inline bool sm_direct_allowed(const struct net *net,
 		return false;
 	/*
 	 * Taps of one protocol come after the receive handler.  Which protocol a packet socket has
-	 * only its own code knows, so any counts.  It is in this list before it is a tap.
+	 * only its own code knows, so any counts.  It is in this list before socket() returns.
 	 */
 	if (!hlist_empty(&net->packet.sklist))
 		return false;
