@@ -223,14 +223,20 @@ def test_an_event_is_an_entry_into_its_function() -> None:
         Block(0xFFFFFFFFC0000700, 1, 4, 1, 0),  # a poll for sent packets
         Block(0xFFFFFFFF81000400, 1, 9, 2, 0),  # switches: the function is no module's
     ]
-    assert events(section, 1, read_symbols(SYMBOLS)) == {
+    assert events(section, 1, read_symbols(SYMBOLS), "virtio-net") == {
         "doorbells": 0, "interrupts": 0, "polls": 9, "switches": 2,
     }  # fmt: skip
 
 
 def test_events_that_cannot_be_counted_are_refused() -> None:
     with pytest.raises(LabError, match="no function vp_notify"):
-        events([], 1, read_symbols(SYMBOLS.replace("vp_notify", "another")))
+        events([], 1, read_symbols(SYMBOLS.replace("vp_notify", "another")), "virtio-net")
+
+
+def test_a_doorbell_that_is_no_function_is_not_counted() -> None:
+    symbols = read_symbols(f"{SYMBOLS}ffffffffc0000900 t vmxnet3_poll_rx_only [vmxnet3]\n")
+    found = events([Block(0xFFFFFFFFC0000900, 1, 4, 3, 0)], 1, symbols, "vmxnet3")
+    assert found == {"interrupts": 0, "polls": 3, "switches": 0}
 
 
 class Machine:

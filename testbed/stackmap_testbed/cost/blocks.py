@@ -165,14 +165,25 @@ _SLEEPING = (
     "resched_curr",
 )
 PARTS = ("python", "extension", "other C", "module", "kernel")
-#: Events, and the functions of which the kernel calls one for each: the driver tells the NIC that
-#: a queue has work; a device interrupts; NAPI, or a task that polls busily, has the driver look at
-#: a queue of received or of sent packets; a processor goes from one task to another.
-EVENTS = {
-    "doorbells": ("vp_notify",),
-    "interrupts": ("common_interrupt",),
-    "polls": ("virtnet_poll", "virtnet_poll_tx"),
-    "switches": ("__switch_to",),
+#: The driver tells the NIC that a queue has work; a device interrupts; NAPI, or a task that polls
+#: busily, has the driver look at a queue of received or of sent packets; a processor goes from one
+#: task to another.
+EVENTS = ("doorbells", "interrupts", "polls", "switches")
+#: By NIC, the functions of which the kernel calls one for each event.  The driver of vmxnet3 has
+#: none for its doorbells.
+EVENT_FUNCTIONS = {
+    "virtio-net": {
+        "vp_notify": "doorbells",
+        "common_interrupt": "interrupts",
+        "virtnet_poll": "polls",
+        "virtnet_poll_tx": "polls",
+        "__switch_to": "switches",
+    },
+    "vmxnet3": {
+        "common_interrupt": "interrupts",
+        "vmxnet3_poll_rx_only": "polls",
+        "__switch_to": "switches",
+    },
 }
 
 
@@ -237,18 +248,17 @@ def part_of_file(name: str) -> str:
     return "extension" if name.startswith(_EXTENSIONS) else "other C"
 
 
-def events(section: Iterable[Block], processor: int, symbols: Ranges) -> dict[str, int]:
-    """How often each of ``EVENTS`` happened on a processor: how often its functions were entered.
+def events(section: Iterable[Block], processor: int, symbols: Ranges, nic: str) -> dict[str, int]:
+    """How often those of ``EVENTS`` that the NIC's driver shows happened on a processor.
+
+    That is how often their functions were entered.
 
     Raises:
         LabError: the kernel has not all of these functions.
     """
-    entries = {
-        symbols.start(function): event
-        for event, functions in EVENTS.items()
-        for function in functions
-    }
-    found = dict.fromkeys(EVENTS, 0)
+    functions = EVENT_FUNCTIONS[nic]
+    entries = {symbols.start(function): event for function, event in functions.items()}
+    found = dict.fromkeys(functions.values(), 0)
     for block in section:
         if block.processor == processor and block.address in entries:
             found[entries[block.address]] += block.times

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stackmap_testbed.cost.counting import AT_CLIENT, SERVER_NIC, Counter, counting_guest
+from stackmap_testbed.cost.counting import (
+    AT_CLIENT,
+    NICS,
+    SERVER_NIC,
+    VIRTIO,
+    Counter,
+    counting_guest,
+)
 from stackmap_testbed.lab.addresses import SERVER_ADDRESS
 from stackmap_testbed.lab.errors import GuestTimeoutError, LabError
 from stackmap_testbed.lab.guest import Guest
@@ -37,7 +44,12 @@ class EchoError(LabError):
 
 @contextlib.contextmanager
 def machine(
-    kernel: Kernel, module: Path | None, memory: int = MEMORY, *, bursts: bool = False
+    kernel: Kernel,
+    module: Path | None,
+    memory: int = MEMORY,
+    *,
+    bursts: bool = False,
+    nic: str = VIRTIO,
 ) -> Iterator[tuple[Guest, Counter]]:
     """Boot the machine with the module loaded; at the end, check its kernel's log.
 
@@ -46,12 +58,13 @@ def machine(
         module: the module's file; None for the one that ``make kmod`` built.
         memory: the machine's, in megabytes.
         bursts: whether requests come in bursts; see :func:`counting_guest`.
+        nic: the server's NIC; see there, too.
 
     Raises:
         LabError: it cannot be built or does not boot, or its kernel reported a bug.
     """
     file = module or module_for(kernel.release)
-    with counting_guest(kernel, memory, bursts=bursts) as (guest, counter):
+    with counting_guest(kernel, memory, bursts=bursts, nic=nic) as (guest, counter):
         guest.insmod(file)
         yield guest, counter
         guest.check_kernel_log()
@@ -171,6 +184,13 @@ def command_line(name: str, description: str | None, out: str) -> argparse.Argum
     )
     parser.add_argument("--out", type=Path, default=Path(out))
     return parser
+
+
+def add_nic_option(parser: argparse.ArgumentParser) -> None:
+    """Let the user choose the server's NIC."""
+    parser.add_argument(
+        "--nic", choices=NICS, default=VIRTIO, help="the server's (default: %(default)s)"
+    )
 
 
 def pattern(text: str) -> re.Pattern[str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stackmap_testbed.cost.echo import write_figures
+from stackmap_testbed.cost.echo import add_nic_option, write_figures
 from stackmap_testbed.cost.models import (
     BEGINNINGS,
     SATURATING,
@@ -54,14 +54,19 @@ class Goal:
     bursts: bool = False
     event: str | None = None
 
-    def ratio(self, figures: Figures) -> tuple[float, float]:
-        """The ratio, and how far it may be off: both servers' spreads added, as a part of it."""
+    def ratio(self, figures: Figures) -> tuple[float, float] | None:
+        """The ratio, and how far it may be off: both servers' spreads added, as a part of it.
+
+        None if the NIC's driver does not show the event.
+        """
         number = str(self.connections)
         ours, theirs = (
             figures[self.bursts][name][str(self.size)][number]
             for name in (self.rings, self.sockets)
         )
         if self.event is not None:
+            if self.event not in ours["events"]:
+                return None
             return ours["events"][self.event] / theirs["events"][self.event], 0.0
         return ours["instructions"] / theirs["instructions"], ours["spread"] + theirs["spread"]
 
@@ -114,7 +119,11 @@ def table(measured: Mapping[str, Figures]) -> list[str]:
     for goal in GOALS:
         cells = []
         for figures in measured.values():
-            ratio, apart = goal.ratio(figures)
+            found = goal.ratio(figures)
+            if found is None:
+                cells.append("-")
+                continue
+            ratio, apart = found
             cells.append(f"{ratio:.2f}" + ("" if goal.event else f" ± {ratio * apart / 2:.2f}"))
         lines.append(f"| {goal.what} | {' | '.join(cells)} | {goal.wanted:.2f} |")
     return lines
@@ -124,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure on each kernel, print the table and write the figures."""
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__)
     parser.add_argument("--kernels", nargs="+", default=["6.12", "6.1"], metavar="SERIES")
+    add_nic_option(parser)
     parser.add_argument("--beginnings", type=int, default=BEGINNINGS, metavar="N")
     parser.add_argument("--out", type=Path, default=Path("out/bench-goals.json"))
     args = parser.parse_args(argv)
@@ -135,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for bursts in (False, True):
                 wanted = servers(goal for goal in GOALS if goal.bursts is bursts)
                 measure = run_in_bursts if bursts else run
-                found = measure(kernel, None, wanted, args.beginnings)
+                found = measure(kernel, None, wanted, args.beginnings, nic=args.nic)
                 measured[kernel][bursts] = found["servers"]
                 environments[kernel] = found["environment"]
     except LabError as error:
@@ -148,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                  "in bursts": each[True]}
         for kernel, each in measured.items()
     }  # fmt: skip
-    write_figures({"table": lines, "kernels": figures}, args.out)
+    write_figures({"nic": args.nic, "table": lines, "kernels": figures}, args.out)
     return 0
 
 

@@ -33,6 +33,7 @@ from stackmap_testbed.cost.counting import (
     ON_SERVER_PROCESSOR,
     SERVER_NIC,
     SERVER_PROCESSOR,
+    VIRTIO,
     Counter,
 )
 from stackmap_testbed.cost.echo import (
@@ -40,6 +41,7 @@ from stackmap_testbed.cost.echo import (
     PORT,
     EchoError,
     Measured,
+    add_nic_option,
     announced,
     command_line,
     load,
@@ -167,7 +169,8 @@ class Cost:
         p99_us: the latency that 99 of 100 requests do not exceed, in microseconds of the guest.
         files: of user mode, by file.
         functions: of the kernel, by name.
-        events: how often each of ``EVENTS`` happened on the server's processor, per request.
+        events: how often those of ``EVENTS`` that the NIC's driver shows happened on the server's
+            processor, per request.
     """
 
     instructions: float
@@ -202,6 +205,7 @@ def measure(
     beginnings: int,
     *,
     requests: int = REQUESTS,
+    nic: str = VIRTIO,
 ) -> dict[tuple[int, int], list[Cost]]:
     """Start a server, load it, and find where its processor's instructions were.
 
@@ -230,7 +234,7 @@ def measure(
         if total(section) != end - start:
             raise EchoError(f"processors executed {total(section)} instructions of {end - start}")
         found = split(section, SERVER_PROCESSOR, mapped, symbols)
-        happened = events(section, SERVER_PROCESSOR, symbols)
+        happened = events(section, SERVER_PROCESSOR, symbols, nic)
         client = sum(block.executed for block in section if block.processor != SERVER_PROCESSOR)
         costs.setdefault((measured.size, measured.connections), []).append(
             _cost(measured, found, client, happened)
@@ -285,7 +289,10 @@ def row(name: str, size: int, connections: int, found: dict[str, Any]) -> str:
     """A line of the table: thousands of instructions, and events, per request."""
     numbers = [found["instructions"], *(found["parts"][part] for part in PARTS), found["sleeping"]]
     thousands = "".join(f" {number / 1000:9.2f}" for number in numbers)
-    happened = "".join(f" {found['events'][event]:10.2f}" for event in EVENTS)
+    happened = "".join(
+        f" {found['events'][event]:10.2f}" if event in found["events"] else f" {'-':>10}"
+        for event in EVENTS
+    )
     return (
         f"{name:20} {size:5} {connections:11}{thousands}{happened} {found['p99_us']:9.0f} "
         f"{found['spread']:9.1%}"
@@ -302,6 +309,7 @@ def run(
     memory: int = MEMORY,
     bursts: bool = False,
     setup: Sequence[str] = (),
+    nic: str = VIRTIO,
 ) -> dict[str, Any]:
     """Boot the machine and measure servers, each of which has a name.
 
@@ -314,6 +322,7 @@ def run(
         memory: the machine's, in megabytes.
         bursts: whether requests come in bursts; see :func:`counting_guest`.
         setup: a command that prepares the machine further.
+        nic: the server's NIC; see :func:`counting_guest`.
 
     Raises:
         LabError: something that is needed is missing, or does not work.
@@ -324,13 +333,15 @@ def run(
     print(f"what a request costs the server alone, Linux {kernel.release}")
     print(f"all to sleeping in thousands of instructions; {', '.join(EVENTS)} as they are")
     print(_HEADING)
-    with machine(kernel, module, memory, bursts=bursts) as (guest, counter):
+    with machine(kernel, module, memory, bursts=bursts, nic=nic) as (guest, counter):
         if setup:
             guest.run(setup)
         symbols = read_symbols(guest.run(["grep", "-i", " [tw] ", "/proc/kallsyms"]).stdout)
         for name, server in servers.items():
             try:
-                costs = measure(guest, counter, symbols, server, beginnings, requests=requests)
+                costs = measure(
+                    guest, counter, symbols, server, beginnings, requests=requests, nic=nic
+                )
             except LabError as error:
                 raise EchoError(f"{name}: {error}") from error
             for (size, connections), each in costs.items():
@@ -342,7 +353,12 @@ def run(
 
 
 def run_in_bursts(
-    kernel_name: str, module: Path | None, servers: Mapping[str, Server], beginnings: int
+    kernel_name: str,
+    module: Path | None,
+    servers: Mapping[str, Server],
+    beginnings: int,
+    *,
+    nic: str = VIRTIO,
 ) -> dict[str, Any]:
     """Measure servers that find so many requests at once that they are always busy.
 
@@ -353,7 +369,15 @@ def run_in_bursts(
         name: dataclasses.replace(server, connections=(SATURATING,))
         for name, server in servers.items()
     }
-    return run(kernel_name, module, saturated, beginnings, requests=REQUESTS_IN_BURSTS, bursts=True)
+    return run(
+        kernel_name,
+        module,
+        saturated,
+        beginnings,
+        requests=REQUESTS_IN_BURSTS,
+        bursts=True,
+        nic=nic,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -367,6 +391,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="only those whose names have it in them, for instance '^rings|^uvloop'",
     )
     parser.add_argument("--beginnings", type=positive, default=BEGINNINGS, metavar="N")
+    add_nic_option(parser)
     parser.add_argument(
         "--bursts",
         action="store_true",
@@ -377,10 +402,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not servers:
         parser.error(f"no server's name has that pattern in it; there are {', '.join(SERVERS)}")
     try:
-        if args.bursts:
-            figures = run_in_bursts(args.kernel, args.module, servers, args.beginnings)
-        else:
-            figures = run(args.kernel, args.module, servers, args.beginnings)
+        measured = run_in_bursts if args.bursts else run
+        figures = measured(args.kernel, args.module, servers, args.beginnings, nic=args.nic)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

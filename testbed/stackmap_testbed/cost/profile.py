@@ -22,6 +22,7 @@ from rich.console import Console
 from stackmap_testbed.cost.baseline import PAIRS
 from stackmap_testbed.cost.by_part import Profile, beside, profiles, read_profiles
 from stackmap_testbed.cost.echo import (
+    add_nic_option,
     announced,
     command_line,
     pattern,
@@ -66,6 +67,7 @@ class _Own(argparse.Action):
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line("profile", __doc__, "out/profile")
+    add_nic_option(parser)
     parser.add_argument(
         "--servers",
         type=pattern,
@@ -140,7 +142,7 @@ def _measure(args: argparse.Namespace) -> list[Profile]:
     Raises:
         LabError: something that is needed is missing, or does not work.
     """
-    figures = run(args.kernel, args.module, _servers(args), args.beginnings)
+    figures = run(args.kernel, args.module, _servers(args), args.beginnings, nic=args.nic)
     found = profiles(figures)
     for each in found:
         entry = figures["servers"][each.server][str(each.size)][str(each.connections)]

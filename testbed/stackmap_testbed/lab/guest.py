@@ -60,6 +60,8 @@ class GuestSettings:
     command_line: str
     #: Further arguments of QEMU: devices that only this guest has.
     extra: tuple[str, ...] = ()
+    #: Modules of the kernel that only this guest needs to boot; a NIC's gives it the first name.
+    modules: tuple[str, ...] = ()
 
 
 class Guest:
@@ -99,8 +101,9 @@ class Guest:
 
     def _initramfs(self) -> bytes:
         command = [guest_python(), "-I", "-S", str(Path(agent_script).resolve()), AGENT_PORT]
+        settings = self.settings
         return build_initramfs(
-            self.settings.kernel, self.settings.identity, command, visible_paths()
+            settings.kernel, settings.identity, command, visible_paths(), settings.modules
         )
 
     def _start_machine(

@@ -28,7 +28,7 @@ _APPLETS = (
     *("sh", "mount", "umount", "mkdir", "ln", "insmod", "ip", "hostname", "switch_root"),
     "poweroff",
 )
-_MODULES = ["virtio_pci", "virtio_console", "virtiofs", "virtio_net"]
+_MODULES = ("virtio_pci", "virtio_console", "virtiofs", "virtio_net")
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,27 @@ class GuestIdentity:
 
 
 def build_initramfs(
-    kernel: Kernel, identity: GuestIdentity, agent: Sequence[str], keep: Sequence[Path]
+    kernel: Kernel,
+    identity: GuestIdentity,
+    agent: Sequence[str],
+    keep: Sequence[Path],
+    modules: Sequence[str] = (),
 ) -> bytes:
     """Return the archive for one guest.
 
     ``agent`` is the command that becomes process 1 once the root is in place;
-    ``keep`` are paths that must stay visible even where a tmpfs is put on top.
+    ``keep`` are paths that must stay visible even where a tmpfs is put on top;
+    ``modules`` are loaded before those that every guest needs.
 
     Raises:
         MissingToolError: busybox or a kernel module is missing.
     """
-    modules = ModuleSet(kernel)
+    available = ModuleSet(kernel)
     cpio = _busybox_archive()
     loads = []
-    for path in modules.load_order(_MODULES):
+    for path in available.load_order([*modules, *_MODULES]):
         name = "/modules/" + path.rsplit("/", 1)[-1].removesuffix(".xz")
-        cpio.file(name, modules.read(path))
+        cpio.file(name, available.read(path))
         loads.append(name)
     cpio.file("/init", _init_script(kernel, identity, agent, keep, loads).encode(), 0o755)
     return cpio.finish()
