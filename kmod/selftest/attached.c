@@ -45,6 +45,7 @@ static int attached_setup(struct kunit *test)
 	mutex_init(&port->base.mutex);
 	xa_init_flags(&port->conns, XA_FLAGS_ALLOC1);
 	port->pair = pair;
+	port->wq = system_wq;
 	port->base.nrings = 1;
 	port->base.rx = kunit_kzalloc(test, sizeof(*port->base.rx), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, port->base.rx);
@@ -132,6 +133,7 @@ static void the_rest_of_a_slot_awaits_space_that_there_is(struct kunit *test)
 	struct sock *sk = a->sock->sk;
 
 	lock_sock(sk);
+	tcp_sk(sk)->write_seq++;	/* a byte that is under way */
 	KUNIT_EXPECT_TRUE(test, sk_stream_is_writeable(sk));
 	clear_bit(SOCK_NOSPACE, &a->sock->flags);
 	sm_tx_await_space(a->conn);
@@ -139,8 +141,30 @@ static void the_rest_of_a_slot_awaits_space_that_there_is(struct kunit *test)
 	a->conn->partial.len = 1;
 	sm_tx_await_space(a->conn);
 	KUNIT_EXPECT_TRUE(test, test_bit(SOCK_NOSPACE, &a->sock->flags));
+	/* An ACK of what TCP has will call. */
+	KUNIT_EXPECT_FALSE(test, delayed_work_pending(&a->conn->flush_work));
+	a->conn->partial.len = 0;
+	tcp_sk(sk)->write_seq--;
+	release_sock(sk);
+}
+
+/* What TCP took of a slot was acknowledged within the send, and TCP lacked memory for the rest. */
+static void the_rest_of_a_slot_is_sent_where_no_ack_will_come(struct kunit *test)
+{
+	struct attached *a = test->priv;
+	struct sock *sk = a->sock->sk;
+
+	lock_sock(sk);
+	KUNIT_EXPECT_TRUE(test, tcp_rtx_and_write_queues_empty(sk));
+	sm_tx_await_space(a->conn);
+	KUNIT_EXPECT_FALSE(test, delayed_work_pending(&a->conn->flush_work));
+	a->conn->partial.len = 1;
+	sm_tx_await_space(a->conn);
+	/* The work waits for the socket, if it runs already. */
+	KUNIT_EXPECT_TRUE(test, work_busy(&a->conn->flush_work.work));
 	a->conn->partial.len = 0;
 	release_sock(sk);
+	flush_delayed_work(&a->conn->flush_work);
 }
 
 /* Payload in a device's memory, as with devmem TCP, has no page that the CPU could read. */
@@ -182,6 +206,7 @@ static struct kunit_case attached_cases[] = {
 	KUNIT_CASE(detach_leaves_the_callbacks_of_others),
 	KUNIT_CASE(detach_leaves_user_data_of_others),
 	KUNIT_CASE(the_rest_of_a_slot_awaits_space_that_there_is),
+	KUNIT_CASE(the_rest_of_a_slot_is_sent_where_no_ack_will_come),
 	KUNIT_CASE(payload_that_cannot_be_read_ends_the_connection),
 	{}
 };

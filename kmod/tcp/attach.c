@@ -137,9 +137,7 @@ static void sm_write_space(struct sock *sk)
 			/* With nothing under way TCP lacks memory, and calls us for each try. */
 			bool tries = tcp_rtx_and_write_queues_empty(sk);
 
-			sm_conn_get(conn);
-			if (!queue_delayed_work(conn->port->wq, &conn->flush_work, tries))
-				sm_conn_put(conn);
+			sm_tx_flush_later(conn, tries);
 			/* The work may have to wait for the locks of the port's other sockets. */
 			if (!tries)
 				sm_conn_schedule(conn);

@@ -53,11 +53,20 @@ void sm_tx_check_writable(struct sm_conn *conn)
 	}
 }
 
+/* Have the port's work send the rest of a slot, @delay jiffies from now.  The socket is locked. */
+void sm_tx_flush_later(struct sm_conn *conn, unsigned long delay)
+{
+	sm_conn_get(conn);
+	if (!queue_delayed_work(conn->port->wq, &conn->flush_work, delay))
+		sm_conn_put(conn);
+}
+
 /*
  * Someone waits to send, and TCP lacks space: have it call sk_write_space() when it has some, as
  * poll() does.  For the rest of a slot, whether it has some or not: TCP may enlarge its send buffer
  * in the very send that leaves the rest, and calls sk_write_space() then, before we know of it.
- * The next ACK makes TCP call it again.  The socket is locked.
+ * The next ACK makes TCP call it again.  None will come if all that TCP took has been acknowledged
+ * within that send, and TCP lacked memory then: such a rest is tried again.  The socket is locked.
  */
 void sm_tx_await_space(struct sm_conn *conn)
 {
@@ -66,6 +75,8 @@ void sm_tx_await_space(struct sm_conn *conn)
 
 	if ((conn->partial.len || lacks) && sk->sk_socket)
 		set_bit(SOCK_NOSPACE, &sk->sk_socket->flags);
+	if (conn->partial.len && tcp_rtx_and_write_queues_empty(sk))
+		sm_tx_flush_later(conn, 1);
 }
 
 /* May the connection's stream go on?  Caller holds the socket lock. */
