@@ -4,6 +4,7 @@
  * it.
  */
 #include <kunit/test.h>
+#include <linux/delay.h>
 #include <linux/net.h>
 #include <linux/slab.h>
 #include <net/tcp.h>
@@ -52,6 +53,7 @@ static int attached_setup(struct kunit *test)
 	port->base.rx->n = RX_SLOTS;
 	pair->rings.rx = port->base.rx;
 	pair->rings.nrx = 1;
+	sm_info_queue_init(&pair->info_queue);
 	spin_lock_init(&pair->pending_lock);
 	INIT_LIST_HEAD(&pair->pending);
 	INIT_LIST_HEAD(&pair->blocked);
@@ -81,6 +83,9 @@ static void attached_teardown(struct kunit *test)
 	mutex_unlock(&a->port->base.mutex);
 	sm_conn_put(a->conn);
 	sock_release(a->sock);
+	while (!llist_empty(&a->pair->info_queue.conns))
+		msleep(20);
+	sm_info_queue_destroy(&a->pair->info_queue);
 	rcu_barrier();
 	sm_rxring_destroy(a->pair->rings.rx);
 	sm_infos_destroy(&a->port->infos);

@@ -183,7 +183,7 @@ static void sm_error_report(struct sock *sk)
 		clear_bit(SM_CONN_ERROR_SENT, &conn->bits);
 	sm_conn_schedule(conn);
 	sm_tcp.error_report(sk);
-	sm_info_update(conn);
+	sm_info_update_later(conn);
 	sm_conn_put(conn);
 }
 
@@ -251,17 +251,16 @@ void sm_detach_locked(struct sm_conn *conn)
 	sm_info_update(conn);
 }
 
+/* Caller holds the socket lock and a reference. */
 static void sm_detach_sock(struct sm_conn *conn)
 {
 	struct sock *sk = conn->sk;
 
-	lock_sock(sk);
-	if (conn->attached) {
-		sm_detach_locked(conn);
-		/* wake readers of the data that TCP still holds */
-		sk->sk_data_ready(sk);
-	}
-	release_sock(sk);
+	if (!conn->attached)
+		return;
+	sm_detach_locked(conn);
+	/* wake readers of the data that TCP still holds */
+	sk->sk_data_ready(sk);
 }
 
 /* Caller holds port->base.mutex. */
@@ -273,7 +272,9 @@ int sm_detach(struct sm_tcp_port *port, u32 id)
 	conn = sm_conn_lookup(port, id);
 	if (!conn)
 		return -ENOENT;
+	lock_sock(conn->sk);
 	sm_detach_sock(conn);
+	release_sock(conn->sk);
 	sm_conn_schedule(conn);	/* CLOSED follows the data that is in the ring */
 	sm_conn_put(conn);
 	return 0;
@@ -305,8 +306,12 @@ void sm_detach_all(struct sm_tcp_port *port)
 
 	lockdep_assert_held(&port->base.mutex);
 	xa_for_each(&port->conns, id, conn) {
+		sm_conn_get(conn);
+		lock_sock(conn->sk);
 		sm_detach_sock(conn);
 		sm_conn_remove(conn);
+		release_sock(conn->sk);
+		sm_conn_put(conn);
 	}
 	for (i = 0; i < port->base.nrings; i++)
 		sm_pair_close(&port->pair[i]);
@@ -417,11 +422,11 @@ int sm_attach_conn(struct sm_conn *conn, struct socket *sock, u32 ring)
 
 	lock_sock(sock->sk);
 	err = sm_attach_locked(conn, sock);
-	release_sock(sock->sk);
-	if (err) {
+	if (err)
 		sm_conn_remove(conn);
+	release_sock(sock->sk);
+	if (err)
 		return err;
-	}
 	sm_attach_note_napi(conn);
 	sm_conn_schedule(conn);	/* in case there are already bytes queued, or a FIN */
 	return 0;

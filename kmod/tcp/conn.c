@@ -75,9 +75,13 @@ struct sm_conn *sm_conn_lookup(struct sm_tcp_port *port, u32 id)
 	return conn;
 }
 
-/* The application has been told of the end; buffers may still wait for their ACK. */
+/*
+ * The application has been told of the end; buffers may still wait for their ACK.  Caller holds the
+ * socket lock and a reference.
+ */
 void sm_conn_remove(struct sm_conn *conn)
 {
+	sock_owned_by_me(conn->sk);
 	sm_info_close(conn);
 	if (xa_erase(&conn->port->conns, conn->id))
 		sm_conn_put(conn);

@@ -2,8 +2,8 @@
 #ifndef _SM_CONN_H
 #define _SM_CONN_H
 
+#include <linux/llist.h>
 #include <linux/refcount.h>
-#include <linux/timer.h>
 #include <linux/workqueue.h>
 #include <net/sock.h>
 
@@ -19,7 +19,7 @@ enum sm_conn_bit {
 	SM_CONN_BLOCKED,	/* a slot was refused with EAGAIN */
 	SM_CONN_WRITABLE,	/* owes the application a WRITABLE event */
 	SM_CONN_PAUSED,		/* the application wants no data */
-	SM_CONN_INFO_DUE,	/* its record will be written, after an ACK */
+	SM_CONN_INFO_DUE,	/* in pair->info_queue: its record will be written */
 	SM_CONN_OPEN_DUE,	/* owes the application an OPEN event before all else */
 	SM_CONN_ACKED_DUE,	/* owes the application an ACKED event */
 	SM_CONN_EOF_SENT,	/* this event was put into the ring */
@@ -49,13 +49,12 @@ struct sm_conn {
 	/* guarded by pair->pending_lock */
 	struct list_head pending;	/* in one of the pair's lists while SM_CONN_PENDING */
 
-	/* guarded by info_lock */
-	spinlock_t info_lock;
-	bool recorded;			/* the record is still this connection's */
-	bool info_stale;		/* TCP changed, and the record was not written since */
-	struct timer_list info_timer;	/* writes the record after an ACK */
+	/* guarded by SM_CONN_INFO_DUE */
+	struct llist_node info_due;	/* in pair->info_queue */
 
 	/* guarded by the socket lock */
+	bool info_stale;		/* its record is; set and read without the lock, too */
+	bool recorded;			/* the record is still this connection's */
 	bool attached;
 	bool shut;			/* shutdown() was called: nothing more may be sent */
 	u32 refused_in;			/* sync in which a slot was refused */

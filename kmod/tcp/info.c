@@ -2,13 +2,12 @@
 /*
  * TCP's state of each connection, in memory that the application can read but not write.
  *
- * Records are written where TCP's state changes: after each packet that came in, each send, and
- * each packet that goes out, which a timer may have sent.  The qdisc sees those, and TCP tells of
- * an ACK, while their processing goes on.  So the record is written at its end: when the socket is
- * released by its owner, when received data is put into the ring, or one jiffy later by a timer.  A
- * tasklet would run sooner, but where the softirq has woken a task it would wake ksoftirqd as well,
- * which costs more than all writes of a request's records.  Buffers are released at any time and
- * place, so a record has a lock of its own.
+ * A record is written with the socket locked: when received data was put into the ring, and when a
+ * sync has sent.  TCP tells of an ACK, and of a packet that goes out, which a timer may have sent,
+ * while its processing goes on; and buffers are released at any time and place.  The records of
+ * these connections are written one jiffy later, by a timer of their pair.  A tasklet would run
+ * sooner, but where the softirq has woken a task it would wake ksoftirqd as well, which costs more
+ * than all writes of a request's records.
  */
 #include <linux/idr.h>
 #include <linux/mm.h>
@@ -46,8 +45,6 @@ void sm_infos_destroy(struct sm_infos *infos)
 	infos->record = NULL;
 }
 
-static void sm_info_timeout(struct timer_list *timer);
-
 /* Give a new connection its record; ENOSPC if the port has no more of them. */
 int sm_info_open(struct sm_conn *conn)
 {
@@ -57,20 +54,14 @@ int sm_info_open(struct sm_conn *conn)
 	if (record < 0)
 		return record;
 	conn->record = record;
-	spin_lock_init(&conn->info_lock);
 	conn->recorded = true;
-	timer_setup(&conn->info_timer, sm_info_timeout, 0);
 	return 0;
 }
 
-/* Begin to write the connection's record; NULL if it is not the connection's any more. */
 static struct sm_state *sm_info_begin(struct sm_conn *conn)
 {
 	struct sm_state *rec = &conn->port->infos.record[conn->record];
 
-	lockdep_assert_held(&conn->info_lock);
-	if (!conn->recorded)
-		return NULL;
 	WRITE_ONCE(rec->seq, rec->seq + 1);
 	smp_wmb();	/* pairs with the reader's barrier after its first look at seq */
 	return rec;
@@ -82,26 +73,24 @@ static void sm_info_end(struct sm_state *rec)
 	WRITE_ONCE(rec->seq, rec->seq + 1);
 }
 
-/* The record is free for another connection.  Any context; once is enough. */
+/*
+ * The record is free for another connection; once is enough.  Caller holds the socket lock or the
+ * last reference.
+ */
 void sm_info_close(struct sm_conn *conn)
 {
 	struct sm_state *rec;
-	unsigned long irq;
 
-	spin_lock_irqsave(&conn->info_lock, irq);
+	if (!conn->recorded)
+		return;
 	rec = sm_info_begin(conn);
-	if (rec) {
-		WRITE_ONCE(rec->id, 0);
-		sm_info_end(rec);
-	}
+	WRITE_ONCE(rec->id, 0);
+	sm_info_end(rec);
 	conn->recorded = false;
-	spin_unlock_irqrestore(&conn->info_lock, irq);
-	if (rec)
-		ida_free(&conn->port->infos.used, conn->record);
+	ida_free(&conn->port->infos.used, conn->record);
 }
 
-/* The socket is locked. */
-static void sm_info_write(struct sm_conn *conn, struct sm_state *rec)
+static void sm_info_write(const struct sm_conn *conn, struct sm_state *rec)
 {
 	const struct inet_connection_sock *icsk = inet_csk(conn->sk);
 	const struct tcp_sock *tp = tcp_sk(conn->sk);
@@ -132,68 +121,80 @@ static void sm_info_write(struct sm_conn *conn, struct sm_state *rec)
 }
 
 /*
- * Bring the connection's record up to date.  Caller holds a reference; or the lock of the socket
- * while it is attached, because then the port's table has one.  RCU is not enough: the records go
- * with the port, which does not wait for a grace period.
+ * Bring the connection's record up to date.  The socket is locked; and the caller holds a
+ * reference, or the connection is attached, because then the port's table has one.  RCU is not
+ * enough: the records go with the port, which does not wait for a grace period.
  */
 void sm_info_update(struct sm_conn *conn)
 {
 	struct sm_state *rec;
-	unsigned long irq;
 
-	spin_lock_irqsave(&conn->info_lock, irq);
+	sock_owned_by_me(conn->sk);
+	if (!conn->recorded)
+		return;
 	WRITE_ONCE(conn->info_stale, false);
+	smp_mb();	/* before the look at the pins; pairs with sm_zc_released() */
 	rec = sm_info_begin(conn);
-	if (rec) {
-		sm_info_write(conn, rec);
-		sm_info_end(rec);
-	}
-	spin_unlock_irqrestore(&conn->info_lock, irq);
+	sm_info_write(conn, rec);
+	sm_info_end(rec);
+}
+
+/*
+ * The state has changed, or will before the socket is unlocked: bring the record up to date one
+ * jiffy later, unless somebody does before.  Any context.  Caller holds a reference, or is an RCU
+ * reader.
+ */
+void sm_info_update_later(struct sm_conn *conn)
+{
+	struct sm_info_queue *queue = &conn->pair->info_queue;
+
+	WRITE_ONCE(conn->info_stale, true);
+	/* A barrier, also where the bit was set; pairs with the one in sm_info_update_due(). */
+	if (test_and_set_bit(SM_CONN_INFO_DUE, &conn->bits) || !refcount_inc_not_zero(&conn->refs))
+		return;
+	if (llist_add(&conn->info_due, &queue->conns))
+		mod_timer(&queue->timer, jiffies + 1);
+}
+
+/* The connection is not in the queue any more. */
+static void sm_info_update_due(struct sm_conn *conn)
+{
+	bool again;
+
+	clear_bit(SM_CONN_INFO_DUE, &conn->bits);
+	smp_mb__after_atomic();		/* pairs with the atomic in sm_info_update_later() */
+	if (!READ_ONCE(conn->info_stale))
+		return;
+	bh_lock_sock(conn->sk);
+	again = sock_owned_by_user(conn->sk);
+	if (!again)
+		sm_info_update(conn);
+	bh_unlock_sock(conn->sk);
+	if (again)
+		sm_info_update_later(conn);
 }
 
 static void sm_info_timeout(struct timer_list *timer)
 {
-	struct sm_conn *conn = from_timer(conn, timer, info_timer);
+	struct sm_info_queue *queue = from_timer(queue, timer, timer);
+	struct sm_conn *conn, *next;
 
-	clear_bit(SM_CONN_INFO_DUE, &conn->bits);
-	smp_mb__after_atomic();		/* pairs with the atomic in sm_info_update_later() */
-	/* If the socket has an owner, sm_ulp_release_cb() follows. */
-	bh_lock_sock(conn->sk);
-	if (READ_ONCE(conn->info_stale) && !sock_owned_by_user(conn->sk))
-		sm_info_update(conn);
-	bh_unlock_sock(conn->sk);
-	sm_conn_put(conn);
-}
-
-/*
- * TCP has begun to process an ACK, or to send a packet, and does not tell when it is done: bring
- * the record up to date when the socket is released by its owner, or else after a jiffy, unless
- * received data does so before.  Caller holds a reference, or is an RCU reader.
- */
-void sm_info_update_later(struct sm_conn *conn)
-{
-	WRITE_ONCE(conn->info_stale, true);
-	if (sock_owned_by_user_nocheck(conn->sk) ||
-	    test_and_set_bit(SM_CONN_INFO_DUE, &conn->bits))
-		return;
-	if (refcount_inc_not_zero(&conn->refs))
-		mod_timer(&conn->info_timer, jiffies + 1);
-}
-
-/* Buffers were released, which may be at any time and place, the connection's end included. */
-void sm_info_update_pins(struct sm_conn *conn)
-{
-	struct sm_state *rec;
-	unsigned long irq;
-
-	spin_lock_irqsave(&conn->info_lock, irq);
-	rec = sm_info_begin(conn);
-	if (rec) {
-		WRITE_ONCE(rec->bytes_pinned, atomic_read(&conn->pinned_bytes));
-		WRITE_ONCE(rec->bufs_pinned, atomic_read(&conn->pinned));
-		sm_info_end(rec);
+	llist_for_each_entry_safe(conn, next, llist_del_all(&queue->conns), info_due) {
+		sm_info_update_due(conn);
+		sm_conn_put(conn);
 	}
-	spin_unlock_irqrestore(&conn->info_lock, irq);
+}
+
+void sm_info_queue_init(struct sm_info_queue *queue)
+{
+	init_llist_head(&queue->conns);
+	timer_setup(&queue->timer, sm_info_timeout, 0);
+}
+
+/* The queue is empty: what is in it holds the port. */
+void sm_info_queue_destroy(struct sm_info_queue *queue)
+{
+	del_timer_sync(&queue->timer);
 }
 
 /* -- the mapping ---------------------------------------------------------------------------- */

@@ -3,6 +3,8 @@
 #define _SM_INFO_H
 
 #include <linux/idr.h>
+#include <linux/llist.h>
+#include <linux/timer.h>
 #include <linux/types.h>
 
 #include "uapi/stackmap.h"
@@ -19,15 +21,22 @@ struct sm_infos {
 	struct ida used;
 };
 
+/* The connections of a pair whose records are written when the timer expires. */
+struct sm_info_queue {
+	struct llist_head conns;	/* by sm_conn.info_due; has a reference of each */
+	struct timer_list timer;	/* pending while conns is not empty */
+};
+
 size_t sm_infos_size(u32 n);
 int sm_infos_init(struct sm_infos *infos, u32 n);
 void sm_infos_destroy(struct sm_infos *infos);
+void sm_info_queue_init(struct sm_info_queue *queue);
+void sm_info_queue_destroy(struct sm_info_queue *queue);
 
 int sm_info_open(struct sm_conn *conn);
 void sm_info_close(struct sm_conn *conn);
 void sm_info_update(struct sm_conn *conn);
 void sm_info_update_later(struct sm_conn *conn);
-void sm_info_update_pins(struct sm_conn *conn);
 int sm_info_mmap(struct sm_port *port, struct vm_area_struct *vma);
 
 #endif /* _SM_INFO_H */

@@ -208,6 +208,7 @@ static int sm_pair_init(struct sm_tcp_port *port, u32 index)
 	int err;
 
 	pair->plug.nic = port->nic;
+	sm_info_queue_init(&pair->info_queue);
 	spin_lock_init(&pair->pending_lock);
 	INIT_LIST_HEAD(&pair->pending);
 	INIT_LIST_HEAD(&pair->blocked);
@@ -219,6 +220,15 @@ static int sm_pair_init(struct sm_tcp_port *port, u32 index)
 	pair->rings.rx = &port->base.rx[index];
 	pair->rings.nrx = 1;
 	return sm_port_set_range(&port->base, index, &pair->rings);
+}
+
+/* Undo sm_pair_init(), if it was called. */
+static void sm_pair_destroy(struct sm_pair *pair)
+{
+	if (!pair->group)
+		return;
+	sm_tx_destroy(pair);
+	sm_info_queue_destroy(&pair->info_queue);
 }
 
 static int sm_tcp_init(struct sm_port *base, const struct sm_opt_limits *limits)
@@ -261,7 +271,7 @@ static void sm_tcp_destroy(struct sm_port *base)
 	u32 i;
 
 	for (i = 0; port->pair && i < base->ntx; i++)
-		sm_tx_destroy(&port->pair[i]);
+		sm_pair_destroy(&port->pair[i]);
 	kvfree(port->pair);
 	kvfree(port->waiting);
 	sm_infos_destroy(&port->infos);

@@ -10,7 +10,8 @@
  *			of its connections are done.
  *	sm_pair		a transmit and a receive ring, and their connections; part of its port
  *	sm_conn		one attached socket; refcount held by the port's table, by the pending
- *			list, by queued work and by each batch.  Holds its sock and its port.
+ *			list, by the queue of its pair's records, by queued work and by each batch.
+ *			Holds its sock and its port.
  *	sm_listener	one attached listening socket; refcount held by the port's table and while
  *			in use.  Holds its sock and its port.
  *	sm_ulp		a socket's, from its first attach until TCP destroys it; holds each
@@ -31,7 +32,6 @@
  *	sm_af_ops_mutex		the tables of TCP's address families that they have
  *	rx->lock		the receive ring's kernel side (taken from softirq)
  *	pair->pending_lock	pair->pending and pair->blocked (any context)
- *	conn->info_lock		the connection's record (any context)
  *	pool->lock		free list, pins (any context)
  */
 #ifndef _SM_TCP_PORT_H
@@ -48,6 +48,7 @@ struct sm_waiting;
 struct sm_pair {
 	struct sm_rings rings;		/* one transmit and one receive ring */
 	struct sm_plug plug;
+	struct sm_info_queue info_queue;
 
 	/* of the transmit sync under way; guarded by rings.mutex */
 	struct sm_group *group;		/* scratch */

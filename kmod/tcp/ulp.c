@@ -84,8 +84,7 @@ static void sm_ulp_acked(struct sock *sk, u32 ack)
 	list_for_each_entry_safe(conn, next, &ulp->conns, acks) {
 		sm_zc_acked(conn, ack);
 		sm_tx_await_space(conn);
-		if (conn->attached)
-			sm_info_update_later(conn);
+		sm_info_update_later(conn);
 		sm_ulp_detached(conn);
 	}
 }
@@ -107,24 +106,6 @@ static void sm_ulp_unhash(struct sock *sk)
 {
 	sm_proto_of(sk)->base->unhash(sk);
 	sm_ulp_end(sk);
-}
-
-/*
- * release_sock(): packets that waited for the socket lock were processed.  The socket's spinlock is
- * held.
- */
-static void sm_ulp_release_cb(struct sock *sk)
-{
-	struct sm_conn *conn;
-	struct sm_ulp *ulp;
-
-	sm_proto_of(sk)->base->release_cb(sk);
-	ulp = sm_ulp_of(sk);
-	if (!ulp)
-		return;		/* a timer that was put off has destroyed it */
-	list_for_each_entry(conn, &ulp->conns, acks)
-		if (READ_ONCE(conn->info_stale))
-			sm_info_update(conn);
 }
 
 /* TCP destroys the socket, and puts the reference of sm_ulp_ops.owner next. */
@@ -206,7 +187,6 @@ static void __init sm_proto_init(struct sm_proto *p)
 {
 	p->prot = *p->base;
 	p->prot.unhash = sm_ulp_unhash;
-	p->prot.release_cb = sm_ulp_release_cb;
 }
 
 int __init sm_ulp_register(void)

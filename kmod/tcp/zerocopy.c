@@ -46,10 +46,10 @@ static void sm_zc_release(struct sm_conn *conn, const u32 *buf, u32 n, u32 bytes
 /* After buffers were released: tell the applications that wait for them.  Any context. */
 static void sm_zc_released(struct sm_conn *conn)
 {
-	sm_info_update_pins(conn);
 	/*
 	 * Pairs with the barrier in sm_tx_block(): either we see BLOCKED, or the sender sees
-	 * these buffers released.
+	 * these buffers released.  And with that in sm_info_update(): the record that is written
+	 * there has them, or is stale after it.
 	 */
 	smp_mb__after_atomic();
 	sm_tx_check_writable(conn);
@@ -152,6 +152,7 @@ bool sm_zc_all_acked(const struct sm_conn *conn)
 void sm_zc_drop(struct sm_conn *conn, u32 idx, u32 bytes)
 {
 	sm_zc_release(conn, &idx, 1, bytes, false);
+	sm_info_update_later(conn);
 	sm_zc_released(conn);
 }
 
@@ -161,6 +162,7 @@ void sm_zc_drop_waiting(struct sm_conn *conn)
 	if (!conn->waiting)
 		return;
 	sm_zc_drain(conn, false);
+	sm_info_update_later(conn);
 	sm_zc_released(conn);
 }
 
@@ -188,6 +190,7 @@ static void sm_zc_batch_complete(struct sm_batch *batch)
 		sm_zc_release(conn, batch->buf, batch->n, batch->bytes,
 			      READ_ONCE(conn->acked) >= batch->end);
 		sm_zc_released(conn);
+		sm_info_update_later(conn);
 	}
 	sm_conn_put(conn);
 	kfree(batch);

@@ -342,7 +342,8 @@ struct sm_sync {
 /*
  * TCP's state of one connection, as getsockopt(TCP_INFO) gives it.  Written by the kernel after
  * every packet with payload that TCP received for the connection, and every sync that sent for it;
- * at most one jiffy after every other packet that TCP received or sent.
+ * at most one jiffy after every other packet that TCP received or sent, and after a buffer was
+ * released; later only while a system call holds the socket.
  *
  * A reader takes seq, reads what it wants, and takes seq again: the values belong together if
  * both were the same even number.  id tells whether the record is still the connection's.
