@@ -108,7 +108,7 @@ static int sm_nl_put_port(struct sk_buff *skb, struct sm_port *port, struct user
 	    nla_put_u32(skb, SM_A_PORT_RX_SLOTS, port->rx[0].n) ||
 	    nla_put_u32(skb, SM_A_PORT_BUFS, pool->nbufs - SM_FIRST_BUF) ||
 	    nla_put_u32(skb, SM_A_PORT_BUFS_FREE, READ_ONCE(pool->nfree)) ||
-	    nla_put_u32(skb, SM_A_PORT_BUFS_PINNED, READ_ONCE(pool->npinned)) ||
+	    nla_put_u32(skb, SM_A_PORT_BUFS_PINNED, atomic_read(&pool->npinned)) ||
 	    nla_put_u32(skb, SM_A_PORT_CONNECTIONS_MAX, sm_tcp_port(port)->infos.n))
 		return -EMSGSIZE;
 	return sm_nl_put_counters(skb, SM_A_PORT_COUNTERS, port->rings, port->nrings);

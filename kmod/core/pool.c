@@ -15,16 +15,10 @@
  * because the application may name a buffer on two rings, which sync at the same time: one of them
  * gets it.  All other states belong to one party at a time, which alone changes them.
  */
-#include <linux/nospec.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 
 #include "core/pool.h"
-
-static void sm_buf_set_owner(struct sm_pool *pool, u32 idx, enum sm_owner owner)
-{
-	WRITE_ONCE(pool->buf[idx].owner, owner);
-}
 
 int sm_pool_init(struct sm_pool *pool, u32 count)
 {
@@ -35,7 +29,7 @@ int sm_pool_init(struct sm_pool *pool, u32 count)
 		return -ENOMEM;
 	spin_lock_init(&pool->lock);
 	pool->nfree = 0;	/* an earlier, failed attempt may have left something */
-	pool->npinned = 0;
+	atomic_set(&pool->npinned, 0);
 	pool->nbufs = count + SM_FIRST_BUF;
 	pool->buf = kvcalloc(pool->nbufs, sizeof(*pool->buf), SM_GFP);
 	pool->free = kvmalloc_array(count, sizeof(*pool->free), SM_GFP);
@@ -102,49 +96,13 @@ void sm_pool_put(struct sm_pool *pool, const u32 *idx, u32 count)
 	spin_unlock_irqrestore(&pool->lock, irq);
 }
 
-/*
- * Take a buffer that the application named; returns its index, or an errno.  @idx is a kernel copy
- * of the application's number; only the returned index is safe to use under speculation.
- */
-int sm_pool_claim(struct sm_pool *pool, u32 idx, enum sm_owner owner)
-{
-	if (idx < SM_FIRST_BUF || idx >= pool->nbufs)
-		return -ERANGE;
-	idx = array_index_nospec(idx, pool->nbufs);
-	if (cmpxchg(&pool->buf[idx].owner, SM_USER, owner) != SM_USER)
-		return -EPERM;
-	return idx;
-}
-
-/* Make a buffer the application's. */
-void sm_pool_give(struct sm_pool *pool, u32 idx)
-{
-	sm_buf_set_owner(pool, idx, SM_USER);
-}
-
-/* Count one more holder of each of these TX_PINNED buffers. */
-void sm_pool_pin(struct sm_pool *pool, const u32 *idx, u32 count)
+/* Count one more holder of a TX_PINNED buffer. */
+void sm_pool_share(struct sm_pool *pool, u32 idx)
 {
 	unsigned long irq;
-	u32 i;
 
 	spin_lock_irqsave(&pool->lock, irq);
-	for (i = 0; i < count; i++)
-		if (!pool->buf[idx[i]].pins++)
-			pool->npinned++;
-	spin_unlock_irqrestore(&pool->lock, irq);
-}
-
-/* TCP did not take these: unpin them, but leave them claimed.  The caller gives them back. */
-void sm_pool_unpin_refused(struct sm_pool *pool, const u32 *idx, u32 count)
-{
-	unsigned long irq;
-	u32 i;
-
-	spin_lock_irqsave(&pool->lock, irq);
-	for (i = 0; i < count; i++)
-		if (!--pool->buf[idx[i]].pins)
-			pool->npinned--;
+	pool->buf[idx].shares++;
 	spin_unlock_irqrestore(&pool->lock, irq);
 }
 
@@ -157,13 +115,15 @@ u32 sm_pool_unpin(struct sm_pool *pool, const u32 *idx, u32 count)
 
 	spin_lock_irqsave(&pool->lock, irq);
 	for (i = 0; i < count; i++) {
-		if (--pool->buf[idx[i]].pins)
+		if (pool->buf[idx[i]].shares) {
+			pool->buf[idx[i]].shares--;
 			continue;
-		pool->npinned--;
+		}
 		sm_buf_set_owner(pool, idx[i], SM_FREE);
 		pool->free[pool->nfree++] = idx[i];
 		freed++;
 	}
 	spin_unlock_irqrestore(&pool->lock, irq);
+	atomic_sub(freed, &pool->npinned);
 	return freed;
 }

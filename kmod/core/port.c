@@ -399,6 +399,6 @@ void sm_port_stats(struct sm_port *port, struct sm_stats *st)
 		for (i = 0; i < ARRAY_SIZE(map); i++)
 			*(u64 *)((void *)st + map[i].field) +=
 				atomic64_read(&port->rings[p]->counter[map[i].counter]);
-	st->slots_pinned = READ_ONCE(port->pool.npinned);
+	st->slots_pinned = atomic_read(&port->pool.npinned);
 	st->bufs_free = READ_ONCE(port->pool.nfree);
 }

@@ -62,15 +62,15 @@ static void last_pin_frees(struct kunit *test)
 	u32 idx[2];
 
 	KUNIT_ASSERT_EQ(test, sm_pool_get(pool, idx, 2, SM_TX_PINNED), 2U);
-	sm_pool_pin(pool, idx, 2);
-	sm_pool_pin(pool, idx, 1);
-	KUNIT_EXPECT_EQ(test, pool->npinned, 2U);
+	sm_pool_pin(pool, 2);
+	sm_pool_share(pool, idx[0]);
+	KUNIT_EXPECT_EQ(test, atomic_read(&pool->npinned), 2);
 	KUNIT_EXPECT_EQ(test, sm_pool_unpin(pool, idx, 2), 1U);
-	KUNIT_EXPECT_EQ(test, pool->npinned, 1U);
+	KUNIT_EXPECT_EQ(test, atomic_read(&pool->npinned), 1);
 	KUNIT_EXPECT_EQ(test, pool->buf[idx[0]].owner, (u32)SM_TX_PINNED);
 	KUNIT_EXPECT_EQ(test, pool->buf[idx[1]].owner, (u32)SM_FREE);
 	KUNIT_EXPECT_EQ(test, sm_pool_unpin(pool, idx, 1), 1U);
-	KUNIT_EXPECT_EQ(test, pool->npinned, 0U);
+	KUNIT_EXPECT_EQ(test, atomic_read(&pool->npinned), 0);
 	KUNIT_EXPECT_EQ(test, pool->nfree, (u32)POOL_BUFS);
 }
 
@@ -80,9 +80,9 @@ static void refused_buffers_stay_claimed(struct kunit *test)
 	u32 idx;
 
 	KUNIT_ASSERT_EQ(test, sm_pool_get(pool, &idx, 1, SM_TX_PINNED), 1U);
-	sm_pool_pin(pool, &idx, 1);
-	sm_pool_unpin_refused(pool, &idx, 1);
-	KUNIT_EXPECT_EQ(test, pool->npinned, 0U);
+	sm_pool_pin(pool, 1);
+	sm_pool_unpin_refused(pool, 1);
+	KUNIT_EXPECT_EQ(test, atomic_read(&pool->npinned), 0);
 	KUNIT_EXPECT_EQ(test, pool->nfree, POOL_BUFS - 1U);
 	KUNIT_EXPECT_EQ(test, pool->buf[idx].owner, (u32)SM_TX_PINNED);
 	sm_pool_put(pool, &idx, 1);

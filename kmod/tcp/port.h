@@ -32,7 +32,7 @@
  *	sm_af_ops_mutex		the tables of TCP's address families that they have
  *	rx->lock		the receive ring's kernel side (taken from softirq)
  *	pair->pending_lock	pair->pending and pair->blocked (any context)
- *	pool->lock		free list, pins (any context)
+ *	pool->lock		free list, shared buffers (any context)
  */
 #ifndef _SM_TCP_PORT_H
 #define _SM_TCP_PORT_H

@@ -338,7 +338,7 @@ static u32 sm_group_took(struct sm_group *g, u32 i, int sent, struct sm_batch *b
 			conn->partial.report = g->report & BIT_ULL(i);
 			WRITE_ONCE(conn->partial.len, g->vec[i].bv_len - len);
 			if (batch)
-				sm_zc_pin(conn, &g->buf[i], 1);
+				sm_zc_pin_rest(conn, g->buf[i]);
 		} else {
 			if (!batch)
 				sm_zc_wait_for_ack(conn, g->buf[i], len, end);
@@ -429,13 +429,13 @@ static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 	}
 
 	/* Pinned before TCP can see them; slots that TCP does not take are unpinned below. */
-	sm_zc_pin(conn, g->buf, g->n);
+	sm_zc_pin(conn, g->n);
 	taken = sm_group_to_tcp(g, &err);
 	if (taken < g->n) {
 		/* While the stream may go on, later slots must not overtake refused ones. */
 		if (taken || sm_tx_open(conn->sk))
 			err = EAGAIN;
-		sm_zc_unpin_refused(conn, g->buf + taken, g->n - taken);
+		sm_zc_unpin_refused(conn, g->n - taken);
 		sm_group_refuse(pair, g, taken, err);
 		if (err == EAGAIN)
 			block = true;

@@ -19,18 +19,25 @@
 #include "tcp/zerocopy.h"
 #include "trace.h"
 
-/* TCP is about to see these buffers.  Caller holds the socket lock. */
-void sm_zc_pin(struct sm_conn *conn, const u32 *buf, u32 n)
+/* TCP is about to see @n buffers, which are claimed.  Caller holds the socket lock. */
+void sm_zc_pin(struct sm_conn *conn, u32 n)
 {
-	sm_pool_pin(sm_conn_pool(conn), buf, n);
+	sm_pool_pin(sm_conn_pool(conn), n);
 	atomic_add(n, &conn->pinned);
 }
 
-/* TCP did not take these: they stay claimed, and the caller gives them back. */
-void sm_zc_unpin_refused(struct sm_conn *conn, const u32 *buf, u32 n)
+/* TCP did not take @n of them: they stay claimed, and the caller gives them back. */
+void sm_zc_unpin_refused(struct sm_conn *conn, u32 n)
 {
 	atomic_sub(n, &conn->pinned);
-	sm_pool_unpin_refused(sm_conn_pool(conn), buf, n);
+	sm_pool_unpin_refused(sm_conn_pool(conn), n);
+}
+
+/* The rest of this pinned buffer is kept, beside what TCP has of it.  Caller as above. */
+void sm_zc_pin_rest(struct sm_conn *conn, u32 idx)
+{
+	sm_pool_share(sm_conn_pool(conn), idx);
+	atomic_inc(&conn->pinned);
 }
 
 /* Release buffers that held @bytes of payload.  Any context. */

@@ -28,8 +28,9 @@ struct sm_batch {
 	u32 buf[];
 };
 
-void sm_zc_pin(struct sm_conn *conn, const u32 *buf, u32 n);
-void sm_zc_unpin_refused(struct sm_conn *conn, const u32 *buf, u32 n);
+void sm_zc_pin(struct sm_conn *conn, u32 n);
+void sm_zc_unpin_refused(struct sm_conn *conn, u32 n);
+void sm_zc_pin_rest(struct sm_conn *conn, u32 idx);
 
 struct sm_batch *sm_zc_batch_alloc(struct sm_conn *conn, u32 n);
 void sm_zc_batch_put(struct sm_batch *batch);
