@@ -358,11 +358,14 @@ void sm_port_bufs_freed(struct sm_port *port)
 
 	/* Free before the look; pairs with sm_rxring_refill() and sm_txring_stall(). */
 	smp_mb();
+	if (likely(!atomic_read(&port->nwanting)))
+		return;
 	for (i = 0; i < port->nrx; i++) {
 		struct sm_rxring *rx = &port->rx[i];
 
 		/* The exchange is a barrier: not starved, before the look at blocked ones. */
 		if (READ_ONCE(rx->starved) && xchg(&rx->starved, false)) {
+			atomic_dec(&port->nwanting);
 			port->ops->room(rx);
 			sm_rings_wake(rx->rings);
 		}

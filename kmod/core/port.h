@@ -83,6 +83,7 @@ struct sm_port {
 	void *region;			/* vmalloc: sm_if, transmit rings, receive rings */
 	size_t region_size;		/* whole pages */
 	struct sm_pool pool;		/* mapped after the region */
+	atomic_t nwanting;		/* rings that are starved or stalled, or about to be */
 	struct sm_txring *tx;
 	u32 ntx;
 	struct sm_rxring *rx;

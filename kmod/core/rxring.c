@@ -35,12 +35,16 @@ void sm_rxring_destroy(struct sm_rxring *rx)
 /* Give a slot a buffer; false if there is none, and then the port is told of the next one. */
 static bool sm_rxring_refill(struct sm_rxring *rx, struct sm_rxslot *slot)
 {
-	struct sm_pool *pool = &rx->rings->port->pool;
+	struct sm_port *port = rx->rings->port;
+	struct sm_pool *pool = &port->pool;
 
 	if (sm_pool_get(pool, &slot->buf, 1, SM_RX_FILL))
 		return true;
-	WRITE_ONCE(rx->starved, true);
-	smp_mb();	/* starved before the second look; pairs with sm_port_bufs_freed() */
+	/* Counted first: at no time are fewer counted than want. */
+	atomic_inc(&port->nwanting);
+	if (xchg(&rx->starved, true))
+		atomic_dec(&port->nwanting);
+	smp_mb();	/* both before the second look; pairs with sm_port_bufs_freed() */
 	return sm_pool_get(pool, &slot->buf, 1, SM_RX_FILL);
 }
 

@@ -50,7 +50,10 @@ int sm_txring_begin(struct sm_txring *tx)
 		return -EINVAL;
 	}
 	tx->head = head;
-	WRITE_ONCE(tx->stalled, false);
+	if (unlikely(tx->stalled)) {
+		WRITE_ONCE(tx->stalled, false);
+		atomic_dec(&tx->rings->port->nwanting);
+	}
 	return 0;
 }
 
@@ -108,8 +111,9 @@ void sm_txring_refuse(struct sm_txring *tx, u32 i, int err)
 void sm_txring_stall(struct sm_txring *tx)
 {
 	sm_count(tx->rings, SM_STALL, 1);
+	atomic_inc(&tx->rings->port->nwanting);
 	WRITE_ONCE(tx->stalled, true);
-	/* Pairs with sm_port_bufs_freed(): it sees stalled, or we see the buffer that it freed. */
+	/* Pairs with sm_port_bufs_freed(): it sees both, or we see the buffer that it freed. */
 	smp_mb();
 	if (READ_ONCE(tx->rings->port->pool.nfree))
 		sm_rings_wake(tx->rings);

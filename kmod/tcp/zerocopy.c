@@ -83,6 +83,12 @@ void sm_zc_wait_for_ack(struct sm_conn *conn, u32 idx, u32 bytes, u32 end)
 	conn->waiting_last = idx;
 }
 
+/* Does this buffer of the list wait no longer?  The socket is locked. */
+static bool sm_zc_is_acked(const struct sm_conn *conn, u32 idx)
+{
+	return !after(conn->port->waiting[idx].end, (u32)conn->acked);
+}
+
 /* Release the first buffers of the list, those up to conn->acked or all.  The socket is locked. */
 static void sm_zc_drain(struct sm_conn *conn, bool acked)
 {
@@ -96,7 +102,7 @@ static void sm_zc_drain(struct sm_conn *conn, bool acked)
 		while (conn->waiting && n < ARRAY_SIZE(ready)) {
 			u32 idx = conn->waiting;
 
-			if (acked && after(waiting[idx].end, (u32)conn->acked))
+			if (acked && !sm_zc_is_acked(conn, idx))
 				break;
 			ready[n++] = idx;
 			bytes += waiting[idx].bytes;
@@ -110,11 +116,10 @@ static void sm_zc_drain(struct sm_conn *conn, bool acked)
 /* Release the buffers that were acknowledged.  The socket is locked. */
 static void sm_zc_release_acked(struct sm_conn *conn)
 {
-	u32 first = conn->waiting;
-
+	if (!conn->waiting || !sm_zc_is_acked(conn, conn->waiting))
+		return;
 	sm_zc_drain(conn, true);
-	if (conn->waiting != first)
-		sm_zc_released(conn);
+	sm_zc_released(conn);
 }
 
 /* The application wants to be told when the peer has all before @end.  Caller as above. */
