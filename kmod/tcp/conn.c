@@ -48,11 +48,9 @@ err_free:
 	return ERR_PTR(err);
 }
 
-/* Any context. */
-void sm_conn_put(struct sm_conn *conn)
+/* The last reference is gone.  Any context. */
+void sm_conn_free(struct sm_conn *conn)
 {
-	if (!refcount_dec_and_test(&conn->refs))
-		return;
 	sm_info_close(conn);
 	if (conn->sk)
 		sock_put(conn->sk);

@@ -80,7 +80,7 @@ struct sm_conn {
 
 struct sm_conn *sm_conn_alloc(struct sm_tcp_port *port);
 struct sm_conn *sm_conn_lookup(struct sm_tcp_port *port, u32 id);
-void sm_conn_put(struct sm_conn *conn);
+void sm_conn_free(struct sm_conn *conn);
 void sm_conn_remove(struct sm_conn *conn);
 void sm_conn_schedule(struct sm_conn *conn);
 void sm_conn_block(struct sm_conn *conn);
@@ -88,6 +88,13 @@ void sm_conn_block(struct sm_conn *conn);
 static inline void sm_conn_get(struct sm_conn *conn)
 {
 	refcount_inc(&conn->refs);
+}
+
+/* Any context. */
+static inline void sm_conn_put(struct sm_conn *conn)
+{
+	if (refcount_dec_and_test(&conn->refs))
+		sm_conn_free(conn);
 }
 
 static inline struct sm_pool *sm_conn_pool(const struct sm_conn *conn)

@@ -42,10 +42,10 @@ static bool sm_tx_may_send(struct sm_conn *conn)
 	       (!pinned || pinned <= READ_ONCE(pool->nfree) / 2);
 }
 
-/* Tell the application that waits, if it is worth it.  Any context. */
-void sm_tx_check_writable(struct sm_conn *conn)
+/* The application waits: tell it, if it is worth it.  Any context. */
+void sm_tx_tell_writable(struct sm_conn *conn)
 {
-	if (!test_bit(SM_CONN_BLOCKED, &conn->bits) || !sm_tx_may_send(conn))
+	if (!sm_tx_may_send(conn))
 		return;
 	if (test_and_clear_bit(SM_CONN_BLOCKED, &conn->bits)) {
 		set_bit(SM_CONN_WRITABLE, &conn->bits);
@@ -68,7 +68,7 @@ void sm_tx_flush_later(struct sm_conn *conn, unsigned long delay)
  * The next ACK makes TCP call it again.  None will come if all that TCP took has been acknowledged
  * within that send, and TCP lacked memory then: such a rest is tried again.  The socket is locked.
  */
-void sm_tx_await_space(struct sm_conn *conn)
+void sm_tx_ask_for_space(struct sm_conn *conn)
 {
 	struct sock *sk = conn->sk;
 	bool lacks = test_bit(SM_CONN_BLOCKED, &conn->bits) && !sk_stream_is_writeable(sk);
@@ -413,7 +413,8 @@ static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 		sm_group_refuse(pair, g, 0, conn->attached ? EPIPE : ENOENT);
 		return;
 	}
-	sm_tx_flush_partial(conn, false);
+	if (conn->partial.len)
+		sm_tx_flush_partial(conn, false);
 	if (conn->partial.len || conn->refused_in == pair->sync_seq) {
 		sm_group_refuse(pair, g, 0, EAGAIN);
 		sm_tx_block(conn);

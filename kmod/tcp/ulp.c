@@ -85,7 +85,8 @@ static void sm_ulp_acked(struct sock *sk, u32 ack)
 		sm_zc_acked(conn, ack);
 		sm_tx_await_space(conn);
 		sm_info_update_later(conn);
-		sm_ulp_detached(conn);
+		if (!conn->attached)
+			sm_ulp_detached(conn);
 	}
 }
 
@@ -176,10 +177,10 @@ void sm_ulp_attached(struct sm_conn *conn)
 	list_add_tail(&conn->acks, &sm_ulp_of(conn->sk)->conns);
 }
 
-/* If the connection is detached, and all of its bytes acknowledged, let it go.  As above. */
+/* The connection is detached: if all of its bytes are acknowledged, let it go.  As above. */
 void sm_ulp_detached(struct sm_conn *conn)
 {
-	if (!list_empty(&conn->acks) && !conn->attached && sm_zc_all_acked(conn))
+	if (!list_empty(&conn->acks) && sm_zc_all_acked(conn))
 		sm_ulp_leave(conn);
 }
 
