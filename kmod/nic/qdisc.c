@@ -441,14 +441,6 @@ void sm_nic_unuse(struct sm_nic *nic)
 	rtnl_unlock();
 }
 
-/* The NIC's device, or NULL while it is not bound.  Caller is an RCU reader. */
-struct net_device *sm_nic_dev(const struct sm_nic *nic)
-{
-	const struct Qdisc *sch = rcu_dereference(nic->root);
-
-	return sch ? qdisc_dev(sch) : NULL;
-}
-
 /* Does anything look at packets before they are queued?  Caller is an RCU reader. */
 static bool sm_egress_in_use(const struct net_device *dev)
 {

@@ -2,6 +2,8 @@
 #ifndef _SM_QDISC_H
 #define _SM_QDISC_H
 
+#include <net/sch_generic.h>
+
 #include "nic/nic.h"
 
 struct sk_buff;
@@ -25,9 +27,16 @@ bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net);
 void sm_nic_use(struct sm_nic *nic);
 void sm_nic_unuse(struct sm_nic *nic);
 void sm_nic_name(struct sm_nic *nic, char name[IFNAMSIZ], int *ifindex);
-struct net_device *sm_nic_dev(const struct sm_nic *nic);
 int sm_nic_xmit(struct sk_buff *skb, const struct sm_plug *plug);
 void sm_plug(struct sm_plug *plug);
 void sm_unplug(struct sm_plug *plug);
+
+/* The NIC's device, or NULL while it is not bound.  Caller is an RCU reader. */
+static inline struct net_device *sm_nic_dev(const struct sm_nic *nic)
+{
+	const struct Qdisc *sch = rcu_dereference(nic->root);
+
+	return sch ? qdisc_dev(sch) : NULL;
+}
 
 #endif /* _SM_QDISC_H */

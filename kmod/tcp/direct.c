@@ -60,10 +60,11 @@ static bool sm_direct_filtered(struct sock *sk)
 
 /*
  * The device that @dst leads to, if it is the bound NIC, and IP would only add @header bytes to the
- * packet; else NULL.  Caller is an RCU reader.
+ * packet; else NULL.  Caller is an RCU reader.  In line, as sm_direct_send(), for each packet.
  */
-static struct net_device *sm_direct_dev(const struct sm_conn *conn, const struct sk_buff *skb,
-					const struct dst_entry *dst, size_t header)
+static __always_inline struct net_device *
+sm_direct_dev(const struct sm_conn *conn, const struct sk_buff *skb, const struct dst_entry *dst,
+	      size_t header)
 {
 	struct net_device *dev = sm_nic_dev(conn->port->nic);
 
@@ -85,8 +86,8 @@ static bool sm_direct_known(const struct neighbour *neigh)
 /* -- how ------------------------------------------------------------------------------------ */
 
 /* The packet has its IP header.  Caller is an RCU reader, and found all of the above true. */
-static int sm_direct_send(struct sm_conn *conn, struct sk_buff *skb, struct dst_entry *dst,
-			  struct neighbour *neigh)
+static __always_inline int sm_direct_send(struct sm_conn *conn, struct sk_buff *skb,
+					  struct dst_entry *dst, struct neighbour *neigh)
 {
 	const struct hh_cache *hh = &neigh->hh;
 	const struct sock *sk = conn->sk;
@@ -138,13 +139,17 @@ static bool sm_direct_ip4(struct sm_conn *conn, struct sk_buff *skb, const struc
 	*(__be16 *)iph = htons(4 << 12 | 5 << 8 | READ_ONCE(inet->tos));
 	iph->frag_off = ip_dont_fragment(sk, &rt->dst) && !skb->ignore_df ? htons(IP_DF) : 0;
 	ttl = READ_ONCE(inet->uc_ttl);
-	iph->ttl = ttl < 0 ? ip4_dst_hoplimit(&rt->dst) : ttl;
+	if (ttl < 0)
+		ttl = dst_metric_raw(&rt->dst, RTAX_HOPLIMIT) ?:
+		      READ_ONCE(net->ipv4.sysctl_ip_default_ttl);
+	iph->ttl = ttl;
 	iph->protocol = IPPROTO_TCP;
 	iph->saddr = fl4->saddr;
 	iph->daddr = fl4->daddr;
 	ip_select_ident_segs(net, skb, sk, 1);
 	iph_set_totlen(iph, skb->len);
-	ip_send_check(iph);
+	iph->check = 0;
+	iph->check = ip_fast_csum(iph, iph->ihl);
 	skb->protocol = htons(ETH_P_IP);
 	sm_count_ip4_out(net, skb->len);
 	*err = sm_direct_send(conn, skb, &rt->dst, neigh);
