@@ -245,7 +245,7 @@ void sm_detach_locked(struct sm_conn *conn)
 		rcu_assign_sk_user_data(sk, NULL);
 	write_unlock_bh(&sk->sk_callback_lock);
 
-	conn->attached = false;
+	WRITE_ONCE(conn->attached, false);
 	sm_ulp_detached(conn);
 	sm_conn_count(conn, SM_CONNECTIONS, -1);
 	sm_info_update(conn);
@@ -369,7 +369,7 @@ static int sm_attach_locked(struct sm_conn *conn, struct socket *sock)
 	sm_tx_disable_mtu_probe(sk);	/* from before a timeout can enable them */
 	WRITE_ONCE(conn->err, READ_ONCE(sk->sk_err));	/* was reported before */
 	sm_rx_clear_urgent(sk);
-	conn->attached = true;
+	WRITE_ONCE(conn->attached, true);
 	conn->acked = tcp_sk(sk)->snd_una;	/* the low half is TCP's, always */
 	conn->end = conn->acked;
 	conn->report_next = U64_MAX;

@@ -55,7 +55,7 @@ struct sm_conn {
 	/* guarded by the socket lock */
 	bool info_stale;		/* its record is; set and read without the lock, too */
 	bool recorded;			/* the record is still this connection's */
-	bool attached;
+	bool attached;			/* read without the lock, too */
 	bool shut;			/* shutdown() was called: nothing more may be sent */
 	u32 refused_in;			/* sync in which a slot was refused */
 	u64 bytes_accepted;

@@ -157,6 +157,7 @@ static bool sm_event_serve(struct sm_conn *conn)
 		return false;
 	if (conn->attached)
 		sm_detach_locked(conn);
+	sm_tx_forget(conn);
 	sm_conn_remove(conn);
 	return true;
 }

@@ -42,6 +42,9 @@
 #include "nic/qdisc.h"
 #include "tcp/info.h"
 
+#define SM_PAIR_KNOWN	256
+
+struct sm_conn;
 struct sm_group;
 struct sm_waiting;
 
@@ -55,6 +58,9 @@ struct sm_pair {
 	u32 sync_seq;			/* numbers transmit syncs, for conn->refused_in */
 	bool refused;			/* it has refused a slot for now */
 	bool batch;			/* it has several slots to send */
+
+	/* by id, some of the pair's connections in the port's table; guarded by rings.mutex */
+	struct sm_conn *known[SM_PAIR_KNOWN];
 
 	spinlock_t pending_lock;	/* guards all below and, with it, SM_CONN_PENDING */
 	struct list_head pending;	/* connections that need user context */

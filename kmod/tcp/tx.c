@@ -447,15 +447,45 @@ static void sm_group_send(struct sm_pair *pair, struct sm_group *g)
 		sm_tx_block(conn);
 }
 
-/* The connection that a slot is for, with a reference; NULL if this pair has no such one. */
+/* Where the pair knows the connection of this id, if it does.  Caller holds pair->rings.mutex. */
+static struct sm_conn **sm_tx_known(struct sm_pair *pair, u32 id)
+{
+	lockdep_assert_held(&pair->rings.mutex);
+	return &pair->known[id % SM_PAIR_KNOWN];
+}
+
+/* The connection leaves the port's table.  Caller holds pair->rings.mutex. */
+void sm_tx_forget(struct sm_conn *conn)
+{
+	struct sm_conn **known = sm_tx_known(conn->pair, conn->id);
+
+	if (*known == conn)
+		*known = NULL;
+}
+
+/*
+ * The connection that a slot is for; NULL if this pair has no such one.  Caller holds
+ * pair->rings.mutex.  While it does, a connection that was attached stays in the port's table: it
+ * leaves that when its end was served, or when the port is closed and no sync follows.  So the
+ * table's reference is enough.
+ */
 static struct sm_conn *sm_tx_conn(struct sm_pair *pair, const struct sm_slot *slot)
 {
-	struct sm_conn *conn = sm_conn_lookup(sm_tcp_port(pair->rings.port), SM_PTR_ID(slot->ptr));
+	u32 id = SM_PTR_ID(slot->ptr);
+	struct sm_conn **known = sm_tx_known(pair, id);
+	struct sm_conn *conn;
+	bool ours;
 
-	if (conn && conn->pair != pair) {
-		sm_conn_put(conn);		/* another ring's */
+	if (*known && (*known)->id == id)
+		return *known;
+	conn = sm_conn_lookup(sm_tcp_port(pair->rings.port), id);
+	if (!conn)
 		return NULL;
-	}
+	ours = conn->pair == pair && READ_ONCE(conn->attached);
+	sm_conn_put(conn);
+	if (!ours)
+		return NULL;
+	*known = conn;
 	return conn;
 }
 
@@ -475,7 +505,6 @@ static u32 sm_tx_refuse(struct sm_pair *pair, u32 i)
 		if (conn->attached)
 			sm_tx_block(conn);
 		release_sock(conn->sk);
-		sm_conn_put(conn);
 	} else {
 		sm_txring_refuse(pair->rings.tx, i, ENOENT);
 	}
@@ -530,7 +559,6 @@ static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 		for (k = 0; k < g->n; k++)
 			sm_txring_replace(pair->rings.tx, g->slot[k]);
 	}
-	sm_conn_put(g->conn);
 	return i;
 }
 

@@ -7,6 +7,7 @@
 int sm_tx_init(struct sm_pair *pair);
 void sm_tx_destroy(struct sm_pair *pair);
 int sm_tx_sync(struct sm_txring *tx);
+void sm_tx_forget(struct sm_conn *conn);
 void sm_tx_flush_partial(struct sm_conn *conn, bool closing);
 void sm_tx_flush_later(struct sm_conn *conn, unsigned long delay);
 void sm_tx_ask_for_space(struct sm_conn *conn);
