@@ -89,10 +89,8 @@ void sm_pool_put(struct sm_pool *pool, const u32 *idx, u32 count)
 	u32 i;
 
 	spin_lock_irqsave(&pool->lock, irq);
-	for (i = 0; i < count; i++) {
-		sm_buf_set_owner(pool, idx[i], SM_FREE);
-		pool->free[pool->nfree++] = idx[i];
-	}
+	for (i = 0; i < count; i++)
+		sm_pool_put_locked(pool, idx[i]);
 	spin_unlock_irqrestore(&pool->lock, irq);
 }
 
@@ -114,16 +112,8 @@ u32 sm_pool_unpin(struct sm_pool *pool, const u32 *idx, u32 count)
 	u32 i;
 
 	spin_lock_irqsave(&pool->lock, irq);
-	for (i = 0; i < count; i++) {
-		if (pool->buf[idx[i]].shares) {
-			pool->buf[idx[i]].shares--;
-			continue;
-		}
-		sm_buf_set_owner(pool, idx[i], SM_FREE);
-		pool->free[pool->nfree++] = idx[i];
-		freed++;
-	}
+	for (i = 0; i < count; i++)
+		freed += sm_pool_unpin_locked(pool, idx[i]);
 	spin_unlock_irqrestore(&pool->lock, irq);
-	atomic_sub(freed, &pool->npinned);
 	return freed;
 }

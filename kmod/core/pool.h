@@ -80,6 +80,26 @@ static inline void sm_pool_unpin_refused(struct sm_pool *pool, u32 count)
 	atomic_sub(count, &pool->npinned);
 }
 
+static inline void sm_pool_put_locked(struct sm_pool *pool, u32 idx)
+{
+	lockdep_assert_held(&pool->lock);
+	sm_buf_set_owner(pool, idx, SM_FREE);
+	pool->free[pool->nfree++] = idx;
+}
+
+/* As sm_pool_unpin(), of one buffer; true if it got free. */
+static inline bool sm_pool_unpin_locked(struct sm_pool *pool, u32 idx)
+{
+	lockdep_assert_held(&pool->lock);
+	if (pool->buf[idx].shares) {
+		pool->buf[idx].shares--;
+		return false;
+	}
+	sm_pool_put_locked(pool, idx);
+	atomic_dec(&pool->npinned);
+	return true;
+}
+
 static inline void *sm_pool_addr(const struct sm_pool *pool, u32 idx)
 {
 	return page_address(pool->buf[idx].page);

@@ -40,14 +40,19 @@ void sm_zc_pin_rest(struct sm_conn *conn, u32 idx)
 	atomic_inc(&conn->pinned);
 }
 
+/* @n buffers, which held @bytes of payload, were unpinned, and @freed of them are free. */
+static void sm_zc_unpinned(struct sm_conn *conn, u32 n, u32 freed, u32 bytes, bool acked)
+{
+	trace_sm_release(conn, n, acked);
+	sm_conn_count(conn, acked ? SM_RELEASED_ACK : SM_RELEASED_RESET, freed);
+	atomic_sub(bytes, &conn->pinned_bytes);
+	atomic_sub(n, &conn->pinned);
+}
+
 /* Release buffers that held @bytes of payload.  Any context. */
 static void sm_zc_release(struct sm_conn *conn, const u32 *buf, u32 n, u32 bytes, bool acked)
 {
-	trace_sm_release(conn, n, acked);
-	sm_conn_count(conn, acked ? SM_RELEASED_ACK : SM_RELEASED_RESET,
-		      sm_pool_unpin(sm_conn_pool(conn), buf, n));
-	atomic_sub(bytes, &conn->pinned_bytes);
-	atomic_sub(n, &conn->pinned);
+	sm_zc_unpinned(conn, n, sm_pool_unpin(sm_conn_pool(conn), buf, n), bytes, acked);
 }
 
 /* After buffers were released: tell the applications that wait for them.  Any context. */
@@ -93,24 +98,28 @@ static bool sm_zc_is_acked(const struct sm_conn *conn, u32 idx)
 static void sm_zc_drain(struct sm_conn *conn, bool acked)
 {
 	const struct sm_waiting *waiting = conn->port->waiting;
-	u32 ready[SM_BATCH_MAX];
-	u32 n, bytes;
+	struct sm_pool *pool = sm_conn_pool(conn);
+	unsigned long irq;
+	u32 n, freed, bytes;
 
 	do {
-		n = 0;
+		freed = 0;
 		bytes = 0;
-		while (conn->waiting && n < ARRAY_SIZE(ready)) {
+		spin_lock_irqsave(&pool->lock, irq);
+		for (n = 0; conn->waiting && n < SM_BATCH_MAX; n++) {
 			u32 idx = conn->waiting;
 
 			if (acked && !sm_zc_is_acked(conn, idx))
 				break;
-			ready[n++] = idx;
-			bytes += waiting[idx].bytes;
+			/* Another's, once it is free. */
 			conn->waiting = waiting[idx].next;
+			bytes += waiting[idx].bytes;
+			freed += sm_pool_unpin_locked(pool, idx);
 		}
+		spin_unlock_irqrestore(&pool->lock, irq);
 		if (n)
-			sm_zc_release(conn, ready, n, bytes, acked);
-	} while (n == ARRAY_SIZE(ready));
+			sm_zc_unpinned(conn, n, freed, bytes, acked);
+	} while (n == SM_BATCH_MAX);
 }
 
 /* Release the buffers that were acknowledged.  The socket is locked. */
