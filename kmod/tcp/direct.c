@@ -25,6 +25,7 @@
 #include "tcp/attach.h"
 #include "tcp/conn.h"
 #include "tcp/direct.h"
+#include "tcp/info.h"
 
 /* -- when ----------------------------------------------------------------------------------- */
 
@@ -104,6 +105,7 @@ static __always_inline int sm_direct_send(struct sm_conn *conn, struct sk_buff *
 	} while (read_seqretry(&hh->hh_lock, seq));
 	__skb_push(skb, ETH_HLEN);
 	sm_conn_count(conn, SM_DIRECT, 1);
+	sm_info_update_later(conn);	/* the qdisc may not ask for its connection */
 	return sm_nic_xmit(skb, &conn->pair->plug);
 }
 
