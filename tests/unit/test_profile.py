@@ -155,7 +155,15 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Server]:
     """The servers that the command measures, without a machine."""
     asked: dict[str, Server] = {}
 
-    def run(_kernel: str, _module: Path | None, servers: Mapping[str, Server], _times: int) -> Any:
+    def run(
+        _kernel: str,
+        _module: Path | None,
+        servers: Mapping[str, Server],
+        _times: int,
+        *,
+        nic: str,
+    ) -> Any:
+        assert nic == "virtio-net"
         asked.update(servers)
         return {
             "servers": {
