@@ -35,8 +35,9 @@ GATES := $(KERNELS:%=bench-gate-%)
 	test-debug test-lifetimes debug-kernel fuzz check check-python check-shell \
 	check-kmod kmod bytecode setup packages test-packages check-packages clean
 
+# TUNED=1 compares with sockets whose server polls its NIC busily.
 demo: setup
-	@$(PYTHON) -m stackmap_testbed.comparison.demo --kernel $(KERNEL) --out $(OUT)
+	@$(PYTHON) -m stackmap_testbed.comparison.demo --kernel $(KERNEL) --out $(OUT) $(if $(TUNED),--tuned)
 
 lab: setup
 	@$(VENV)/bin/stackmap lab up --kernel $(KERNEL)

@@ -454,6 +454,33 @@ def test_a_server_that_dies_is_named(stand_in: Path, plan: Plan) -> None:
         process.wait(20)
 
 
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(("backend", "tunings"), [("sockets", "on\noff\n"), ("stackmap", "")])
+def test_the_nic_is_tuned_for_sockets_only(
+    backend: str, tunings: str, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "tunings"
+    log.touch()
+
+    def tuning(nic: str, *, tuned: bool) -> list[str]:
+        assert nic == plan.nic
+        return ["sh", "-c", f"echo {'on' if tuned else 'off'} >>{log}"]
+
+    monkeypatch.setattr(experiment, "tuning", tuning)
+    with serving(LocalHost(0.1), dataclasses.replace(plan, tuned=True), backend):
+        assert log.read_text() == tunings[:3]
+    assert log.read_text() == tunings
+
+
+def test_a_nic_that_cannot_be_tuned_is_named(plan: Plan) -> None:
+    tuned = dataclasses.replace(plan, tuned=True, nic="no/such/nic")
+    with (
+        pytest.raises(ServerError, match=r"no/such/nic cannot be tuned: (?s:.+)"),
+        serving(LocalHost(0.1), tuned, "sockets"),
+    ):
+        pass
+
+
 def test_a_load_without_result_is_named(stand_in: Path, plan: Plan) -> None:
     stand_in.write_text("#!/bin/sh\necho listening on; exec sleep 60\n")
     with pytest.raises((LoadError, TimeoutError), match="Connection refused") as caught:

@@ -107,7 +107,8 @@ def show_client(lab: Lab, plan: Plan, narrator: Narrator) -> None:
 
 def compare(lab: Lab, plan: Plan, narrator: Narrator) -> list[Run]:
     """All runs, in their order."""
-    narrator.title("The same server, on rings and on sockets, in turns")
+    sockets = "tuned sockets" if plan.tuned else "sockets"
+    narrator.title(f"The same server, on rings and on {sockets}, in turns")
     runs: list[Run] = []
     for step in schedule(plan):
         rate = None if step.load is None else step.load * peak(runs, step.connections)
@@ -287,6 +288,11 @@ def main(argv: list[str] | None = None) -> int:
         metavar="SECONDS",
         help="measured in each of its runs",
     )
+    parser.add_argument(
+        "--tuned",
+        action="store_true",
+        help="have the server on sockets poll its NIC busily, with few interrupts",
+    )
     parser.add_argument("--value-size", type=int, default=usual.value_size, metavar="BYTES")
     parser.add_argument(
         "--connections", type=int, nargs="+", default=usual.connections, metavar="N"
@@ -309,6 +315,7 @@ def main(argv: list[str] | None = None) -> int:
         seconds=args.seconds,
         open_rounds=args.open_rounds,
         open_seconds=args.open_seconds,
+        tuned=args.tuned,
     )
     narrator = Narrator(Console())
     try:

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from stackmap_testbed.lab.tuning import tuning
+
 BACKENDS = ("sockets", "stackmap")
 
 
@@ -79,6 +81,7 @@ class Plan:
             connection it would only have requests wait for each other.
         loads: of the open loop, as shares of the peak (see :func:`peak`).
         open_rounds: of the open loop, each measured for ``open_seconds``.
+        tuned: whether the NIC is tuned for the server on sockets, so that it polls busily.
     """
 
     address: str
@@ -94,6 +97,7 @@ class Plan:
     port: int = 11211
     memory_mb: int = 64
     nic: str = "eth0"
+    tuned: bool = False
     #: For anything but the measurement itself: starting Python on a slow machine takes a while.
     patience: float = 120.0
 
@@ -184,10 +188,13 @@ def serving(host: Host, plan: Plan, backend: str) -> Iterator[Process]:
     """Have the project's memcached server listen on a host.
 
     Raises:
-        ServerError: it has ended by itself when it should be stopped.
+        ServerError: it has ended by itself when it should be stopped, or the NIC cannot be tuned.
         GuestTimeoutError: it does not start, or does not end when it is told to.  On a host that is
             no guest it is what the host's processes raise.
     """
+    tuned = plan.tuned and backend == "sockets"
+    if tuned:
+        _tune(host, plan, tuned=True)
     process = host.popen(
         [
             program("stackmap"), "serve", "memcached",
@@ -203,8 +210,16 @@ def serving(host: Host, plan: Plan, backend: str) -> Iterator[Process]:
     finally:
         process.kill(signal.SIGTERM)
         status = process.wait(timeout=plan.patience)
+        if tuned:
+            _tune(host, plan, tuned=False)
     if status not in (0, -signal.SIGTERM):
         raise ServerError(f"the server on {backend} ended with {status}: {process.output()[-800:]}")
+
+
+def _tune(host: Host, plan: Plan, *, tuned: bool) -> None:
+    process = host.popen(tuning(plan.nic, tuned=tuned))
+    if process.wait(timeout=plan.patience):
+        raise ServerError(f"{plan.nic} cannot be tuned: {process.output()[-800:]}")
 
 
 def measure(hosts: TwoHosts, plan: Plan, step: Step, rate: float | None = None) -> Run:

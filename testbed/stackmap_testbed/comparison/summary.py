@@ -37,6 +37,11 @@ EMULATED = (
     "The machines were emulated in software (no hardware virtualisation): absolute times and rates "
     "mean nothing, only ratios do."
 )
+TUNED = (
+    "The server on sockets polled its NIC busily, and the NIC's interrupts waited for that: tuned "
+    "sockets. Such a server uses its processor also while it waits, so its requests per CPU second "
+    "say something at the peak only."
+)
 ONE_MACHINE = (
     "Ratios, too, belong to one machine: at 128 connections one gave 1.24 times the requests per "
     "server CPU second, and another 2.53."
@@ -210,7 +215,10 @@ def summarise(
         "module": dict(module),
         "machine": dict(machine),
         "method": [" ".join(paragraph.split()) for paragraph in METHOD.split("\n\n")],
-        "caveats": caveats(accel, machine["load_average_at_start"], runs),
+        "caveats": [
+            *([TUNED] if plan.tuned else []),
+            *caveats(accel, machine["load_average_at_start"], runs),
+        ],
         "plan": dataclasses.asdict(plan),
         "runs": [dataclasses.asdict(run) for run in runs],
         "ratio": ratios(runs),

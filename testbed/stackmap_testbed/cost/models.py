@@ -56,6 +56,7 @@ from stackmap_testbed.lab.addresses import SERVER_ADDRESS
 from stackmap_testbed.lab.errors import LabError
 from stackmap_testbed.lab.guest import Guest
 from stackmap_testbed.lab.kernels import find_kernel
+from stackmap_testbed.lab.tuning import BUSY_USECS, tuning
 from stackmap_testbed.lab.versions import versions
 
 #: Of each beginning: twenty for each of the most connections, or the edges of batches show.
@@ -68,11 +69,6 @@ SIZES = (64, 1024)
 #: How many connections keep a server busy where requests come in bursts, and how many to measure.
 SATURATING = 256
 REQUESTS_IN_BURSTS = 20 * SATURATING
-#: Of epoll tuned for few interrupts: how long the server polls before it sleeps, how many polls
-#: without a packet end that, and how long the NIC's interrupts wait for the next poll.
-BUSY_USECS = 64
-DEFERRED_POLLS = 100
-DEFERRED_NS = 200_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +82,7 @@ class Server:
         connections: numbers of connections; ``"N/W"`` has requests under way on W of N.
         load: further options of the load.
         files: how many descriptors server and load may have, instead of the usual limit.
-        deferred: whether the NIC's interrupts wait for a server that polls busily.
+        tuned: whether its NIC is tuned for a server that polls busily.
     """
 
     command: Sequence[str]
@@ -95,7 +91,7 @@ class Server:
     connections: Sequence[int | str] = CONNECTIONS
     load: Sequence[str] = ()
     files: int | None = None
-    deferred: bool = False
+    tuned: bool = False
 
 
 def _asyncio(loop: str, api: str) -> Server:
@@ -138,7 +134,7 @@ SERVERS = {
     "C epoll tuned": Server(
         own_command("echo_c", SERVER_ADDRESS, PORT, "--busy", BUSY_USECS),
         sizes=SIZES,
-        deferred=True,
+        tuned=True,
     ),
     "C rings": Server(own_command("echo_c", SERVER_ADDRESS, PORT, SERVER_NIC), True, SIZES),
     "bare epoll": Server(own_command("echo_epoll", SERVER_ADDRESS, PORT), False, SIZES),
@@ -185,16 +181,12 @@ class Cost:
 
 
 @contextlib.contextmanager
-def _deferring(guest: Guest, server: Server) -> Iterator[None]:
-    if not server.deferred:
-        yield
-        return
-    script = "sysctl -q net.core.busy_poll=$1; cd /sys/class/net/$2; "
-    script += "echo $3 >napi_defer_hard_irqs; echo $4 >gro_flush_timeout"
-    command = ["/bin/sh", "-ec", script, "-"]
-    guest.run([*command, str(BUSY_USECS), SERVER_NIC, str(DEFERRED_POLLS), str(DEFERRED_NS)])
+def _tuned(guest: Guest, server: Server) -> Iterator[None]:
+    if server.tuned:
+        guest.run(tuning(SERVER_NIC, tuned=True))
     yield
-    guest.run([*command, "0", SERVER_NIC, "0", "0"])
+    if server.tuned:
+        guest.run(tuning(SERVER_NIC, tuned=False))
 
 
 def measure(
@@ -217,7 +209,7 @@ def measure(
     """
     limit = ("prlimit", f"--nofile={server.files}:{server.files}") if server.files else ()
     command = [*limit, *ON_SERVER_PROCESSOR, *server.command]
-    with _deferring(guest, server), running(guest, command, rings=server.rings) as process:
+    with _tuned(guest, server), running(guest, command, rings=server.rings) as process:
         known = len(counter.marks())
         counter.sections()
         connections = [each for each in server.connections for _ in range(beginnings)]
