@@ -17,8 +17,9 @@ INSIDE = Path(__file__).parent.parent / "guest"
 CONCURRENT = {
     f"test_{name}.py"
     for name in (
-        "contract", "detach", "direct", "ends", "hostile", "kill", "lifetimes", "listener",
-        "netlink", "overload", "pairs", "poll", "queues", "rights", "small_slots", "spin", "wait",
+        "contract", "detach", "direct", "direct_rx", "ends", "hostile", "kill", "lifetimes",
+        "listener", "netlink", "overload", "pairs", "poll", "queues", "rights", "small_slots", "spin",
+        "wait",
     )
 }  # fmt: skip
 
