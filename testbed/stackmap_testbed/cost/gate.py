@@ -14,7 +14,6 @@ from pathlib import Path
 from stackmap_testbed.cost.baseline import (
     GATED,
     KEPT,
-    PAIRS,
     Record,
     Verdict,
     faults,
@@ -24,35 +23,41 @@ from stackmap_testbed.cost.baseline import (
     series,
 )
 from stackmap_testbed.cost.echo import command_line, write_figures
-from stackmap_testbed.cost.models import BEGINNINGS, CONNECTIONS, SERVERS, run
+from stackmap_testbed.cost.models import BEGINNINGS, CONNECTIONS, SERVERS, run, run_in_bursts
 from stackmap_testbed.lab.errors import LabError
 
 #: Figures that are kept are the median of more, and of other numbers of connections as well.
 KEPT_BEGINNINGS = 5
 _BYTES = 64
 _FIGURES = ("instructions", "spread", "parts", "sleeping", "repetitions", "events")
+#: How many connections are gated where requests come one by one.
+_CONNECTIONS = 16
+_IN_BURSTS = " in bursts"
 
 
 def measure(kernel: str, module: Path | None, *, to_keep: bool) -> Record:
-    """Boot the machine and measure.
+    """Boot the machine, measure, and once more with requests in bursts.
 
     Raises:
         LabError: something that is needed is missing, or does not work.
     """
-    names = [name for pair in PAIRS.items() for name in pair]
-    connections = CONNECTIONS if to_keep else (GATED,)
-    servers = {
-        name: dataclasses.replace(SERVERS[name], sizes=(_BYTES,), connections=connections)
-        for name in names
-    }
-    figures = run(kernel, module, servers, KEPT_BEGINNINGS if to_keep else BEGINNINGS)
-    figures["servers"] = {
-        name: {
-            connections: {figure: found[figure] for figure in _FIGURES}
-            for connections, found in sizes[str(_BYTES)].items()
+    names = [name for pair in GATED for name in pair[:2]]
+    beginnings = KEPT_BEGINNINGS if to_keep else BEGINNINGS
+    connections = CONNECTIONS if to_keep else (_CONNECTIONS,)
+    figures: Record = {"servers": {}}
+    for suffix, measured in (("", run), (_IN_BURSTS, run_in_bursts)):
+        servers = {
+            name: dataclasses.replace(server, sizes=(_BYTES,), connections=connections)
+            for name, server in SERVERS.items()
+            if name + suffix in names
         }
-        for name, sizes in figures["servers"].items()
-    }
+        found = measured(kernel, module, servers, beginnings)
+        figures["environment"] = found["environment"]
+        for name, sizes in found["servers"].items():
+            figures["servers"][name + suffix] = {
+                number: {figure: each[figure] for figure in _FIGURES}
+                for number, each in sizes[str(_BYTES)].items()
+            }
     return figures
 
 
