@@ -180,7 +180,7 @@ def _devices(nic: str, plugin: Path, counts: Path, blocks: Path, client_ns: int)
 
 @contextlib.contextmanager
 def counting_guest(
-    kernel: Kernel, memory: int, *, bursts: bool = False, nic: str = VIRTIO
+    kernel: Kernel, memory: int, *, bursts: bool = False, nic: str = VIRTIO, boot: str = ""
 ) -> Iterator[tuple[Guest, Counter]]:
     """Boot the machine.
 
@@ -189,6 +189,7 @@ def counting_guest(
         memory: its memory, in megabytes.
         bursts: whether what the client sends within ``BURST_NS`` arrives at once.
         nic: the server's, one of ``NICS``.
+        boot: further words on its kernel's command line.
 
     Raises:
         LabError: it cannot be built or does not boot.
@@ -204,7 +205,7 @@ def counting_guest(
             accel="icount",
             cpus=2,
             memory=memory,
-            command_line=f"{_REPEATABLE} {_TWO_PROCESSORS}",
+            command_line=f"{_REPEATABLE} {_TWO_PROCESSORS} {boot}".strip(),
             extra=_devices(
                 nic, build_plugin(workdir), counts, blocks, BURST_NS if bursts else WIRE_NS
             ),

@@ -50,6 +50,7 @@ def machine(
     *,
     bursts: bool = False,
     nic: str = VIRTIO,
+    boot: str = "",
 ) -> Iterator[tuple[Guest, Counter]]:
     """Boot the machine with the module loaded; at the end, check its kernel's log.
 
@@ -59,12 +60,13 @@ def machine(
         memory: the machine's, in megabytes.
         bursts: whether requests come in bursts; see :func:`counting_guest`.
         nic: the server's NIC; see there, too.
+        boot: see there, too.
 
     Raises:
         LabError: it cannot be built or does not boot, or its kernel reported a bug.
     """
     file = module or module_for(kernel.release)
-    with counting_guest(kernel, memory, bursts=bursts, nic=nic) as (guest, counter):
+    with counting_guest(kernel, memory, bursts=bursts, nic=nic, boot=boot) as (guest, counter):
         guest.insmod(file)
         yield guest, counter
         guest.check_kernel_log()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -302,6 +303,7 @@ def run(
     bursts: bool = False,
     setup: Sequence[str] = (),
     nic: str = VIRTIO,
+    boot: str = "",
 ) -> dict[str, Any]:
     """Boot the machine and measure servers, each of which has a name.
 
@@ -315,6 +317,7 @@ def run(
         bursts: whether requests come in bursts; see :func:`counting_guest`.
         setup: a command that prepares the machine further.
         nic: the server's NIC; see :func:`counting_guest`.
+        boot: further words on the kernel's command line.
 
     Raises:
         LabError: something that is needed is missing, or does not work.
@@ -325,7 +328,7 @@ def run(
     print(f"what a request costs the server alone, Linux {kernel.release}")
     print(f"all to sleeping in thousands of instructions; {', '.join(EVENTS)} as they are")
     print(_HEADING)
-    with machine(kernel, module, memory, bursts=bursts, nic=nic) as (guest, counter):
+    with machine(kernel, module, memory, bursts=bursts, nic=nic, boot=boot) as (guest, counter):
         if setup:
             guest.run(setup)
         symbols = read_symbols(guest.run(["grep", "-i", " [tw] ", "/proc/kallsyms"]).stdout)
@@ -350,7 +353,9 @@ def run_in_bursts(
     servers: Mapping[str, Server],
     beginnings: int,
     *,
+    setup: Sequence[str] = (),
     nic: str = VIRTIO,
+    boot: str = "",
 ) -> dict[str, Any]:
     """Measure servers that find so many requests at once that they are always busy.
 
@@ -368,7 +373,9 @@ def run_in_bursts(
         beginnings,
         requests=REQUESTS_IN_BURSTS,
         bursts=True,
+        setup=setup,
         nic=nic,
+        boot=boot,
     )
 
 
@@ -385,6 +392,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--beginnings", type=positive, default=BEGINNINGS, metavar="N")
     add_nic_option(parser)
     parser.add_argument(
+        "--boot", default="", metavar="WORDS", help="further words on the kernel's command line"
+    )
+    parser.add_argument(
+        "--setup",
+        type=shlex.split,
+        default=[],
+        metavar="COMMAND",
+        help="prepare the machine with this, for instance 'ethtool -K eth0 gro off'",
+    )
+    parser.add_argument(
         "--bursts",
         action="store_true",
         help=f"requests come in bursts, on {SATURATING} connections, instead of one by one",
@@ -395,7 +412,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no server's name has that pattern in it; there are {', '.join(SERVERS)}")
     try:
         measured = run_in_bursts if args.bursts else run
-        figures = measured(args.kernel, args.module, servers, args.beginnings, nic=args.nic)
+        figures = measured(
+            args.kernel,
+            args.module,
+            servers,
+            args.beginnings,
+            setup=args.setup,
+            nic=args.nic,
+            boot=args.boot,
+        )
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
