@@ -18,8 +18,8 @@ CONCURRENT = {
     f"test_{name}.py"
     for name in (
         "contract", "detach", "direct", "direct_rx", "ends", "hostile", "kill", "lifetimes",
-        "listener", "netlink", "overload", "pairs", "poll", "queues", "rights", "small_slots", "spin",
-        "wait",
+        "listener", "netlink", "overload", "pairs", "poll", "queues", "rights", "small_slots",
+        "spin", "wait",
     )
 }  # fmt: skip
 
