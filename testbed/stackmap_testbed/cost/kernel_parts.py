@@ -142,6 +142,7 @@ MODULES = {
     "virtio": DRIVER,
     "virtio_net": DRIVER,
     "virtio_pci": DRIVER,
+    "vmxnet3": DRIVER,
     "virtio_ring": DRIVER,
     "virtiofs": SYSTEM_CALLS,
 }
