@@ -228,4 +228,6 @@ def refused(address: tuple[str, int]) -> bool:
         socket.create_connection(address, PATIENCE).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        pass  # the listener was closed within the handshake: the next one is refused
     return False
