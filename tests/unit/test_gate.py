@@ -324,20 +324,15 @@ def test_only_what_is_of_interest_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
         "events": {"doorbells": 0.5}, "client": 4, "p99_us": 3, "files": {}, "functions": {},
     }  # fmt: skip
 
-    def run(_kernel: str, _module: Path | None, servers: Any, _beginnings: int) -> Any:
+    def run(
+        _kernel: str, _module: Path | None, servers: Any, _beginnings: int, *, bursts: bool
+    ) -> Any:
         assert all(server.sizes == (64,) for server in servers.values())
         assert all(server.connections == (16,) for server in servers.values())
-        figures = {name: {"64": {"16": whole}} for name in servers}
+        figures = {name: {"64": {"256" if bursts else "16": whole}} for name in servers}
         return {"servers": figures, "requests": 1280, "environment": HERE}
 
-    def run_in_bursts(*arguments: Any) -> Any:
-        found = run(*arguments)
-        for sizes in found["servers"].values():
-            sizes["64"] = {"256": whole}
-        return found
-
     monkeypatch.setattr(gate, "run", run)
-    monkeypatch.setattr(gate, "run_in_bursts", run_in_bursts)
     found = gate.measure("6.12", None, to_keep=False)
     assert found["environment"] == HERE
     assert {name: list(figures) for name, figures in found["servers"].items()} == {

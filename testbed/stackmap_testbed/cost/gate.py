@@ -23,7 +23,7 @@ from stackmap_testbed.cost.baseline import (
     series,
 )
 from stackmap_testbed.cost.echo import command_line, write_figures
-from stackmap_testbed.cost.models import BEGINNINGS, CONNECTIONS, SERVERS, run, run_in_bursts
+from stackmap_testbed.cost.models import BEGINNINGS, CONNECTIONS, SERVERS, run
 from stackmap_testbed.lab.errors import LabError
 
 #: Figures that are kept are the median of more, and of other numbers of connections as well.
@@ -45,13 +45,13 @@ def measure(kernel: str, module: Path | None, *, to_keep: bool) -> Record:
     beginnings = KEPT_BEGINNINGS if to_keep else BEGINNINGS
     connections = CONNECTIONS if to_keep else (_CONNECTIONS,)
     figures: Record = {"servers": {}}
-    for suffix, measured in (("", run), (_IN_BURSTS, run_in_bursts)):
+    for suffix in ("", _IN_BURSTS):
         servers = {
             name: dataclasses.replace(server, sizes=(_BYTES,), connections=connections)
             for name, server in SERVERS.items()
             if name + suffix in names
         }
-        found = measured(kernel, module, servers, beginnings)
+        found = run(kernel, module, servers, beginnings, bursts=bool(suffix))
         figures["environment"] = found["environment"]
         for name, sizes in found["servers"].items():
             figures["servers"][name + suffix] = {

@@ -16,14 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stackmap_testbed.cost.echo import add_nic_option, write_figures
-from stackmap_testbed.cost.models import (
-    BEGINNINGS,
-    SATURATING,
-    SERVERS,
-    Server,
-    run,
-    run_in_bursts,
-)
+from stackmap_testbed.cost.models import BEGINNINGS, SATURATING, SERVERS, Server, run
 from stackmap_testbed.lab.errors import LabError
 
 #: Figures of a kernel: by whether requests come in bursts, server, bytes and connections.
@@ -144,8 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             measured[kernel] = {}
             for bursts in (False, True):
                 wanted = servers(goal for goal in GOALS if goal.bursts is bursts)
-                measure = run_in_bursts if bursts else run
-                found = measure(kernel, None, wanted, args.beginnings, nic=args.nic)
+                found = run(kernel, None, wanted, args.beginnings, bursts=bursts, nic=args.nic)
                 measured[kernel][bursts] = found["servers"]
                 environments[kernel] = found["environment"]
     except LabError as error:

@@ -314,7 +314,8 @@ def run(
         beginnings: how often each number of connections is begun anew.
         requests: how many are counted in each beginning, and sent before to warm up.
         memory: the machine's, in megabytes.
-        bursts: whether requests come in bursts; see :func:`counting_guest`.
+        bursts: whether requests come in bursts (:func:`counting_guest`), on so many connections,
+            ``SATURATING``, that a server is always busy; then ``REQUESTS_IN_BURSTS`` are counted.
         setup: a command that prepares the machine further.
         nic: the server's NIC; see :func:`counting_guest`.
         boot: further words on the kernel's command line.
@@ -322,6 +323,12 @@ def run(
     Raises:
         LabError: something that is needed is missing, or does not work.
     """
+    if bursts:
+        requests = REQUESTS_IN_BURSTS
+        servers = {
+            name: dataclasses.replace(server, connections=(SATURATING,))
+            for name, server in servers.items()
+        }
     kernel = find_kernel(kernel_name)
     figures: dict[str, Any] = {}
     begin = time.monotonic()
@@ -345,38 +352,6 @@ def run(
                 line = row(name, size, connections, found)
                 print(f"{line} {time.monotonic() - begin:6.0f} s", flush=True)
     return {"servers": figures, "requests": requests, "environment": versions(kernel.release)}
-
-
-def run_in_bursts(
-    kernel_name: str,
-    module: Path | None,
-    servers: Mapping[str, Server],
-    beginnings: int,
-    *,
-    setup: Sequence[str] = (),
-    nic: str = VIRTIO,
-    boot: str = "",
-) -> dict[str, Any]:
-    """Measure servers that find so many requests at once that they are always busy.
-
-    Raises:
-        LabError: something that is needed is missing, or does not work.
-    """
-    saturated = {
-        name: dataclasses.replace(server, connections=(SATURATING,))
-        for name, server in servers.items()
-    }
-    return run(
-        kernel_name,
-        module,
-        saturated,
-        beginnings,
-        requests=REQUESTS_IN_BURSTS,
-        bursts=True,
-        setup=setup,
-        nic=nic,
-        boot=boot,
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -411,12 +386,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not servers:
         parser.error(f"no server's name has that pattern in it; there are {', '.join(SERVERS)}")
     try:
-        measured = run_in_bursts if args.bursts else run
-        figures = measured(
+        figures = run(
             args.kernel,
             args.module,
             servers,
             args.beginnings,
+            bursts=args.bursts,
             setup=args.setup,
             nic=args.nic,
             boot=args.boot,
