@@ -153,7 +153,7 @@ static void the_rest_of_a_slot_awaits_space_that_there_is(struct kunit *test)
 	release_sock(sk);
 }
 
-/* What TCP took of a slot was acknowledged within the send, and TCP lacked memory for the rest. */
+/* A slot's first part was acknowledged within the send, and TCP lacked memory for the rest. */
 static void the_rest_of_a_slot_is_sent_where_no_ack_will_come(struct kunit *test)
 {
 	struct attached *a = test->priv;

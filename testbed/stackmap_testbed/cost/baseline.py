@@ -20,7 +20,7 @@ from stackmap_testbed.lab.errors import LabError
 KEPT = Path(__file__).with_name("baseline.json")
 #: Servers on rings, each with the one on epoll that it is compared with.
 PAIRS = {"C rings": "C epoll", "bare rings": "bare epoll"}
-#: What is held to the kept figures: a pair, and the number of connections.  Others are kept for
+#: The pairs that are held to the kept figures, with a number of connections.  Others are kept for
 #: information: with one connection figures have two modes, with 64 batches settle differently.
 GATED = (
     *((rings, epoll, "16") for rings, epoll in PAIRS.items()),

@@ -17,13 +17,13 @@ _KERNEL = "kernel"
 _MODULE = "module"
 #: User mode, the module and the parts of the kernel, in the order of tables and drawings.
 ALL_PARTS = (*(part for part in PARTS if part != _KERNEL), *BEGINNINGS, OTHER)
-#: What stands for ``rings`` in the name of the server that one on rings is compared with.
+#: A server on rings is compared with one that has one of these in its name, instead of ``rings``.
 _SOCKETS = ("epoll", "sockets")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a request costs one server.
+    """The cost of a request to one server.
 
     Attributes:
         server: its name.
@@ -104,7 +104,7 @@ def read_profiles(paths: Sequence[Path]) -> list[Profile]:
 
 
 def heading(profile: Profile) -> str:
-    """What a table or a drawing of profiles like this one is about."""
+    """The title of a table or a drawing of profiles like this one."""
     plural = "" if profile.connections == 1 else "s"
     return f"{profile.size} bytes, {profile.connections} connection{plural}"
 

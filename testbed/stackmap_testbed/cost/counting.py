@@ -36,7 +36,7 @@ from stackmap_testbed.lab.kernels import Kernel
 
 SERVER_NIC = "eth0"
 VIRTIO = "virtio-net"
-#: What the server's NIC can be.  On the hub, virtio has no offloads; the other one can send
+#: The server's NIC is one of these.  On the hub, virtio has no offloads; the other one can send
 #: scattered pages, and computes checksums.
 NICS = (VIRTIO, "vmxnet3")
 CLIENT_NIC = "eth1"

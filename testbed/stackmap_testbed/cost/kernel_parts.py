@@ -79,7 +79,7 @@ BEGINNINGS = {
         sk_skb_reason_drop skb_ slab_ sock_alloc_send sock_wmalloc uncharge_ unfreeze_partials
         zone_watermark
     """,
-    # What drivers share; see MODULES.
+    # Drivers share these; see MODULES.
     DRIVER: """
         detach_buf dma_ ioread iowrite pci_ sg_ skb_to_sgvec vhost_ virtio_ virtnet_ virtqueue_ vp_
         vring_
@@ -126,7 +126,7 @@ BEGINNINGS = {
         timerqueue_ tmigr_ tsc_ update_fast_timekeeper update_process_times update_vsyscall
         update_wall_time usecs_to_jiffies
     """,
-    # What all of them call: it does not say which one called it.
+    # All of them call these, and a name does not say which one did.
     LOCKS: """
         bitmap_ cond_resched down_ downgrade_write find_first find_last find_next init_rwsem list_
         mutex_ native_queued_ osq_ percpu_ plist_ queued_spin_ radix_ raw_read_ raw_spin_ raw_write_
