@@ -24,8 +24,10 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from stackmap import RingPort
+from tests.guest import obstacles
 from tests.guest.bpf import drop_all_that_leaves
 from tests.guest.commands import ip, sh
+from tests.guest.obstacles import counted, device_rule, nftables, set_and_unset, tc_filter
 from tests.guest.streams import carry
 from tests.guest.wire import (
     ADDRESS,
@@ -132,21 +134,6 @@ def lines(request: pytest.FixtureRequest) -> Iterator[Lines]:
 
 
 # -- what packets are ------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def nftables(rules: str) -> Iterator[None]:
-    """Have the rules of one chain, whose declaration comes first."""
-    subprocess.run(
-        ["nft", "-f", "-"],
-        input=f"table inet t {{ chain c {{ {rules}; }}; }}",
-        text=True,
-        check=True,
-    )
-    try:
-        yield
-    finally:
-        sh("nft delete table inet t")
 
 
 def output(verdict: str) -> AbstractContextManager[None]:
@@ -267,15 +254,6 @@ def test_each_packet_is_counted_everywhere(lines: Lines) -> None:
 # -- what may want packets -------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _set_and_unset(change: str, back: str) -> Iterator[None]:
-    sh(change)
-    try:
-        yield
-    finally:
-        sh(back)
-
-
 def _peer(lines: Lines) -> str:
     return PEER_ADDRESS6 if lines.ipv6 else PEER_ADDRESS
 
@@ -283,7 +261,7 @@ def _peer(lines: Lines) -> str:
 def _route(lines: Lines, what: str) -> AbstractContextManager[None]:
     length = 128 if lines.ipv6 else 32
     route = f"ip route add {what} {_peer(lines)}/{length}"
-    return _set_and_unset(route, f"ip route del {_peer(lines)}/{length}")
+    return set_and_unset(route, f"ip route del {_peer(lines)}/{length}")
 
 
 def blackhole(lines: Lines) -> AbstractContextManager[None]:
@@ -296,7 +274,7 @@ def gateway(lines: Lines) -> Iterator[None]:
     length = 128 if lines.ipv6 else 32
     ip(f"neigh replace {nobody} lladdr {NOBODYS_MAC} dev {NIC} nud permanent")
     try:
-        with _set_and_unset(
+        with set_and_unset(
             f"ip route add {_peer(lines)}/{length} via {nobody} dev {NIC}",
             f"ip route del {_peer(lines)}/{length}",
         ):
@@ -315,36 +293,8 @@ def neighbour(lines: Lines) -> Iterator[None]:
         know_the_neighbour(lines)
 
 
-def tc_filter(_lines: Lines) -> AbstractContextManager[None]:
-    return _set_and_unset(
-        f"modprobe -aq sch_ingress cls_matchall act_gact; tc qdisc add dev {NIC} clsact;"
-        f"tc filter add dev {NIC} egress matchall action drop",
-        f"tc qdisc del dev {NIC} clsact",
-    )
-
-
-@contextlib.contextmanager
-def nft_egress(_lines: Lines) -> Iterator[None]:
-    rules = (
-        f'table netdev t {{ chain c {{ type filter hook egress device "{NIC}" priority 0;'
-        " meta l4proto tcp counter drop; }; }"
-    )
-    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
-    try:
-        yield
-    finally:
-        sh("nft delete table netdev t")
-
-
-@contextlib.contextmanager
-def policy(lines: Lines) -> Iterator[None]:
-    own = ADDRESS6 if lines.ipv6 else ADDRESS
-    selector = f"src {own} dst {_peer(lines)} proto tcp dir out"
-    with _set_and_unset(
-        f"modprobe -q xfrm_user; ip xfrm policy add {selector} action block",
-        f"ip xfrm policy del {selector}",
-    ):
-        yield
+def policy(lines: Lines) -> AbstractContextManager[None]:
+    return obstacles.policy(ADDRESS6 if lines.ipv6 else ADDRESS, _peer(lines), "out")
 
 
 #: What stops packets while it is there.
@@ -358,8 +308,8 @@ STOPS: dict[str, Obstacle] = {
 
 #: The same, of whichever family the packets are.
 STOPS_ANY: dict[str, Obstacle] = {
-    "a rule for the device": nft_egress,
-    "a filter of tc": tc_filter,
+    "a rule for the device": lambda _lines: device_rule("egress"),
+    "a filter of tc": lambda _lines: tc_filter("egress", "drop"),
     "a program of the cgroup": lambda _lines: drop_all_that_leaves(),
     "a route to nowhere": blackhole,
 }
@@ -418,12 +368,7 @@ def test_what_sees_packets_sees_these(lines: Lines, obstacle: str) -> None:
     with SEES[obstacle](lines):
         assert lines.talk() == 0
         if obstacle.startswith("a rule"):
-            listed = subprocess.run(
-                ["nft", "list", "table", "inet", "t"], capture_output=True, text=True, check=True
-            )
-            counted = re.search(r"packets (\d+)", listed.stdout)
-            assert counted is not None
-            assert int(counted[1]) >= len(lines.peers)
+            assert counted() >= len(lines.peers)
     lines.talk()  # after its options changed, a socket looks for its route again
     assert lines.talk() >= 2
 

@@ -30,10 +30,12 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Dot1Q, Ether
 
 from stackmap import RingPort
+from tests.guest import obstacles
 from tests.guest.bpf import drop_all_that_comes
 from tests.guest.commands import ip, sh
+from tests.guest.obstacles import counted, device_rule, nftables, set_and_unset, tc_filter
 from tests.guest.streams import carry
-from tests.guest.test_direct import FAMILIES, NOBODY, NOBODY6, PATIENCE, SIZE, nftables
+from tests.guest.test_direct import FAMILIES, NOBODY, NOBODY6, PATIENCE, SIZE
 from tests.guest.wire import (
     ADDRESS,
     ADDRESS6,
@@ -113,6 +115,12 @@ class Lines:
         self.tell()
         self.hear()
         return self.direct - before
+
+    def hear_directly(self) -> None:
+        """Have things told until packets come directly."""
+        deadline = time.monotonic() + PATIENCE
+        while self.listen() < 2:
+            assert time.monotonic() < deadline, "packets do not come directly again"
 
 
 @pytest.fixture(params=FAMILIES)
@@ -370,49 +378,15 @@ def test_each_packet_is_counted(lines: Lines) -> None:
 # -- what may want packets -------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _set_and_unset(change: str, back: str) -> Iterator[None]:
-    sh(change)
-    try:
-        yield
-    finally:
-        sh(back)
-
-
-def tc_filter(action: str) -> AbstractContextManager[None]:
-    return _set_and_unset(
-        f"modprobe -aq sch_ingress cls_matchall act_gact; tc qdisc add dev {NIC} clsact;"
-        f"tc filter add dev {NIC} ingress matchall action {action}",
-        f"tc qdisc del dev {NIC} clsact",
-    )
-
-
-@contextlib.contextmanager
-def nft_ingress(_lines: Lines) -> Iterator[None]:
-    rules = (
-        f'table netdev t {{ chain c {{ type filter hook ingress device "{NIC}" priority 0;'
-        " meta l4proto tcp counter drop; }; }"
-    )
-    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
-    try:
-        yield
-    finally:
-        sh("nft delete table netdev t")
-
-
 def policy(lines: Lines) -> AbstractContextManager[None]:
     own, peer = (ADDRESS6, PEER_ADDRESS6) if lines.ipv6 else (ADDRESS, PEER_ADDRESS)
-    selector = f"src {peer} dst {own} proto tcp dir in"
-    return _set_and_unset(
-        f"modprobe -q xfrm_user; ip xfrm policy add {selector} action block",
-        f"ip xfrm policy del {selector}",
-    )
+    return obstacles.policy(peer, own, "in")
 
 
 def address(lines: Lines) -> AbstractContextManager[None]:
     """The host has lost the address."""
     own = f"{ADDRESS6}/64" if lines.ipv6 else f"{ADDRESS}/24"
-    return _set_and_unset(
+    return set_and_unset(
         f"ip addr del {own} dev {NIC}",
         f"ip addr add {own} dev {NIC} {'nodad' if lines.ipv6 else ''}",
     )
@@ -425,7 +399,7 @@ def route(lines: Lines) -> AbstractContextManager[None]:
         f"ip {'-6' if lines.ipv6 else '-4'} route",
         f"local {own} dev {NIC} table local",
     )
-    return _set_and_unset(
+    return set_and_unset(
         f"{command} del {local}",
         f"{command} add {local} proto kernel {'metric 0' if lines.ipv6 else f'src {own}'}",
     )
@@ -464,8 +438,8 @@ STOPS: dict[str, Obstacle] = {
 
 #: The same, of whichever family the packets are.
 STOPS_ANY: dict[str, Obstacle] = {
-    "a rule for the device": nft_ingress,
-    "a filter of tc": lambda _lines: tc_filter("drop"),
+    "a rule for the device": lambda _lines: device_rule("ingress"),
+    "a filter of tc": lambda _lines: tc_filter("ingress", "drop"),
     "a program of the cgroup": lambda _lines: drop_all_that_comes(),
     "a filter of the socket": socket_filter,
 }
@@ -489,13 +463,11 @@ def is_stopped_by(obstacle: Obstacle, lines: Lines) -> None:
         lines.hear_nothing()
     lines.tell()
     lines.hear()
-    deadline = time.monotonic() + PATIENCE
-    while lines.listen() < 2:
-        assert time.monotonic() < deadline, "packets do not come directly again"
+    lines.hear_directly()
 
 
 def setting(name: str) -> AbstractContextManager[None]:
-    return _set_and_unset(f"sysctl -qw net.ipv4.{name}=0", f"sysctl -qw net.ipv4.{name}=1")
+    return set_and_unset(f"sysctl -qw net.ipv4.{name}=0", f"sysctl -qw net.ipv4.{name}=1")
 
 
 @contextlib.contextmanager
@@ -520,17 +492,12 @@ def test_what_sees_packets_sees_these(lines: Lines, obstacle: str) -> None:
     with SEES[obstacle](lines):
         assert lines.listen() == 0
         if "rule" in obstacle:
-            listed = subprocess.run(
-                ["nft", "list", "table", "inet", "t"], capture_output=True, text=True, check=True
-            )
-            counted = re.search(r"packets (\d+)", listed.stdout)
-            assert counted is not None
-            assert int(counted[1]) >= len(lines.peers)
+            assert counted() >= len(lines.peers)
     assert lines.listen() >= 2
 
 
 def test_a_filter_of_tc_lets_packets_pass_directly(lines: Lines) -> None:
-    with tc_filter("pass"):
+    with tc_filter("ingress", "pass"):
         assert lines.listen() >= 2
 
 
@@ -575,7 +542,7 @@ def _joins_bridge() -> bool:
 
 def test_a_nic_in_use_joins_no_bridge() -> None:
     """While a port has sockets the kernel says that the NIC is busy; else it is not."""
-    with _set_and_unset("modprobe -q bridge; ip link add b0 type bridge", "ip link del b0"):
+    with set_and_unset("modprobe -q bridge; ip link add b0 type bridge", "ip link del b0"):
         with RingPort(NIC) as port:
             assert _joins_bridge()
             sh(f"ip link set {NIC} nomaster")
@@ -595,7 +562,7 @@ def test_a_nic_of_a_bridge_goes_on_as_part_of_it() -> None:
     with (
         one,
         other,
-        _set_and_unset("modprobe -q bridge; ip link add b0 type bridge", "ip link del b0"),
+        set_and_unset("modprobe -q bridge; ip link add b0 type bridge", "ip link del b0"),
     ):
         assert _joins_bridge()
         with RingPort(NIC) as port:
@@ -618,9 +585,7 @@ def test_a_nic_of_a_bridge_goes_on_as_part_of_it() -> None:
 
 @contextlib.contextmanager
 def _unbound() -> Iterator[None]:
-    with _set_and_unset(
-        f"tc qdisc del dev {NIC} root", f"tc qdisc replace dev {NIC} root stackmap"
-    ):
+    with set_and_unset(f"tc qdisc del dev {NIC} root", f"tc qdisc replace dev {NIC} root stackmap"):
         yield
 
 
@@ -707,10 +672,8 @@ def test_packets_come_by_ip_while_the_nic_is_not_bound(lines: Lines) -> None:
 @pytest.mark.parametrize("lines", FAMILIES[:1], indirect=True)
 def test_a_nic_that_was_down_brings_packets_directly_again(lines: Lines) -> None:
     up = f"ip link set {NIC} up; ip addr replace {ADDRESS6}/64 dev {NIC} nodad"
-    with _set_and_unset(f"ip link set {NIC} down", up):
+    with set_and_unset(f"ip link set {NIC} down", up):
         lines.tell()
         lines.hear_nothing()
     lines.hear()
-    deadline = time.monotonic() + PATIENCE
-    while lines.listen() < 2:
-        assert time.monotonic() < deadline, "packets do not come directly again"
+    lines.hear_directly()
