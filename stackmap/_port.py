@@ -242,6 +242,9 @@ class Port(abc.ABC):
         """End the wait of :meth:`exchange`: of the one that waits now, or else of the next.
 
         Any thread and the handler of a signal may call this.  On a closed port it does nothing.
+        Python runs a handler after the wait if the signal came just before it: a program that waits
+        for ever watches the other end of what it gave to :func:`signal.set_wakeup_fd`, as
+        :func:`stackmap.service.on_first_signal` does.
         """
 
     def keep(self, segment: Segment, *, copy: bool = True) -> Kept:

@@ -63,7 +63,7 @@ class PortLoop(abc.ABC):
             not taken their replies in time, otherwise 0.
         """
         self._accept_more()
-        with on_first_signal(self._stop):
+        with on_first_signal(self._stop, self._port.watch, self._port.unwatch):
             while not self._stopping:
                 self._exchange(None)
             self._accept_no_more()
@@ -113,7 +113,6 @@ class PortLoop(abc.ABC):
 
     def _stop(self) -> None:
         self._stopping = True
-        self._port.wakeup()
 
 
 def run_service(
@@ -147,7 +146,9 @@ def run_actors(
             sock.close()  # clients that connect meanwhile are refused
             system.stop()
 
-        with on_first_signal(lambda: loop.call_soon_threadsafe(stop)):
+        with on_first_signal(
+            lambda: loop.call_soon_threadsafe(stop), loop.add_reader, loop.remove_reader
+        ):
             async with system:
                 system.spawn(Child(listener, capacity=1, shutdown=None))
                 await system.wait()

@@ -208,6 +208,43 @@ def test_the_exit_code_says_whether_clients_were_cut_off(
         assert process.wait(PATIENCE) == 0
 
 
+#: Sends SIGTERM before the process waits for the first time, as a signal may come that
+#: Python has not seen when it calls the kernel.
+SIGNAL_BEFORE_THE_WAIT = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+int epoll_wait(int epoll, struct epoll_event *events, int size, int timeout)
+{
+	int (*wait)(int, struct epoll_event *, int, int) = dlsym(RTLD_NEXT, "epoll_wait");
+	static int sent;
+
+	if (timeout != 0 && gettid() == getpid() && !sent++)
+		raise(SIGTERM);
+	return wait(epoll, events, size, timeout);
+}
+"""
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("kind", [Echo, Http, Memcached])
+def test_a_signal_just_before_the_wait_ends_it(
+    kind: type[Echo | Http | Memcached],
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library = tmp_path / "signal_before_the_wait.so"
+    compiler = ["gcc", "-shared", "-fPIC", "-xc", "-", "-o", str(library)]
+    subprocess.run(compiler, input=SIGNAL_BEFORE_THE_WAIT, text=True, check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    with serving(*kind.command, "--model", model) as (process, _output, _address):
+        assert process.wait(PATIENCE) == 0
+
+
 @contextmanager
 def greedy_client(
     address: tuple[str, int], kind: type[Echo | Http | Memcached]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -12,11 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+import uvloop
 
-from stackmap.service import notify
+from stackmap.aio import EventLoop
+from stackmap.codec import Lines
+from stackmap.service import drain_on_signals, notify, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PROGRAM = Path(__file__).with_name("service_program.py")
 #: Seconds, more than anything here takes.
@@ -134,6 +138,43 @@ def test_a_service_that_never_returns_is_ended_by_the_second_signal(start: Start
         with contextlib.suppress(subprocess.TimeoutExpired):
             program.process.wait(0.01)
     assert program.exit_code() == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [asyncio.new_event_loop, uvloop.new_event_loop, EventLoop],
+    ids=["own", "uvloop", "port"],
+)
+@pytest.mark.parametrize("before", [False, True])
+def test_a_program_keeps_its_handlers_of_other_signals(
+    loop: Callable[[], asyncio.AbstractEventLoop], before: bool
+) -> None:
+    """Those of before, and those that are added while a signal would drain the server."""
+
+    async def main() -> None:
+        this = asyncio.get_running_loop()
+        called = asyncio.Event()
+
+        async def arrives() -> None:
+            called.clear()
+            signal.raise_signal(signal.SIGUSR1)
+            await asyncio.wait_for(called.wait(), PATIENCE)
+
+        if before:
+            this.add_signal_handler(signal.SIGUSR1, called.set)
+        with drain_on_signals(serve([], echo, Lines)):
+            if not before:
+                this.add_signal_handler(signal.SIGUSR1, called.set)
+            await arrives()
+        await arrives()
+        this.remove_signal_handler(signal.SIGUSR1)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
+
+
+async def echo(req: bytes) -> bytes:
+    return req
 
 
 def test_without_notify_socket_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
