@@ -3,9 +3,9 @@
  * The queueing discipline "stackmap".  A NIC is bound while this is its root qdisc.
  *
  * The root sends nothing itself: as mq does, it gives each transmit queue of the NIC a FIFO, which
- * holds a port's packets back while its sync has plugged them, and lets them go together when it
- * unplugs them.  The qdisc core then dequeues several at a time and the driver sees xmit_more, so
- * that one doorbell serves many packets: on a virtual NIC that is the most expensive step.
+ * holds a port's packets back while its sync has plugged them, and gives them to the driver together
+ * when it unplugs them.  The driver sees xmit_more, so that one doorbell serves many: on a virtual
+ * NIC that is the most expensive step.  The qdisc core would ring it for every nine packets.
  *
  * No packet of another user of the NIC is held.  Any packet that is not to be held makes its FIFO
  * drain, together with what is held in it: packets never overtake each other, and the doorbell has
@@ -28,6 +28,7 @@
 #include "uapi/stackmap.h"
 
 #define SM_PLUG_MAX	256	/* packets held back at most */
+#define SM_XMIT_BATCH	64	/* packets that a doorbell serves: the first must not wait for long */
 
 /* -- a transmit queue ----------------------------------------------------------------------- */
 
@@ -110,6 +111,89 @@ static void sm_fifo_drain(struct Qdisc *sch)
 	 */
 	if (!test_bit(__QDISC_STATE_DEACTIVATED, &sch->state))
 		__netif_schedule(sch);
+}
+
+/* Returns what the driver did not take.  Caller has the lock of the transmit queue. */
+static struct sk_buff *sm_start_xmit(struct sk_buff *skb, struct net_device *dev,
+				     struct netdev_queue *txq)
+{
+	bool tapped = dev_nit_active(dev), more;
+	struct sk_buff *next;
+	unsigned int n = 0;
+
+	while (skb && !netif_xmit_frozen_or_stopped(txq)) {
+		next = skb->next;
+		skb_mark_not_on_list(skb);
+		if (tapped)
+			dev_queue_xmit_nit(skb, dev);
+		more = next && ++n % SM_XMIT_BATCH;
+		if (!dev_xmit_complete(netdev_start_xmit(skb, dev, txq, more))) {
+			skb->next = next;
+			break;
+		}
+		skb = next;
+	}
+	return skb;
+}
+
+/* Leave to the qdisc core what the driver did not take, as dev_requeue_skb().  Under the lock. */
+static void sm_fifo_requeue(struct Qdisc *sch, struct sk_buff *skb)
+{
+	struct sk_buff *next;
+
+	for (; skb; skb = next) {
+		next = skb->next;
+		__skb_queue_tail(&sch->gso_skb, skb);
+		sch->qstats.requeues++;
+		qdisc_qstats_backlog_inc(sch, skb);
+		sch->q.qlen++;
+	}
+	__netif_schedule(sch);
+}
+
+/*
+ * Give the driver all packets that there are, with few doorbells, as sch_direct_xmit() does with
+ * nine.  Where the qdisc core is at it, or has packets that come before, these are left to it, too.
+ * Caller is an RCU reader with BH off, so the device is not deactivated meanwhile.
+ */
+static void sm_fifo_send(struct Qdisc *sch)
+{
+	struct netdev_queue *txq = sch->dev_queue;
+	struct sm_fifo *q = qdisc_priv(sch);
+	struct net_device *dev = txq->dev;
+	struct sk_buff *skb, *last;
+	bool again = false;
+
+	if (!READ_ONCE(sch->q.qlen))
+		return;
+	spin_lock(qdisc_lock(sch));
+	if (!skb_queue_empty(&sch->gso_skb) || !skb_queue_empty(&sch->skb_bad_txq) ||
+	    test_bit(__QDISC_STATE_DEACTIVATED, &sch->state) || !qdisc_run_begin(sch)) {
+		sm_fifo_drain(sch);
+		goto unlock;
+	}
+	skb = qdisc_dequeue_head(sch);
+	for (last = skb; last; last = last->next)
+		last->next = qdisc_dequeue_head(sch);
+	WRITE_ONCE(q->draining, false);
+	spin_unlock(qdisc_lock(sch));
+
+	/* A packet that is queued meanwhile is left to us, because the qdisc is running. */
+	skb = validate_xmit_skb_list(skb, dev, &again);
+	if (likely(!again)) {
+		HARD_TX_LOCK(dev, txq, smp_processor_id());
+		skb = sm_start_xmit(skb, dev, txq);
+		HARD_TX_UNLOCK(dev, txq);
+	}
+
+	spin_lock(qdisc_lock(sch));
+	if (unlikely(skb))
+		sm_fifo_requeue(sch, skb);
+	qdisc_run_end(sch);
+	if (READ_ONCE(q->draining))
+		__netif_schedule(sch);
+unlock:
+	spin_unlock(qdisc_lock(sch));
 }
 
 static void sm_fifo_timeout(struct timer_list *timer)
@@ -539,9 +623,9 @@ void sm_unplug(struct sm_plug *plug)
 		for (i = 0; i < dev->num_tx_queues; i++) {
 			sch = rcu_dereference(netdev_get_tx_queue(dev, i)->qdisc);
 			if (sch->ops == &sm_fifo_ops)
-				sm_fifo_drain(sch);
+				sm_fifo_send(sch);
 		}
-		local_bh_enable();	/* transmits here, in our own context */
+		local_bh_enable();
 	}
 	rcu_read_unlock();
 }

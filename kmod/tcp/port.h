@@ -57,7 +57,6 @@ struct sm_pair {
 	struct sm_group *group;		/* scratch */
 	u32 sync_seq;			/* numbers transmit syncs, for conn->refused_in */
 	bool refused;			/* it has refused a slot for now */
-	bool batch;			/* it has several slots to send */
 
 	/* by id, some of the pair's connections in the port's table; guarded by rings.mutex */
 	struct sm_conn *known[SM_PAIR_KNOWN];

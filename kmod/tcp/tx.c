@@ -550,7 +550,7 @@ static u32 sm_tx_group(struct sm_pair *pair, u32 i, u32 head)
 	if (g->n) {
 		u32 k;
 
-		if (pair->batch && !pair->plug.plugged)
+		if (!pair->plug.plugged)
 			sm_plug(&pair->plug);
 		lock_sock(g->conn->sk);
 		sm_group_send(pair, g);
@@ -588,8 +588,6 @@ int sm_tx_sync(struct sm_txring *tx)
 	if (!++pair->sync_seq)
 		pair->sync_seq = 1;	/* 0 means: never refused */
 	pair->refused = false;
-	/* One slot makes one send: there is nothing to batch. */
-	pair->batch = sm_next(tx->done, tx->n) != tx->head;
 	while (tx->done != tx->head) {
 		next = sm_tx_group(pair, tx->done, tx->head);
 		/* Refused slots must not be overtaken: a sync that refuses does not stop. */
