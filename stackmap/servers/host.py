@@ -40,7 +40,8 @@ class PortLoop(abc.ABC):
     def __init__(self, port: Port, sock: socket.socket) -> None:
         self._port = port
         self._listener = port.attach_listener(sock)
-        self._stopping = self._draining = False
+        self._stopping = False
+        self._draining = False  # what is received from now on is not answered
         self._accepting = False
 
     @abc.abstractmethod
@@ -54,6 +55,11 @@ class PortLoop(abc.ABC):
     @abc.abstractmethod
     def ended(self, connection: Connection) -> None:
         """Handle that a client sends nothing more."""
+
+    def finish(self, connection: Connection) -> None:
+        """Send FIN behind the last reply, because the server stops, and wait for the client's."""
+        connection.shutdown_write()
+        connection.resume_reading()
 
     def run(self) -> int:
         """Serve until SIGINT or SIGTERM; the second one ends the process.
@@ -71,19 +77,15 @@ class PortLoop(abc.ABC):
             self._exchange(0.0)  # what has arrived
             self._draining = True
             for connection in self._port.connections:
-                connection.shutdown_write()
-                connection.resume_reading()
+                self.finish(connection)
             cut_off = drain(self._port, self._exchange, lambda connection: not connection.pending)
         return 1 if cut_off else 0
 
     def _exchange(self, timeout: float | None) -> None:
         for segment in self._port.exchange(timeout):
-            if self._draining:
-                if segment.event & Event.EOF:
-                    segment.connection.close()
-                continue
             if not segment.event:
-                self.received(segment)
+                if not self._draining:
+                    self.received(segment)
                 continue
             if segment.event & Event.WRITABLE:
                 self.writable(segment.connection)

@@ -34,11 +34,12 @@ make_codec = functools.partial(ServerCodec, max_body=MAX_BODY)
 class Client:
     """A client of the bare loop; ``app`` of its connection."""
 
-    __slots__ = ("at_end", "codec")
+    __slots__ = ("at_end", "codec", "finished")
 
     def __init__(self) -> None:
         self.codec = make_codec()
         self.at_end = False  # it sends nothing more
+        self.finished = False  # it is sent nothing more
 
 
 class HttpLoop(PortLoop):
@@ -62,16 +63,23 @@ class HttpLoop(PortLoop):
 
     def ended(self, connection: Connection) -> None:
         """Close once everything is answered."""
-        if connection.app is None:
+        if connection.app is None or connection.app.finished:
             connection.close()
         else:
             connection.app.at_end = True
             connection.app.codec.receive_eof()
             self._go_on(connection)
 
+    def finish(self, connection: Connection) -> None:
+        """Answer the requests that wait behind unsent responses first."""
+        if connection.app is None:
+            super().finish(connection)
+        else:
+            self._go_on(connection)
+
     def _go_on(self, connection: Connection) -> None:
         client: Client | None = connection.app
-        if client is None or connection.is_closing():
+        if client is None or client.finished or connection.is_closing():
             return
         codec = client.codec
         try:
@@ -89,6 +97,9 @@ class HttpLoop(PortLoop):
             client.at_end = True
         if client.at_end or codec.must_close:
             connection.close()
+        elif self._draining:
+            client.finished = True
+            super().finish(connection)
         else:
             connection.resume_reading()
 

@@ -208,6 +208,26 @@ def test_the_exit_code_says_whether_clients_were_cut_off(
         assert process.wait(PATIENCE) == 0
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_requests_behind_unsent_replies_are_answered(model: str, tmp_path: Path) -> None:
+    """All came in one piece, and the first reply does not fit into what the client takes."""
+    body = bytes(range(250)) * 20_000
+    (tmp_path / "large").write_bytes(body)
+    command = ("http", "--root", str(tmp_path), "--model", model)
+    with serving(*command) as (process, _output, address), socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(PATIENCE)
+        client.connect(address)
+        client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n" * 4)
+        replies = bytearray(client.recv(1))
+        process.send_signal(signal.SIGTERM)
+        eventually(lambda: refused(address), lambda: "it still listens")
+        while data := client.recv(1 << 20):
+            replies += data
+        assert process.wait(PATIENCE) == 0
+    assert replies.count(body) == 4
+
+
 #: Sends SIGTERM before the process waits for the first time, as a signal may come that
 #: Python has not seen when it calls the kernel.
 SIGNAL_BEFORE_THE_WAIT = """
