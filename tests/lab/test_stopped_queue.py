@@ -1,0 +1,69 @@
+"""A sync gives the driver all its packets at once: what the driver does not take waits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stackmap_testbed.lab.addresses import SERVER_ADDRESS
+from tests.lab.hosts import PATIENCE, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stackmap_testbed.lab.lab import Lab
+    from stackmap_testbed.lab.process import GuestProcess
+
+PORT = 7800
+ROUNDS = 5
+SIZE = 200
+#: More than one doorbell serves.
+CONNECTIONS = 200
+LIMIT = "/sys/class/net/eth0/queues/tx-0/byte_queue_limits/limit_max"
+
+pytestmark = [
+    pytest.mark.first_kernel,
+    pytest.mark.usefixtures("rings"),
+    pytest.mark.timeout(900),
+]
+
+
+@contextlib.contextmanager
+def hosts(lab: Lab) -> Iterator[tuple[GuestProcess, GuestProcess]]:
+    """Both programs, when all connections are attached."""
+    with running(lab.server, "batches", PORT, CONNECTIONS, SIZE) as sender:
+        sender.wait_for_output("listening", PATIENCE)
+        arguments = (SERVER_ADDRESS, PORT, CONNECTIONS, SIZE, ROUNDS)
+        with running(lab.client, "many_readers", *arguments) as reader:
+            sender.wait_for_output("attached", PATIENCE)
+            yield sender, reader
+
+
+def send(sender: GuestProcess, reader: GuestProcess, number: int) -> None:
+    """Have all connections send once, and wait until all of it has arrived."""
+    sender.send(b"\n")
+    reader.wait_for_output(f"read {number}\n", PATIENCE)
+
+
+def requeued(lab: Lab) -> int:
+    """How many packets the driver has not taken at once."""
+    shown = json.loads(lab.server.run("tc -s -j qdisc show dev eth0").stdout)
+    (fifo,) = (qdisc for qdisc in shown if qdisc["kind"] == "stackmap_queue")
+    return int(fifo["requeues"])
+
+
+def test_packets_that_the_driver_does_not_take_are_sent_later(lab: Lab) -> None:
+    """The kernel lets few bytes wait in the NIC (BQL), so each sync meets a stopped queue."""
+    most = lab.server.run(["cat", LIMIT]).stdout
+    with hosts(lab) as (sender, reader):
+        lab.server.run(f"echo 2000 > {LIMIT}")
+        try:
+            for number in range(ROUNDS):
+                before = requeued(lab)
+                send(sender, reader, number)
+                assert requeued(lab) - before >= CONNECTIONS / 4
+        finally:
+            lab.server.run(f"echo {most.strip()} > {LIMIT}")
