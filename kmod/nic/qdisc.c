@@ -3,9 +3,10 @@
  * The queueing discipline "stackmap".  A NIC is bound while this is its root qdisc.
  *
  * The root sends nothing itself: as mq does, it gives each transmit queue of the NIC a FIFO, which
- * holds a port's packets back while its sync has plugged them, and gives them to the driver together
- * when it unplugs them.  The driver sees xmit_more, so that one doorbell serves many: on a virtual
- * NIC that is the most expensive step.  The qdisc core would ring it for every nine packets.
+ * holds a port's packets back while its sync has plugged them, and gives them to the driver
+ * together when it unplugs them.  The driver sees xmit_more, so that one doorbell serves many: on a
+ * virtual NIC that is the most expensive step.  The qdisc core would ring it for every nine
+ * packets.
  *
  * No packet of another user of the NIC is held.  Any packet that is not to be held makes its FIFO
  * drain, together with what is held in it: packets never overtake each other, and the doorbell has
@@ -28,7 +29,7 @@
 #include "uapi/stackmap.h"
 
 #define SM_PLUG_MAX	256	/* packets held back at most */
-#define SM_XMIT_BATCH	64	/* packets that a doorbell serves: the first must not wait for long */
+#define SM_XMIT_BATCH	64	/* packets that a doorbell serves: the first must not wait long */
 
 /* -- a transmit queue ----------------------------------------------------------------------- */
 
@@ -113,7 +114,7 @@ static void sm_fifo_drain(struct Qdisc *sch)
 		__netif_schedule(sch);
 }
 
-/* Returns what the driver did not take.  Caller has the lock of the transmit queue. */
+/* Give packets to the driver; returns those that it did not take.  Called with BH off. */
 static struct sk_buff *sm_start_xmit(struct sk_buff *skb, struct net_device *dev,
 				     struct netdev_queue *txq)
 {
@@ -121,6 +122,7 @@ static struct sk_buff *sm_start_xmit(struct sk_buff *skb, struct net_device *dev
 	struct sk_buff *next;
 	unsigned int n = 0;
 
+	HARD_TX_LOCK(dev, txq, smp_processor_id());
 	while (skb && !netif_xmit_frozen_or_stopped(txq)) {
 		next = skb->next;
 		skb_mark_not_on_list(skb);
@@ -133,6 +135,7 @@ static struct sk_buff *sm_start_xmit(struct sk_buff *skb, struct net_device *dev
 		}
 		skb = next;
 	}
+	HARD_TX_UNLOCK(dev, txq);
 	return skb;
 }
 
@@ -152,9 +155,10 @@ static void sm_fifo_requeue(struct Qdisc *sch, struct sk_buff *skb)
 }
 
 /*
- * Give the driver all packets that there are, with few doorbells, as sch_direct_xmit() does with
- * nine.  Where the qdisc core is at it, or has packets that come before, these are left to it, too.
- * Caller is an RCU reader with BH off, so the device is not deactivated meanwhile.
+ * Give the driver all packets that there are, with few doorbells, as __qdisc_run() does with nine.
+ * RUNNING is set as qdisc_run_begin() does it for a qdisc with a lock.  Where the qdisc core is at
+ * work, or has packets that come before, these are left to it, too.  Caller is an RCU reader with
+ * BH off, so the device is not deactivated meanwhile.
  */
 static void sm_fifo_send(struct Qdisc *sch)
 {
@@ -168,7 +172,8 @@ static void sm_fifo_send(struct Qdisc *sch)
 		return;
 	spin_lock(qdisc_lock(sch));
 	if (!skb_queue_empty(&sch->gso_skb) || !skb_queue_empty(&sch->skb_bad_txq) ||
-	    test_bit(__QDISC_STATE_DEACTIVATED, &sch->state) || !qdisc_run_begin(sch)) {
+	    test_bit(__QDISC_STATE_DEACTIVATED, &sch->state) ||
+	    __test_and_set_bit(__QDISC_STATE2_RUNNING, &sch->state2)) {
 		sm_fifo_drain(sch);
 		goto unlock;
 	}
@@ -180,16 +185,13 @@ static void sm_fifo_send(struct Qdisc *sch)
 
 	/* A packet that is queued meanwhile is left to us, because the qdisc is running. */
 	skb = validate_xmit_skb_list(skb, dev, &again);
-	if (likely(!again)) {
-		HARD_TX_LOCK(dev, txq, smp_processor_id());
+	if (likely(!again))
 		skb = sm_start_xmit(skb, dev, txq);
-		HARD_TX_UNLOCK(dev, txq);
-	}
 
 	spin_lock(qdisc_lock(sch));
 	if (unlikely(skb))
 		sm_fifo_requeue(sch, skb);
-	qdisc_run_end(sch);
+	__clear_bit(__QDISC_STATE2_RUNNING, &sch->state2);
 	if (READ_ONCE(q->draining))
 		__netif_schedule(sch);
 unlock:
