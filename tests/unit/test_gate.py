@@ -15,6 +15,8 @@ from stackmap_testbed.cost import gate
 from stackmap_testbed.cost.baseline import (
     GATED,
     MAX_SPREAD,
+    SATURATED,
+    SHARED_EVENTS,
     Record,
     faults,
     judge,
@@ -35,11 +37,16 @@ SERVERS = {**ON_RINGS, **ON_EPOLL}
 def figure(ring: int, epoll: int = 60000, here: dict[str, str] = HERE) -> Record:
     """The same figures for all servers on rings, and for all on epoll."""
 
-    def server(cost: int) -> dict[str, Any]:
-        numbers = ("1", "16", "64", "256")
-        return {each: {"instructions": cost, "spread": 0.01} for each in numbers}
+    def server(cost: int, happened: float) -> dict[str, Any]:
+        events = dict.fromkeys(SHARED_EVENTS, happened)
+        return {
+            number: {"instructions": cost, "spread": 0.01, "events": dict(events)}
+            for number in ("1", "16", "64", "256")
+        }
 
-    servers = {name: server(epoll if name in ON_EPOLL else ring) for name in SERVERS}
+    servers = {
+        name: server(epoll, 2.0) if name in ON_EPOLL else server(ring, 0.2) for name in SERVERS
+    }
     return {"servers": servers, "environment": here}
 
 
@@ -120,6 +127,16 @@ def test_rings_must_cost_less_than_epoll_anywhere(
     assert not verdict.passed
     assert verdict.sentences[0].startswith(f"{rings}, {connections} connections")
     assert "rings must cost less" in verdict.sentences[0]
+
+
+@pytest.mark.parametrize("event", SHARED_EVENTS)
+def test_saturated_rings_share_doorbells_and_interrupts(event: str) -> None:
+    measured = figure(50000)
+    rings, _epoll, connections = SATURATED
+    measured["servers"][rings][connections]["events"][event] = 0.21
+    verdict = judge(measured, figure(50000))
+    assert not verdict.passed
+    assert f"0.21 {event} per request, and 2.00 on epoll" in verdict.sentences[0]
 
 
 @pytest.mark.parametrize("elsewhere", [{}, {"kernel": "another"}])

@@ -23,7 +23,7 @@ def serve(address: str, port_number: int, nic: str) -> None:
         while True:
             for segment in port.exchange(timeout=None):
                 if not segment.event:
-                    segment.connection.write(segment.view)
+                    segment.connection.forward(segment)
                 elif segment.event & (Event.EOF | Event.ERROR):
                     segment.connection.close()
 
