@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import struct
 import subprocess
 from pathlib import Path
@@ -238,7 +239,7 @@ def started(command: list[str], tmp_path: Path, listening: str) -> subprocess.Po
     ss.write_text(f"#!/bin/sh\n{listening}\n")
     ss.chmod(0o755)
     return subprocess.Popen(
-        announced(command),
+        announced(command, patience=0.5),
         stdout=subprocess.PIPE,
         text=True,
         env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
@@ -258,6 +259,15 @@ def test_a_server_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
         server.wait(30)
         assert server.stdout is not None
         assert server.stdout.read() == "no such option\n"
+
+
+def test_a_server_on_another_port_is_ended(tmp_path: Path) -> None:
+    line = f'LISTEN 0 5 [::]:7000 [::]:* users:((\\"s\\",pid=$(cat {tmp_path}/pid),fd=3))'
+    with started(["sleep", "60"], tmp_path, f'[ $1 = -Hltn ] || echo "{line}"') as server:
+        (tmp_path / "pid").write_text(str(server.pid))
+        assert server.wait(30) == -signal.SIGTERM
+        assert server.stdout is not None
+        assert server.stdout.read() == "it listens on [::]:7000\n"
 
 
 def test_the_counts_file_is_read(tmp_path: Path) -> None:

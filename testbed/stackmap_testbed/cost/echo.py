@@ -132,11 +132,29 @@ def own_command(name: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", f"{__package__}.{name}", *map(str, arguments)]
 
 
-def announced(command: Sequence[str]) -> list[str]:
-    """The command of a server that may not say when it is listening: its port does."""
-    listens = f"ss -Hltn sport = :{PORT} | grep -q ."
-    waiting = f"until {listens}; do kill -0 $$ 2>/dev/null || exit; sleep 0.1; done; echo listening"
-    return ["/bin/sh", "-c", f'({waiting}) & exec "$@"', "-", *command]
+# Beside the server, whose process has the number of the shell that becomes it.
+_AWAIT_PORT = f"""
+until ss -Hltn sport = :{PORT} | grep -q .; do
+    kill -0 $$ 2>/dev/null || exit
+    sleep 0.1
+    elsewhere=$(ss -Hltnp | grep "pid=$$," | awk '{{ print $4 }}')
+    if [ -n "$elsewhere" ] && [ $((tries -= 1)) -le 0 ]; then
+        echo "it listens on" $elsewhere
+        kill $$
+        exit
+    fi
+done
+echo listening
+"""
+
+
+def announced(command: Sequence[str], patience: float = 5.0) -> list[str]:
+    """The command of a server that may not say when it is listening: its port does.
+
+    If it has listened on other ports only for ``patience`` seconds, this says so, and ends it.
+    """
+    script = f'(tries={round(patience * 10)}; {_AWAIT_PORT}) & exec "$@"'
+    return ["/bin/sh", "-c", script, "-", *command]
 
 
 @dataclass(frozen=True, slots=True)
