@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-@pytest.fixture(scope="module")  # type: ignore[no-redef]
-def connect() -> Iterator[Callable[[], socket.socket]]:
+@pytest.fixture(scope="module", params=["1", "2"], ids=["one", "threads"])  # type: ignore[no-redef]
+def connect(request: pytest.FixtureRequest) -> Iterator[Callable[[], socket.socket]]:
     """Connects to a server from the other end of the wire."""
-    process, port = started(ADDRESS, NIC)
+    process, port = started(ADDRESS, NIC, "--threads", request.param)
 
     def connect() -> socket.socket:
         peer = in_peer_namespace()

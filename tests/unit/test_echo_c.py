@@ -28,11 +28,11 @@ PATIENCE = 100.0
 PATTERN = bytes(range(251)) * 80_000
 
 
-def started(address: str, *nic: str) -> tuple[subprocess.Popen[str], int]:
-    """Start a server; returns it and its port."""
+def started(address: str, *options: str) -> tuple[subprocess.Popen[str], int]:
+    """Start a server, or several in threads; returns their process and port."""
     with socket.create_server((address, 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "stackmap_testbed.cost.echo_c", address, str(port), *nic]
+    command = [sys.executable, "-m", "stackmap_testbed.cost.echo_c", address, str(port), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "listening\n"
@@ -47,10 +47,10 @@ def stop(process: subprocess.Popen[str]) -> None:
         process.wait(PATIENCE)
 
 
-@pytest.fixture(scope="module")
-def connect() -> Iterator[Connect]:
+@pytest.fixture(scope="module", params=["1", "2"], ids=["one", "threads"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     """Connects to a server."""
-    process, port = started("127.0.0.1")
+    process, port = started("127.0.0.1", "--threads", request.param)
     yield lambda: socket.create_connection(("127.0.0.1", port), PATIENCE)
     stop(process)
 

@@ -252,7 +252,8 @@ struct ring_conn {
 };
 
 struct ring_server {
-	struct smr_port port;
+	const struct smr_port *port;	/* several servers', each on a ring of its own */
+	uint32_t ring;
 	struct smr_pair pair;
 	int listener;
 	bool starved;			/* the ring was full; no event says when it is not */
@@ -280,14 +281,14 @@ static void ring_close(struct ring_conn **at)
 
 static int ring_accept(struct ring_server *server)
 {
-	struct smr_attached attached = { .ring = 0 };
+	struct smr_attached attached = { .ring = server->ring };
 	struct ring_conn *conn, **at;
 	int fd, err;
 
 	fd = accept4(server->listener, NULL, NULL, SOCK_CLOEXEC);
 	if (fd < 0)
 		return errno == ECONNABORTED || errno == EINTR ? 0 : -errno;
-	err = smr_attach(&server->port, fd, 0, &attached);
+	err = smr_attach(server->port, fd, 0, &attached);
 	conn = err ? NULL : calloc(1, sizeof(*conn));
 	if (!conn) {
 		close(fd);
@@ -354,7 +355,7 @@ static int ring_flush(struct ring_server *server, struct ring_conn *conn)
 	}
 	if (conn->paused && !queue->len) {
 		conn->paused = false;
-		smr_pause(&server->port, conn->id, 0);	/* if it has ended, an event says so */
+		smr_pause(server->port, conn->id, 0);	/* if it has ended, an event says so */
 	}
 	return 0;
 }
@@ -375,7 +376,7 @@ static int ring_echo(struct ring_server *server, struct ring_conn *conn, const c
 	memcpy(behind, data + taken, len - taken);
 	if (queue->len > QUEUE_MAX && !conn->paused) {
 		conn->paused = true;
-		smr_pause(&server->port, conn->id, 1);
+		smr_pause(server->port, conn->id, 1);
 	}
 	return waits ? 0 : ring_flush(server, conn);
 }
@@ -431,30 +432,26 @@ static int ring_flush_all(struct ring_server *server)
 	return err;
 }
 
-static int ring_open(struct ring_server *server, const char *device, const char *nic)
+static int ring_open(struct ring_server *server)
 {
 	struct epoll_event listener = { .events = EPOLLIN, .data.fd = server->listener };
 	struct epoll_event rings = { .events = EPOLLIN };
 	struct smr_pair *pair = &server->pair;
-	struct smr_sizes sizes = { 0 };
 	int err;
 
-	err = smr_open(&server->port, device, nic, &sizes);
+	err = smr_open_pair(pair, server->port, server->ring);
 	if (err)
 		return err;
 	pair->epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (pair->epoll < 0)
 		return -errno;
-	pair->received = calloc(sizes.rx_slots, sizeof(*pair->received));
-	pair->staging = malloc(SMR_STAGING_START + (size_t)sizes.rx_slots * SMR_SMALL);
-	pair->refused = calloc(sizes.tx_slots, sizeof(*pair->refused));
+	pair->received = calloc(pair->rx->num_slots, sizeof(*pair->received));
+	pair->staging = malloc(SMR_STAGING_START + (size_t)pair->rx->num_slots * SMR_SMALL);
+	pair->refused = calloc(pair->tx->num_slots, sizeof(*pair->refused));
 	pair->found = calloc(3, sizeof(*pair->found));
 	pair->watched = calloc(SMR_WATCHED, sizeof(*pair->watched));
 	if (!pair->received || !pair->staging || !pair->refused || !pair->found || !pair->watched)
 		return -ENOMEM;
-	err = smr_open_pair(pair, &server->port, 0);
-	if (err)
-		return err;
 	rings.data.fd = pair->fd;
 	if (epoll_ctl(pair->epoll, EPOLL_CTL_ADD, pair->fd, &rings) ||
 	    epoll_ctl(pair->epoll, EPOLL_CTL_ADD, server->listener, &listener))
@@ -462,7 +459,23 @@ static int ring_open(struct ring_server *server, const char *device, const char 
 	return 0;
 }
 
-int echo_on_rings(int listener, const char *device, const char *nic)
+struct smr_port *echo_port(const char *device, const char *nic, unsigned int rings)
+{
+	struct smr_port *port = calloc(1, sizeof(*port));
+	struct smr_sizes sizes = { .rings = rings };
+	int err;
+
+	if (!port)
+		return NULL;
+	err = smr_open(port, device, nic, &sizes);
+	if (!err)
+		return port;
+	free(port);
+	errno = -err;
+	return NULL;
+}
+
+int echo_on_ring(int listener, const struct smr_port *port, unsigned int ring)
 {
 	struct ring_server *server = calloc(1, sizeof(*server));
 	int n, err;
@@ -470,7 +483,9 @@ int echo_on_rings(int listener, const char *device, const char *nic)
 	if (!server)
 		return -ENOMEM;
 	server->listener = listener;
-	err = ring_open(server, device, nic);
+	server->port = port;
+	server->ring = ring;
+	err = ring_open(server);
 	if (err)
 		return err;	/* the caller's process ends */
 	for (;;) {
