@@ -8,17 +8,24 @@ Keeps one outstanding on each of so many connections, for one size and number of
 connections after the other; with a window, on so many of them at a time, in turn.  Once the server
 is warm, a marker is executed at both ends of ``REQUESTS`` messages.  Prints one line of JSON for
 each.
+
+With ``--processors`` there is a client on each of these, with as many requests and connections of
+its own.  The markers are executed when the last one is ready, and when the last one is done.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import socket
+import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from stackmap_testbed.load.generator import (
     Exchange,
@@ -66,8 +73,9 @@ def measure(
     *,
     connections: int,
     window: int | None,
+    at_mark: Callable[[], object] = mark,
 ) -> dict[str, int]:
-    """Warm up with as many messages as are then measured.
+    """Warm up with as many messages as are then measured, and call ``at_mark`` at both ends.
 
     Raises:
         OSError: the server cannot be reached.
@@ -75,9 +83,9 @@ def measure(
     with connected(address, port, connections, _PATIENCE) as fds:
         load = Load(fds, exchanges, array("I", range(len(exchanges))), window=window)
         load.run(None, requests, record=False)
-        mark()
+        at_mark()
         load.run(None, requests, record=True)
-        mark()
+        at_mark()
         load.drain(_PATIENCE)
         result = load.result()
         p99 = load.histogram().get_value_at_percentile(99)
@@ -89,6 +97,30 @@ def measure(
     }
 
 
+def measure_together(
+    processors: Sequence[int], measure_one: Callable[..., dict[str, int]]
+) -> dict[str, int]:
+    """Measure with a client on each processor at once; returns their sums, and the longest p99.
+
+    Args:
+        processors: their numbers.
+        measure_one: :func:`measure`, which is given ``at_mark`` here.
+
+    Raises:
+        OSError: the server cannot be reached.
+    """
+    marks = threading.Barrier(len(processors), mark, timeout=_PATIENCE)
+
+    def client(processor: int) -> dict[str, int]:
+        os.sched_setaffinity(0, {processor})
+        return measure_one(at_mark=marks.wait)
+
+    with ThreadPoolExecutor(len(processors)) as threads:
+        found = list(threads.map(client, processors))
+    total = {name: sum(each[name] for each in found) for name in found[0]}
+    return {**total, "p99_ns": max(each["p99_ns"] for each in found)}
+
+
 def _main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("address")
@@ -96,6 +128,7 @@ def _main() -> None:
     parser.add_argument("requests", type=int)
     parser.add_argument("connections", nargs="+")
     parser.add_argument("--bytes", type=int, nargs="+", default=[MESSAGE_BYTES])
+    parser.add_argument("--processors", type=int, nargs="+", metavar="N")
     protocol = parser.add_mutually_exclusive_group()
     for name, prepare in (("--memcached", _gets), ("--http", _pages)):
         protocol.add_argument(
@@ -106,7 +139,8 @@ def _main() -> None:
         exchanges = args.prepare(args.address, args.port, size)
         for words in args.connections:
             number, _, window = words.partition("/")
-            found = measure(
+            one = partial(
+                measure,
                 args.address,
                 args.port,
                 exchanges,
@@ -114,6 +148,7 @@ def _main() -> None:
                 connections=int(number),
                 window=int(window) if window else None,
             )
+            found = measure_together(args.processors, one) if args.processors else one()
             print(json.dumps({"bytes": size, **found}))
 
 
