@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 
 #define BLOCKS (1 << 23)
-#define PROCESSORS 2
+#define PROCESSORS 8
 
 struct block {
 	uint64_t address;
@@ -39,7 +39,9 @@ struct record {
 static struct block *blocks;
 static size_t blocks_known;
 static const struct block nothing;
-static const struct block *executed_last[PROCESSORS] = { &nothing, &nothing };
+static const struct block *executed_last[PROCESSORS] = {
+	[0 ... PROCESSORS - 1] = &nothing,
+};
 
 /* Reserve memory for all blocks; it is used as they come.  Returns -1 with errno set. */
 static int blocks_begin(void)

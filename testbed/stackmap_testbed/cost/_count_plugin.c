@@ -6,8 +6,9 @@
  * It leaves the counts in a file (out=FILE): the number of markers met, then the count at each of
  * them, as 64-bit numbers.  It also counts each block of code by processor, and at each marker
  * writes into another file (blocks=FILE) what was executed since the one before: a struct section,
- * and its records.  No Debian package has QEMU's header, so what is used of version 1 of its plugin
- * interface is declared here.
+ * and its records.  QEMU's processors execute in turns, which can be made short (turn=INSTRUCTIONS).
+ * No Debian package has QEMU's header, so what is used of version 1 of its plugin interface is
+ * declared here.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -43,6 +44,14 @@ const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *insn);
 size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *insn);
 uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *insn);
 
+/*
+ * Not of that interface, but QEMU exports them to its own modules: the processor of a number, and
+ * the end of its turn after the block under way.
+ */
+struct CPUState;
+struct CPUState *qemu_get_cpu(int index);
+void cpu_exit(struct CPUState *cpu);
+
 __attribute__((visibility("default"))) int qemu_plugin_version = 1;
 
 #define MARKS 4096
@@ -56,6 +65,24 @@ static const unsigned char mark[MARK_SIZE] = { MARK_BYTES };
 static struct counts *counts;
 static uint64_t executed;
 static FILE *sections;
+
+/* The instructions of a processor's turn; 0: as many as QEMU gives it. */
+static int64_t turn, turn_left;
+static unsigned int turn_of;
+
+static void executed_in_turn(unsigned int cpu, void *data)
+{
+	const struct block *block = data;
+
+	block_executed(cpu, data);
+	if (cpu != turn_of || turn_left <= 0) {
+		turn_of = cpu;
+		turn_left = turn;
+	}
+	turn_left -= block->instructions;
+	if (turn_left <= 0)
+		cpu_exit(qemu_get_cpu(cpu));
+}
 
 static void note_mark(unsigned int cpu, void *data)
 {
@@ -83,7 +110,8 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 		fprintf(stderr, "there are more than %d blocks of code\n", BLOCKS);
 		abort();
 	}
-	qemu_plugin_register_vcpu_tb_exec_cb(tb, block_executed, QEMU_PLUGIN_CB_NO_REGS, block);
+	qemu_plugin_register_vcpu_tb_exec_cb(tb, turn ? executed_in_turn : block_executed,
+					     QEMU_PLUGIN_CB_NO_REGS, block);
 	for (size_t i = 0; i < n; i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
 
@@ -106,6 +134,8 @@ int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, 
 			out = argv[i] + 4;
 		if (!strncmp(argv[i], "blocks=", 7))
 			split = argv[i] + 7;
+		if (!strncmp(argv[i], "turn=", 5))
+			turn = strtoll(argv[i] + 5, NULL, 10);
 	}
 	if (!out || !split) {
 		fprintf(stderr, "say where the counts go: out=FILE,blocks=FILE\n");

@@ -170,7 +170,8 @@ PARTS = ("python", "extension", "other C", "module", "kernel")
 #: task to another.
 EVENTS = ("doorbells", "interrupts", "polls", "switches")
 #: By NIC, the functions of which the kernel calls one for each event.  The driver of vmxnet3 has
-#: none for its doorbells.
+#: none for its doorbells.  A veth has neither these nor interrupts; with several of its queues in
+#: use it matters how often a processor has nothing to do, and waits for another one's lock.
 EVENT_FUNCTIONS = {
     "virtio-net": {
         "vp_notify": "doorbells",
@@ -183,6 +184,12 @@ EVENT_FUNCTIONS = {
         "common_interrupt": "interrupts",
         "vmxnet3_poll_rx_only": "polls",
         "__switch_to": "switches",
+    },
+    "veth": {
+        "veth_poll": "polls",
+        "__switch_to": "switches",
+        "default_idle_call": "sleeps",
+        "native_queued_spin_lock_slowpath": "waits",
     },
 }
 

@@ -8,6 +8,9 @@ busy this machine is.
 The machine has two processors, each end's NIC and program on its own, and each block of code is
 counted by processor: what the server's processor executes is the server's, its kernel's part
 included.
+
+No NIC on the hub has several queues.  For a server with two, a pair of veths takes the NICs' place
+(:mod:`stackmap_testbed.cost.queues`).
 """
 
 from __future__ import annotations
@@ -22,6 +25,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stackmap_testbed.cost.blocks import Section, read_sections
+from stackmap_testbed.cost.queues import (
+    PROCESSORS,
+    TURN,
+    pair,
+    receive_at_client,
+    receive_at_server,
+)
 from stackmap_testbed.lab.addresses import (
     CLIENT_ADDRESS,
     CLIENT_MAC,
@@ -36,9 +46,12 @@ from stackmap_testbed.lab.kernels import Kernel
 
 SERVER_NIC = "eth0"
 VIRTIO = "virtio-net"
+VMXNET3 = "vmxnet3"
 #: The server's NIC is one of these.  On the hub, virtio has no offloads; the other one can send
 #: scattered pages, and computes checksums.
-NICS = (VIRTIO, "vmxnet3")
+NICS = (VIRTIO, VMXNET3)
+#: The one that has several queues.
+VETH = "veth"
 CLIENT_NIC = "eth1"
 #: Prefix of commands in the guest that run at the client's end.
 AT_CLIENT = ("ip", "netns", "exec", "client")
@@ -64,9 +77,9 @@ _BOOT_SECONDS = 600.0
 # and hash chains.  And no watchdogs: while the guest waits for this machine (for a file), its time
 # jumps from timer to timer, so hours pass in seconds.
 _REPEATABLE = "nokaslr norandmaps nowatchdog sysctl.kernel.hung_task_timeout_secs=0"
-# All but the server, interrupts included, is on the other processor.  The server's starts after the
-# boot.
-_TWO_PROCESSORS = f"isolcpus={SERVER_PROCESSOR} irqaffinity=0 maxcpus=1"
+# All that no processor is named for, interrupts included, is on the first one.  The others start
+# after the boot.
+_ON_FIRST_PROCESSOR = "isolcpus={others} irqaffinity=0 maxcpus=1"
 # Neighbours are not asked for in the middle of a measurement.
 _SETUP = f"""
 set -e
@@ -91,15 +104,18 @@ ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
 _SEPARATE = f"""
 set -e
 {sys.executable} -c '{_PAUSE}' &
-echo 1 >/sys/devices/system/cpu/cpu{SERVER_PROCESSOR}/online
+for online in /sys/devices/system/cpu/cpu[1-9]/online; do echo 1 >$online; done
 kill $!
+echo 1 >/sys/devices/virtual/workqueue/cpumask
+sysctl -q kernel.timer_migration=0 vm.stat_interval=100000
+"""
+_INTERRUPTS = f"""
+set -e
 device=$(readlink -f /sys/class/net/{SERVER_NIC}/device)
 while [ ! -d $device/msi_irqs ]; do device=${{device%/*}}; done
 for irq in $(ls $device/msi_irqs); do
     [ ! -d /proc/irq/$irq ] || echo {SERVER_PROCESSOR} >/proc/irq/$irq/smp_affinity_list
 done
-echo 1 >/sys/devices/virtual/workqueue/cpumask
-sysctl -q kernel.timer_migration=0 vm.stat_interval=100000
 """
 
 
@@ -162,11 +178,16 @@ def build_plugin(folder: Path) -> Path:
 def _devices(nic: str, plugin: Path, counts: Path, blocks: Path, client_ns: int) -> tuple[str, ...]:
     """The counter, the hub and its NICs; ``client_ns`` is how long the client's gathers packets.
 
+    Veths are made by the guest: they need no hub.
+
     A virtio NIC's packets leave by a timer of the guest's own time, in the guest's thread (no
     ioeventfd): otherwise it would be a matter of luck how many packets a busy machine finds
     waiting.  Other NICs' leave at the doorbell.
     """
     arguments = ["-plugin", f"{plugin},out={counts},blocks={blocks}"]
+    if nic == VETH:
+        arguments[1] += f",turn={TURN}"
+        return tuple(arguments)
     for number, (mac, wire_ns) in enumerate(zip(_MACS, (WIRE_NS, client_ns), strict=True)):
         arguments += ["-netdev", f"hubport,id=hub{number},hubid=0"]
         place = f"netdev=hub{number},mac={mac},romfile="
@@ -188,7 +209,7 @@ def counting_guest(
         kernel: its kernel.
         memory: its memory, in megabytes.
         bursts: whether what the client sends within ``BURST_NS`` arrives at once.
-        nic: the server's, one of ``NICS``.
+        nic: the server's, one of ``NICS``, or ``VETH``, which comes with more processors.
         boot: further words on its kernel's command line.
 
     Raises:
@@ -198,23 +219,32 @@ def counting_guest(
         workdir = Path(folder)
         counts = workdir / "counts"
         blocks = workdir / "blocks"
+        processors = PROCESSORS if nic == VETH else 2
+        alone = _ON_FIRST_PROCESSOR.format(others=f"1-{processors - 1}")
         settings = GuestSettings(
             identity=_IDENTITY,
             mac=_MACS[0],
             kernel=kernel,
             accel="icount",
-            cpus=2,
+            cpus=processors,
             memory=memory,
-            command_line=f"{_REPEATABLE} {_TWO_PROCESSORS} {boot}".strip(),
+            command_line=f"{_REPEATABLE} {alone} {boot}".strip(),
             extra=_devices(
                 nic, build_plugin(workdir), counts, blocks, BURST_NS if bursts else WIRE_NS
             ),
-            modules=() if nic == VIRTIO else (nic,),
+            modules=(nic,) if nic == VMXNET3 else (),
         )
         with contextlib.closing(Guest(settings, workdir, None)) as guest:
             guest.wait_ready(_BOOT_SECONDS)
+            if nic == VETH:
+                guest.run(pair(SERVER_NIC, CLIENT_NIC))
             guest.run(_SETUP)
-            guest.run(_SEPARATE)
-            if nic != VIRTIO:
+            guest.run(_SEPARATE, timeout=_BOOT_SECONDS)
+            if nic == VETH:
+                guest.run(receive_at_server(SERVER_NIC))
+                guest.run([*AT_CLIENT, "sh", "-c", receive_at_client(CLIENT_NIC)])
+            else:
+                guest.run(_INTERRUPTS)
+            if nic == VMXNET3:
                 guest.run(_WITHOUT_SEGMENTATION)
             yield guest, Counter(counts, blocks)
