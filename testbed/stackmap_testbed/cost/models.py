@@ -23,7 +23,7 @@ from stackmap_testbed.cost.blocks import (
     EVENTS,
     PARTS,
     Ranges,
-    Split,
+    Section,
     events,
     read_maps,
     read_symbols,
@@ -190,20 +190,57 @@ def _tuned(guest: Guest, server: Server) -> Iterator[None]:
         guest.run(tuning(SERVER_NIC, tuned=False))
 
 
-def measure(
-    guest: Guest,
-    counter: Counter,
-    symbols: Ranges,
-    server: Server,
-    beginnings: int,
-    *,
-    requests: int = REQUESTS,
-    nic: str = VIRTIO,
-) -> dict[tuple[int, int], list[Cost]]:
-    """Start a server, load it, and find where its processor's instructions were.
+def kernel_symbols(guest: Guest) -> Ranges:
+    """The functions of the guest's kernel, and of the modules that it has."""
+    return read_symbols(guest.run(["grep", "-i", " [tw] ", "/proc/kallsyms"]).stdout)
 
-    Returns:
-        the cost of each beginning, by bytes and number of connections.
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A load between its markers.
+
+    Attributes:
+        measured: what it did.
+        section: what all processors executed meanwhile.
+        mapped: what the server has mapped.
+    """
+
+    measured: Measured
+    section: Section
+    mapped: Ranges
+
+    def cost(self, processor: int, symbols: Ranges, nic: str) -> Cost:
+        """What a processor executed, per request of the load.
+
+        Args:
+            processor: a server's.
+            symbols: the kernel's functions.
+            nic: the server's NIC.
+        """
+
+        def each(counts: dict[str, int]) -> dict[str, float]:
+            return {name: count / self.measured.requests for name, count in counts.items()}
+
+        found = split(self.section, processor, self.mapped, symbols)
+        others = sum(block.executed for block in self.section if block.processor != processor)
+        parts = each(found.parts)
+        return Cost(
+            sum(parts.values()),
+            parts,
+            found.sleeping / self.measured.requests,
+            found.repetitions / self.measured.requests,
+            others / self.measured.requests,
+            self.measured.p99_ns / 1000,
+            each(found.files),
+            each(found.functions),
+            each(events(self.section, processor, symbols, nic)),
+        )
+
+
+def loads(
+    guest: Guest, counter: Counter, server: Server, beginnings: int, requests: int = REQUESTS
+) -> list[Loaded]:
+    """Start a server, and load it with each size and number of connections.
 
     Raises:
         EchoError: a reply was missing or wrong, or processors' counts do not add up to the total.
@@ -220,37 +257,38 @@ def measure(
     marks, sections = counter.marks()[known:], counter.sections()
     if not len(marks) == len(sections) == 2 * len(report):
         raise EchoError(f"{len(marks)} markers were met for {len(report)} measurements")
-    costs: dict[tuple[int, int], list[Cost]] = {}
-    for number, measured in enumerate(report):
-        start, end = marks[2 * number : 2 * number + 2]
-        section = sections[2 * number + 1]
+    for start, end, section in zip(marks[::2], marks[1::2], sections[1::2], strict=True):
         if total(section) != end - start:
             raise EchoError(f"processors executed {total(section)} instructions of {end - start}")
-        found = split(section, SERVER_PROCESSOR, mapped, symbols)
-        happened = events(section, SERVER_PROCESSOR, symbols, nic)
-        client = sum(block.executed for block in section if block.processor != SERVER_PROCESSOR)
-        costs.setdefault((measured.size, measured.connections), []).append(
-            _cost(measured, found, client, happened)
-        )
+    return [
+        Loaded(measured, section, mapped)
+        for measured, section in zip(report, sections[1::2], strict=True)
+    ]
+
+
+def measure(
+    guest: Guest,
+    counter: Counter,
+    symbols: Ranges,
+    server: Server,
+    beginnings: int,
+    *,
+    requests: int = REQUESTS,
+    nic: str = VIRTIO,
+) -> dict[tuple[int, int], list[Cost]]:
+    """Start a server, load it, and find where its processor's instructions were.
+
+    Returns:
+        the cost of each beginning, by bytes and number of connections.
+
+    Raises:
+        EchoError: as :func:`loads` does.
+    """
+    costs: dict[tuple[int, int], list[Cost]] = {}
+    for each in loads(guest, counter, server, beginnings, requests):
+        key = (each.measured.size, each.measured.connections)
+        costs.setdefault(key, []).append(each.cost(SERVER_PROCESSOR, symbols, nic))
     return costs
-
-
-def _cost(measured: Measured, found: Split, client: int, happened: dict[str, int]) -> Cost:
-    def each(counts: dict[str, int]) -> dict[str, float]:
-        return {name: count / measured.requests for name, count in counts.items()}
-
-    parts = each(found.parts)
-    return Cost(
-        sum(parts.values()),
-        parts,
-        found.sleeping / measured.requests,
-        found.repetitions / measured.requests,
-        client / measured.requests,
-        measured.p99_ns / 1000,
-        each(found.files),
-        each(found.functions),
-        each(happened),
-    )
 
 
 def summary(costs: Sequence[Cost]) -> dict[str, Any]:
@@ -338,7 +376,7 @@ def run(
     with machine(kernel, module, memory, bursts=bursts, nic=nic, boot=boot) as (guest, counter):
         if setup:
             guest.run(setup)
-        symbols = read_symbols(guest.run(["grep", "-i", " [tw] ", "/proc/kallsyms"]).stdout)
+        symbols = kernel_symbols(guest)
         for name, server in servers.items():
             try:
                 costs = measure(
