@@ -31,7 +31,7 @@ TEST_SUITES := $(KERNELS:%=test-vm-%) $(KERNELS:%=test-lab-%) test-unit
 CHECK_SUITES := check-kmod check-python check-shell
 GATES := $(KERNELS:%=bench-gate-%)
 
-.PHONY: demo lab bench-gate $(GATES) bench-connections bench-goals bench-models bench-slots profile soak test $(TEST_SUITES) test-long durations ci \
+.PHONY: demo lab bench-gate $(GATES) bench-connections bench-goals bench-models bench-rings bench-slots profile soak test $(TEST_SUITES) test-long durations ci \
 	test-debug test-lifetimes debug-kernel fuzz check check-python check-shell \
 	check-kmod kmod bytecode setup packages test-packages check-packages clean
 
@@ -66,6 +66,7 @@ test-long:
 	$(MAKE) soak
 	$(MAKE) test-oracle
 	$(MAKE) bench-connections
+	$(MAKE) bench-rings
 	$(MAKE) bench-models
 
 # asyncio's transport against the standard library's, and lives of servers: what CI does a little of.
@@ -147,6 +148,10 @@ soak: setup
 # What a request costs the server with ten thousand connections, compared to a hundred.
 bench-connections: setup
 	@$(PYTHON) -m stackmap_testbed.cost.many_connections --kernel $(KERNEL) --out out/bench-connections.json
+
+# Throughput of two rings on two processors over one, and of epoll's beside it.
+bench-rings: setup
+	@$(PYTHON) -m stackmap_testbed.cost.two_rings --kernel $(KERNEL) --out out/bench-rings.json
 
 # The cost of a request to the server alone, by event loop, model and layer; half an hour.
 bench-models: setup
