@@ -4,6 +4,7 @@
 
 Sends messages that an echo server sends back; with ``--memcached``, GETs of values that it has
 stored before; with ``--http``, GETs of files that the server has, which are named after their size.
+With ``--drain`` all replies come before each marker.
 Keeps one outstanding on each of so many connections, for one size and number of
 connections after the other; with a window, on so many of them at a time, in turn.  Once the server
 is warm, a marker is executed at both ends of ``REQUESTS`` messages.  Prints one line of JSON for
@@ -73,19 +74,24 @@ def measure(
     *,
     connections: int,
     window: int | None,
+    drain: bool = False,
     at_mark: Callable[[], object] = mark,
 ) -> dict[str, int]:
     """Warm up with as many messages as are then measured, and call ``at_mark`` at both ends.
+
+    With ``drain`` all replies come before each end: otherwise a burst that is under way there may
+    be the server's work between both or not.
 
     Raises:
         OSError: the server cannot be reached.
     """
     with connected(address, port, connections, _PATIENCE) as fds:
         load = Load(fds, exchanges, array("I", range(len(exchanges))), window=window)
-        load.run(None, requests, record=False)
-        at_mark()
-        load.run(None, requests, record=True)
-        at_mark()
+        for record in (False, True):
+            load.run(None, requests, record=record)
+            if drain:
+                load.drain(_PATIENCE)
+            at_mark()
         load.drain(_PATIENCE)
         result = load.result()
         p99 = load.histogram().get_value_at_percentile(99)
@@ -128,6 +134,7 @@ def _main() -> None:
     parser.add_argument("requests", type=int)
     parser.add_argument("connections", nargs="+")
     parser.add_argument("--bytes", type=int, nargs="+", default=[MESSAGE_BYTES])
+    parser.add_argument("--drain", action="store_true")
     parser.add_argument("--processors", type=int, nargs="+", metavar="N")
     protocol = parser.add_mutually_exclusive_group()
     for name, prepare in (("--memcached", _gets), ("--http", _pages)):
@@ -147,6 +154,7 @@ def _main() -> None:
                 args.requests,
                 connections=int(number),
                 window=int(window) if window else None,
+                drain=args.drain,
             )
             found = measure_together(args.processors, one) if args.processors else one()
             print(json.dumps({"bytes": size, **found}))

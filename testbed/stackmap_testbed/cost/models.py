@@ -183,10 +183,13 @@ class Cost:
 
 @contextlib.contextmanager
 def _tuned(guest: Guest, server: Server) -> Iterator[None]:
-    if server.tuned:
-        guest.run(tuning(SERVER_NIC, tuned=True))
-    yield
-    if server.tuned:
+    if not server.tuned:
+        yield
+        return
+    guest.run(tuning(SERVER_NIC, tuned=True))
+    try:
+        yield
+    finally:
         guest.run(tuning(SERVER_NIC, tuned=False))
 
 
@@ -364,7 +367,9 @@ def run(
     if bursts:
         requests = REQUESTS_IN_BURSTS
         servers = {
-            name: dataclasses.replace(server, connections=(SATURATING,))
+            name: dataclasses.replace(
+                server, connections=(SATURATING,), load=(*server.load, "--drain")
+            )
             for name, server in servers.items()
         }
     kernel = find_kernel(kernel_name)
