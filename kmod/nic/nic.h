@@ -2,7 +2,6 @@
 #ifndef _SM_NIC_H
 #define _SM_NIC_H
 
-#include <linux/atomic.h>
 #include <linux/kref.h>
 #include <linux/list.h>
 #include <linux/netdevice.h>
@@ -18,7 +17,6 @@ struct sm_nic {
 	struct Qdisc __rcu *root;	/* NULL while it is not bound; written under RTNL */
 	unsigned int users;		/* open ports with sockets; guarded by RTNL */
 	char name[IFNAMSIZ];		/* when it was bound last; guarded by RTNL */
-	atomic_t plug_epoch;		/* how often all plugs were pulled at once */
 };
 
 struct sm_nic *sm_nic_of(const struct net_device *dev);

@@ -10,9 +10,10 @@
  *
  * No packet of another user of the NIC is held.  Any packet that is not to be held makes its FIFO
  * drain, together with what is held in it: packets never overtake each other, and the doorbell has
- * to be rung for that packet anyway.  Unplugging drains the FIFOs, whichever plug it was; so does a
- * full queue, and a timer after one jiffy.  The timer pulls all plugs: a sync may sleep for as long
- * as its socket is locked, or be preempted, and must not delay its own packets one after another.
+ * to be rung for that packet anyway.  Unplugging drains the FIFOs that the plug held packets in,
+ * and no others, where another processor's sync may be gathering.  A full queue drains, and so does
+ * a timer after one jiffy.  After two, a plug holds nothing more: a sync may sleep for as long as
+ * its socket is locked, or be preempted, and must not delay its own packets one after another.
  */
 #include <linux/capability.h>
 #include <linux/cred.h>
@@ -35,6 +36,7 @@
 
 struct sm_fifo {
 	struct sm_nic *nic;		/* NULL until the root has made all FIFOs */
+	unsigned int queue;		/* the NIC's, of which it is the FIFO */
 	bool draining;			/* let go all there are */
 	struct timer_list timer;	/* the plug has been in for long enough */
 };
@@ -46,7 +48,13 @@ static sm_plug_of_t sm_plug_of __read_mostly;
 static bool sm_plugged(const struct sm_plug *plug, const struct sm_nic *nic)
 {
 	return READ_ONCE(plug->plugged) && plug->nic == nic &&
-	       READ_ONCE(plug->epoch) == atomic_read(&nic->plug_epoch);
+	       time_before(jiffies, READ_ONCE(plug->until));
+}
+
+/* The bit of plug->queues that stands for a queue. */
+static unsigned int sm_plug_bit(unsigned int queue)
+{
+	return queue % BITS_PER_LONG;
 }
 
 /*
@@ -54,7 +62,7 @@ static bool sm_plugged(const struct sm_plug *plug, const struct sm_nic *nic)
  * is an RCU reader.
  */
 static int sm_fifo_put(struct sk_buff *skb, struct Qdisc *sch, struct sk_buff **to_free,
-		       const struct sm_plug *plug)
+		       struct sm_plug *plug)
 {
 	struct sm_fifo *q = qdisc_priv(sch);
 	bool held = false;
@@ -64,10 +72,10 @@ static int sm_fifo_put(struct sk_buff *skb, struct Qdisc *sch, struct sk_buff **
 	qdisc_enqueue_tail(skb, sch);
 	if (plug && sm_plugged(plug, q->nic) && sch->q.qlen < SM_PLUG_MAX) {
 		/*
-		 * Pairs with the barrier in sm_unplug(): either we see that the plug is gone, or
-		 * sm_unplug() sees this packet's qlen.
+		 * A full barrier, as that of sm_unplug(): either we see that the plug is gone, or
+		 * sm_unplug() sees the bit, and this packet's qlen.
 		 */
-		smp_mb();
+		test_and_set_bit(sm_plug_bit(q->queue), &plug->queues);
 		held = sm_plugged(plug, q->nic);
 	}
 	if (!held)
@@ -202,7 +210,6 @@ static void sm_fifo_timeout(struct timer_list *timer)
 {
 	struct sm_fifo *q = from_timer(q, timer, timer);
 
-	atomic_inc(&q->nic->plug_epoch);
 	rcu_read_lock();
 	sm_fifo_drain(qdisc_from_priv(q));
 	rcu_read_unlock();
@@ -297,6 +304,7 @@ static int sm_root_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_ex
 	struct net_device *dev = qdisc_dev(sch);
 	struct sm_root *root = qdisc_priv(sch);
 	struct Qdisc *fifo;
+	struct sm_fifo *q;
 	unsigned int i;
 	int err;
 
@@ -325,7 +333,9 @@ static int sm_root_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_ex
 		 */
 		fifo->flags |= TCQ_F_NOPARENT;
 		sm_nic_get(root->nic);
-		((struct sm_fifo *)qdisc_priv(fifo))->nic = root->nic;
+		q = qdisc_priv(fifo);
+		q->nic = root->nic;
+		q->queue = i;
 		root->fifo[i] = fifo;
 	}
 	sch->flags |= TCQ_F_MQROOT;
@@ -564,7 +574,7 @@ static struct netdev_queue *sm_pick_queue(struct net_device *dev, struct sk_buff
  * does.  One that its owner's plug holds back is only put into the queue: nothing is sent before
  * the plug is pulled.  Returns what dev_queue_xmit() would.  Caller is an RCU reader.
  */
-int sm_nic_xmit(struct sk_buff *skb, const struct sm_plug *plug)
+int sm_nic_xmit(struct sk_buff *skb, struct sm_plug *plug)
 {
 	struct net_device *dev = skb->dev;
 	struct sk_buff *to_free = NULL;
@@ -604,25 +614,28 @@ int sm_nic_xmit(struct sk_buff *skb, const struct sm_plug *plug)
 /* Hold the packets of the plug's owner back until sm_unplug(). */
 void sm_plug(struct sm_plug *plug)
 {
-	WRITE_ONCE(plug->epoch, atomic_read(&plug->nic->plug_epoch));
+	WRITE_ONCE(plug->until, jiffies + 2);
 	WRITE_ONCE(plug->plugged, true);
 }
 
 void sm_unplug(struct sm_plug *plug)
 {
 	struct net_device *dev;
+	unsigned long queues;
 	struct Qdisc *sch;
 	unsigned int i;
 
 	WRITE_ONCE(plug->plugged, false);
-	/* Pairs with sm_fifo_put(): the plug is gone before qlen is read. */
-	smp_mb();
+	/* A full barrier, as that of sm_fifo_put(): the plug is gone before qlen is read. */
+	queues = xchg(&plug->queues, 0);
 	rcu_read_lock();
 	sch = rcu_dereference(plug->nic->root);
 	if (sch) {
 		dev = qdisc_dev(sch);
 		local_bh_disable();
 		for (i = 0; i < dev->num_tx_queues; i++) {
+			if (!test_bit(sm_plug_bit(i), &queues))
+				continue;
 			sch = rcu_dereference(netdev_get_tx_queue(dev, i)->qdisc);
 			if (sch->ops == &sm_fifo_ops)
 				sm_fifo_send(sch);

@@ -12,13 +12,14 @@ struct sk_buff;
 struct sm_plug {
 	struct sm_nic *nic;
 	bool plugged;
-	int epoch;	/* pulled if nic->plug_epoch has changed since */
+	unsigned long until;	/* when it holds nothing more, in jiffies */
+	unsigned long queues;	/* a bit for each of the NIC's that it held packets in; atomic */
 };
 
 /*
  * The plug of the owner of a packet that goes out, or NULL.  Called with BH off, as an RCU reader.
  */
-typedef const struct sm_plug *(*sm_plug_of_t)(const struct sk_buff *skb);
+typedef struct sm_plug *(*sm_plug_of_t)(const struct sk_buff *skb);
 
 int sm_qdisc_register(sm_plug_of_t plug_of, rx_handler_func_t *receive);
 void sm_qdisc_unregister(void);
@@ -27,7 +28,7 @@ bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net);
 void sm_nic_use(struct sm_nic *nic);
 void sm_nic_unuse(struct sm_nic *nic);
 void sm_nic_name(struct sm_nic *nic, char name[IFNAMSIZ], int *ifindex);
-int sm_nic_xmit(struct sk_buff *skb, const struct sm_plug *plug);
+int sm_nic_xmit(struct sk_buff *skb, struct sm_plug *plug);
 void sm_plug(struct sm_plug *plug);
 void sm_unplug(struct sm_plug *plug);
 

@@ -191,7 +191,7 @@ static void sm_error_report(struct sock *sk)
  * A packet goes out, and TCP, which may have been called by a timer, counts it afterwards.  Returns
  * the plug of its connection's pair; NULL if it is of no attached socket.  Caller is an RCU reader.
  */
-const struct sm_plug *sm_attach_plug_of(const struct sk_buff *skb)
+struct sm_plug *sm_attach_plug_of(const struct sk_buff *skb)
 {
 	struct sm_conn *conn;
 

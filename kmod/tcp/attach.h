@@ -10,7 +10,7 @@ int sm_attach_init(void);
 bool sm_has_default_callbacks(const struct sock *sk);
 struct sm_conn *sm_conn_of_locked(struct sock *sk);
 struct sm_conn *sm_conn_of_unlocked(struct sock *sk);
-const struct sm_plug *sm_attach_plug_of(const struct sk_buff *skb);
+struct sm_plug *sm_attach_plug_of(const struct sk_buff *skb);
 int sm_attach(struct sm_tcp_port *port, struct socket *sock, struct sm_attach *req);
 int sm_attach_conn(struct sm_conn *conn, struct socket *sock, u32 ring);
 int sm_detach(struct sm_tcp_port *port, u32 id);
