@@ -10,6 +10,7 @@ COMPLAINTS = [
     "BUG: kernel NULL pointer dereference, address: 0000000000000008",
     "WARNING: CPU: 0 PID: 1 at net/ipv4/tcp.c:3011 tcp_recvmsg+0x1/0x2",
     "Oops: 0002 [#1] PREEMPT SMP",
+    "invalid opcode: 0000 [#1] PREEMPT SMP NOPTI",
     "general protection fault, probably for non-canonical address",
     "WARNING: possible circular locking dependency detected",
     "WARNING: suspicious RCU usage",

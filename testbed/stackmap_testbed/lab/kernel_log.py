@@ -6,6 +6,8 @@ import re
 
 _OFFENCES = re.compile(
     r"\bBUG\b|\bWARNING: |\bOops\b|[Gg]eneral protection|Kernel panic|Call Trace|"
+    # An exception of any name, for instance "invalid opcode: 0000 [#1] PREEMPT SMP".
+    r": [0-9a-f]{4} \[#\d+\]|"
     r"possible (circular|recursive) locking|possible irq lock|suspicious RCU|inconsistent lock|"
     r"bad unlock balance|sleeping function called|scheduling while atomic|"
     r"rcu\S*( detected)? stall|rcu: INFO: .*stall|soft lockup|hard LOCKUP|blocked for more than|"
