@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from stackmap import Event, Port
 from stackmap.actor import ActorSystem, Child, ConnectionActor, Listener
 from stackmap.aio import EventLoop
-from stackmap.service import on_first_signal, run, serve
+from stackmap.service import on_first_signal, on_first_signal_in_loop, run, serve
 
 from .drain import GRACE, drain
 
@@ -141,16 +141,13 @@ def run_actors(
         return Listener(make, sock, capacity=1, codec=codec, shutdown=None)
 
     async def main() -> int:
-        loop = asyncio.get_running_loop()
         system = ActorSystem(grace=GRACE)
 
         def stop() -> None:
             sock.close()  # clients that connect meanwhile are refused
             system.stop()
 
-        with on_first_signal(
-            lambda: loop.call_soon_threadsafe(stop), loop.add_reader, loop.remove_reader
-        ):
+        with on_first_signal_in_loop(stop):
             async with system:
                 system.spawn(Child(listener, capacity=1, shutdown=None))
                 await system.wait()

@@ -34,7 +34,7 @@ from ._notify import notify
 from ._peer import Peer, current_peer
 from ._rate import RateLimit
 from ._retry import Backoff, Retry
-from ._run import drain_on_signals, on_first_signal, run
+from ._run import drain_on_signals, on_first_signal, on_first_signal_in_loop, run
 from ._server import Server, serve
 from ._service import (
     ClosableService,
@@ -111,6 +111,7 @@ __all__ = [
     "make_service",
     "notify",
     "on_first_signal",
+    "on_first_signal_in_loop",
     "pending",
     "per_connection",
     "ready",

@@ -83,11 +83,14 @@ def _signals_end_waits(
 
 def drain_on_signals(server: Server[Any, Any]) -> contextlib.AbstractContextManager[None]:
     """Have the first SIGINT or SIGTERM drain a server; see :func:`on_first_signal`."""
+    return on_first_signal_in_loop(server.start_draining)
+
+
+def on_first_signal_in_loop(stop: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
+    """Have the running event loop call ``stop``; see :func:`on_first_signal`."""
     loop = asyncio.get_running_loop()
     return on_first_signal(
-        lambda: loop.call_soon_threadsafe(server.start_draining),
-        loop.add_reader,
-        loop.remove_reader,
+        lambda: loop.call_soon_threadsafe(stop), loop.add_reader, loop.remove_reader
     )
 
 
