@@ -80,7 +80,7 @@ def test_the_table_has_thousands_and_waits() -> None:
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """What a command finds: a processor's cost of a request of two, by server; of one it is 1."""
+    """The costs that a command finds: of each of two processors, by server; that of one is 1."""
     two = {"rings": 0.5, "epoll": 0.5}
 
     class Loaded:
@@ -132,7 +132,7 @@ def test_a_machine_that_does_not_boot_is_a_failure(
 
 
 def loaded(port: int, *options: str) -> Any:
-    """What the load reports of ten requests on three connections."""
+    """The report of a load of ten requests on three connections."""
     command: Sequence[str] = ["-m", "stackmap_testbed.cost.echo_load", "127.0.0.1", str(port)]
     ended = subprocess.run(
         [sys.executable, *command, "10", "3", *options], stdout=subprocess.PIPE, check=True

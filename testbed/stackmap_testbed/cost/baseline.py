@@ -28,7 +28,8 @@ GATED = (
     *((rings, epoll, "16") for rings, epoll in PAIRS.items()),
     SATURATED,
 )
-#: What a saturated server on rings shares among requests, and which part of epoll's it may have.
+#: Events that a saturated server on rings shares among requests, and the part of epoll's that it
+#: may have.
 SHARED_EVENTS = ("doorbells", "interrupts")
 SHARED_AT_MOST = 0.1
 #: By how much the cost on rings may rise.

@@ -213,7 +213,7 @@ class Loaded:
     mapped: Ranges
 
     def cost(self, processor: int, symbols: Ranges, nic: str) -> Cost:
-        """What a processor executed, per request of the load.
+        """The instructions of a processor, per request of the load.
 
         Args:
             processor: a server's.

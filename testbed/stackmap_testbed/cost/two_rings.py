@@ -36,7 +36,7 @@ from stackmap_testbed.lab.guest import Guest
 from stackmap_testbed.lab.kernels import find_kernel
 from stackmap_testbed.lab.versions import versions
 
-#: What serves: by the options of the server in C.
+#: Kinds of servers, with the options of the one in C.
 KINDS: Mapping[str, Sequence[str]] = {"rings": [SERVER_NIC], "epoll": []}
 #: How often each server is started anew: how it and what receives for it get their turns settles
 #: differently each time, and stays.
