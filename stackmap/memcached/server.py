@@ -168,7 +168,7 @@ class Server:
                 continue
             session: Session = connection.app
             session.heard = now
-            output = session.respond(segment.view)
+            output = session.respond(segment)
             if output:
                 connection.write(output)
             if not session.idle or session.charged or connection.pending:

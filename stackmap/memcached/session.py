@@ -36,7 +36,7 @@ from .waiting import NO_ROOM_FOR_LINE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from stackmap.codec import Buffer
+    from stackmap import Segment
     from stackmap.codec.memcached import Flags
 
     from .store import Item, Store
@@ -145,14 +145,14 @@ class Session(Decoder):
         self._value_bytes = 0
         return output
 
-    def respond(self, view: Buffer) -> bytes:
+    def respond(self, segment: Segment) -> bytes:
         """Take a segment and return everything to be sent: receive() and take_output() in one.
 
         The commonest segment by far, one retrieval of one key, takes a short cut.
         """
         if self.idle:
-            data = bytes(view)
-            if data.startswith(b"get ") and data.endswith(b"\r\n"):
+            data = segment.tobytes()
+            if data[:4] == b"get " and data[-2:] == b"\r\n":
                 # A stored key was parsed as one, so its bytes need no check.
                 key = data[4:-2]
                 item = self._store.hit(key)
@@ -165,7 +165,7 @@ class Session(Decoder):
             self.work = TURN
             self._parse(data, 0)
         else:
-            self.receive(view)
+            self.receive(segment.view)
         return self.take_output()
 
     def _proceed(self) -> None:

@@ -8,13 +8,13 @@ import random
 import struct
 import time
 import tracemalloc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stackmap import SocketPort
+from stackmap import Event, Segment, SocketPort
 from stackmap.codec.memcached.text import parse_signed, parse_unsigned
 from stackmap.memcached import Server, Session, Store
 from stackmap.memcached.codec import MAX_GET_LINE, TURN
@@ -22,6 +22,7 @@ from stackmap.memcached.session import OUTPUT_LIMIT
 from stackmap_testbed.memcached.conformance import random_command
 
 if TYPE_CHECKING:
+    from stackmap import Connection
     from stackmap.memcached.store import Item
 
 
@@ -39,11 +40,16 @@ def new_session(store: Store | None = None) -> Session:
     return Session(store, NoStatistics())
 
 
+def segment_of(data: bytes | memoryview) -> Segment:
+    return Segment(cast("Connection", None), memoryview(data), Event.NONE, 0)
+
+
 def feed(session: Session, data: bytes, size: int | None = None) -> bytes:
     """Everything that is answered to ``data``, given in segments of ``size`` bytes."""
     out = bytearray()
     for start in range(0, len(data), size or len(data)):
-        out += session.respond(memoryview(data)[start : start + (size or len(data))])
+        piece = memoryview(data)[start : start + (size or len(data))]
+        out += session.respond(segment_of(piece))
         while session.paused:
             session.resume()
             out += session.take_output()
@@ -202,7 +208,7 @@ def test_a_large_value_goes_out_in_pieces_of_a_turn() -> None:
     session = new_session()
     value = bytes(range(256)) * (3 * OUTPUT_LIMIT // 256)
     assert feed(session, b"ms k %d F5\r\n%b\r\n" % (len(value), value)) == b"HD\r\n"
-    first = session.respond(b"mg k v f Ox\r\nmn\r\n")
+    first = session.respond(segment_of(b"mg k v f Ox\r\nmn\r\n"))
     assert session.paused
     assert len(first) < OUTPUT_LIMIT + 100
     rest = bytearray()
