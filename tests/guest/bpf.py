@@ -1,4 +1,4 @@
-"""As much of bpf(2) as sockmap, KCM and cgroups need, without a library."""
+"""As much of bpf(2) as sockmap, KCM, cgroups and XDP need, without a library."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import struct
 import tempfile
 from typing import TYPE_CHECKING
+
+from pyroute2 import IPRoute
 
 from tests.guest.commands import sh
 
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
 _SYS_BPF = 321
 _MAP_CREATE, _MAP_UPDATE_ELEM, _MAP_DELETE_ELEM, _PROG_LOAD = 0, 2, 3, 5
 _PROG_ATTACH, _PROG_DETACH = 8, 9
-_PROG_TYPE_SOCKET_FILTER, _PROG_TYPE_CGROUP_SKB = 1, 8
+_PROG_TYPE_SOCKET_FILTER, _PROG_TYPE_XDP, _PROG_TYPE_CGROUP_SKB = 1, 6, 8
 _CGROUP_INET_INGRESS, _CGROUP_INET_EGRESS = 0, 1
 _MAP_TYPE_SOCKMAP = 15
+#: The driver need not know XDP.
+_XDP_FLAGS_SKB_MODE = 2
 #: r0 = 0; exit
 _RETURN_0 = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 
@@ -87,6 +91,25 @@ def _drop_all(direction: int) -> Iterator[None]:
             os.close(cgroup)
             os.close(program)
             sh(f"umount {place}")
+
+
+@contextlib.contextmanager
+def xdp_drops_all(nic: str) -> Iterator[None]:
+    """Have a program of XDP drop each packet that a NIC receives: 0 is XDP_ABORTED."""
+    program = _load_zero(_PROG_TYPE_XDP)
+    try:
+        _set_xdp(nic, program)
+        yield
+    finally:
+        _set_xdp(nic, -1)
+        os.close(program)
+
+
+def _set_xdp(nic: str, program: int) -> None:
+    attributes = [["IFLA_XDP_FD", program], ["IFLA_XDP_FLAGS", _XDP_FLAGS_SKB_MODE]]
+    with IPRoute() as route:
+        (index,) = route.link_lookup(ifname=nic)
+        route.link("set", index=index, xdp={"attrs": attributes})
 
 
 def _load_zero(kind: int) -> int:

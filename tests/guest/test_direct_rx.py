@@ -31,7 +31,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 
 from stackmap import RingPort
 from tests.guest import obstacles
-from tests.guest.bpf import drop_all_that_comes
+from tests.guest.bpf import drop_all_that_comes, xdp_drops_all
 from tests.guest.commands import ip, sh
 from tests.guest.obstacles import counted, device_rule, nftables, set_and_unset, tc_filter
 from tests.guest.streams import carry
@@ -441,6 +441,7 @@ STOPS_ANY: dict[str, Obstacle] = {
     "a rule for the device": lambda _lines: device_rule("ingress"),
     "a filter of tc": lambda _lines: tc_filter("ingress", "drop"),
     "a program of the cgroup": lambda _lines: drop_all_that_comes(),
+    "a program of XDP": lambda _lines: xdp_drops_all(NIC),
     "a filter of the socket": socket_filter,
 }
 
