@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stackmap_testbed.cost.baseline import SHARED_AT_MOST, SHARED_EVENTS
 from stackmap_testbed.cost.echo import add_nic_option, write_figures
 from stackmap_testbed.cost.models import BEGINNINGS, SATURATING, SERVERS, Server, run
 from stackmap_testbed.lab.errors import LabError
@@ -72,8 +73,9 @@ GOALS = (
     Goal("echo in C, one connection", "C rings", "C epoll", 1, 0.9),
     Goal("echo in Python, one connection", "bare rings", "bare epoll", 1, 0.9),
     *(
-        Goal(f"{event}, saturated", "C rings", "C epoll", wanted=0.1, event=event, **_SATURATED)
-        for event in ("doorbells", "interrupts")
+        Goal(f"{event}, saturated", "C rings", "C epoll", wanted=SHARED_AT_MOST, event=event,
+             **_SATURATED)
+        for event in SHARED_EVENTS
     ),
     Goal("asyncio's protocol, over uvloop", "rings protocol", "uvloop protocol", 16, 0.85),
     Goal(
