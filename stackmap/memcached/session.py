@@ -49,6 +49,8 @@ OUTPUT_LIMIT = 32 << 10
 _REPORT_WORK = 64
 _REPORT_MEMORY = 128 << 10
 
+#: Bytes of a retrieval of one key besides the key.
+_AROUND_A_KEY = len(b"get \r\n")
 _END = b"END\r\n"
 _VALUE_END = b"\r\nEND\r\n"
 _TOO_MANY_GET_FLAGS = b"CLIENT_ERROR options flags are too long\r\n"
@@ -152,9 +154,9 @@ class Session(Decoder):
         """
         if self.idle:
             data = segment.tobytes()
-            if data[:4] == b"get " and data[-2:] == b"\r\n":
+            key = data.removeprefix(b"get ").removesuffix(b"\r\n")
+            if len(data) - len(key) == _AROUND_A_KEY:
                 # A stored key was parsed as one, so its bytes need no check.
-                key = data[4:-2]
                 item = self._store.hit(key)
                 if item is not None:
                     if len(item.value) <= OUTPUT_LIMIT:

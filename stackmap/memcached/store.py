@@ -249,9 +249,13 @@ class Store:
         return item
 
     def use(self, key: bytes, item: Item) -> None:
-        """The item of this key becomes the most recently used one."""
-        self._items.move_to_end(key)
-        item.used = self.now
+        """The item of this key becomes the most recently used one.
+
+        It moves once a second, because that takes a fifth of a hit; memcached's move once a minute.
+        """
+        if item.used != self.now:
+            self._items.move_to_end(key)
+            item.used = self.now
 
     def hit(self, key: bytes) -> Item | None:
         """As :meth:`get`, but if there is no such item, nothing is counted.
@@ -263,8 +267,9 @@ class Store:
             return None
         if self._careful and (self.prefixes.on or item.marks & NO_WORD):
             return None
-        self._items.move_to_end(key)
-        item.used = self.now
+        if item.used != self.now:  # as in use()
+            self._items.move_to_end(key)
+            item.used = self.now
         self.counters.get_hits += 1
         return item
 
@@ -278,8 +283,9 @@ class Store:
         if item is None:
             self.counters.get_misses += 1
             return None
-        self._items.move_to_end(key)
-        item.used = self.now
+        if item.used != self.now:  # as in use()
+            self._items.move_to_end(key)
+            item.used = self.now
         self.counters.get_hits += 1
         return item
 

@@ -218,6 +218,20 @@ def test_the_least_recently_used_go_first() -> None:
     assert kit.store.counters.evictions == 6
 
 
+@pytest.mark.parametrize("look_up", ["get", "hit"])
+def test_an_item_that_is_retrieved_moves_once_a_second(look_up: str) -> None:
+    kit = Kit()
+    retrieve = getattr(kit.store, look_up)
+    for key in (b"a", b"b", b"a"):
+        kit.store.set(key, 0, 0, b"v")
+    for key in (b"a", b"b", b"a"):
+        assert retrieve(key) is not None
+    assert kit.store.newest(2) == [b"b", b"a"]
+    kit.wait(1)
+    assert retrieve(b"a") is not None
+    assert kit.store.newest(2) == [b"a", b"b"]
+
+
 def test_growing_an_item_evicts_others_not_itself() -> None:
     kit = Kit(limit=3 * (ITEM_OVERHEAD + 101))
     for key in (b"a", b"b", b"c"):
