@@ -30,7 +30,6 @@
 #include "uapi/stackmap.h"
 
 #define SM_PLUG_MAX	256	/* packets held back at most */
-#define SM_XMIT_BATCH	64	/* packets that a doorbell serves: the first must not wait long */
 
 /* -- a transmit queue ----------------------------------------------------------------------- */
 
@@ -123,15 +122,19 @@ static void sm_fifo_drain(struct Qdisc *sch)
 }
 
 /* Give packets to the driver; returns those that it did not take.  Called with BH off. */
-static struct sk_buff *sm_start_xmit(struct sk_buff *skb, struct net_device *dev,
-				     struct netdev_queue *txq)
+struct sk_buff *sm_start_xmit(struct sk_buff *skb, struct net_device *dev,
+			      struct netdev_queue *txq)
 {
-	bool tapped = dev_nit_active(dev), more;
+	bool tapped = dev_nit_active(dev), more = false;
 	struct sk_buff *next;
 	unsigned int n = 0;
 
 	HARD_TX_LOCK(dev, txq, smp_processor_id());
-	while (skb && !netif_xmit_frozen_or_stopped(txq)) {
+	/*
+	 * BQL ends no run of packets that share a doorbell: some drivers do not ring for a packet that
+	 * has more behind it, even where BQL stops the queue with it.
+	 */
+	while (skb && !(more ? netif_tx_queue_stopped(txq) : netif_xmit_frozen_or_stopped(txq))) {
 		next = skb->next;
 		skb_mark_not_on_list(skb);
 		if (tapped)

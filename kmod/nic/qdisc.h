@@ -6,6 +6,8 @@
 
 #include "nic/nic.h"
 
+#define SM_XMIT_BATCH	64	/* packets that a doorbell serves: the first must not wait long */
+
 struct sk_buff;
 
 /* While it is in, the packets of its owner wait in the NIC's queues. */
@@ -28,6 +30,8 @@ bool sm_nic_may_open(const struct sm_nic *nic, const struct net *net);
 void sm_nic_use(struct sm_nic *nic);
 void sm_nic_unuse(struct sm_nic *nic);
 void sm_nic_name(struct sm_nic *nic, char name[IFNAMSIZ], int *ifindex);
+struct sk_buff *sm_start_xmit(struct sk_buff *skb, struct net_device *dev,
+			      struct netdev_queue *txq);
 int sm_nic_xmit(struct sk_buff *skb, struct sm_plug *plug);
 void sm_plug(struct sm_plug *plug);
 void sm_unplug(struct sm_plug *plug);

@@ -9,4 +9,4 @@
 #include "selftest/suites.h"
 
 kunit_test_suites(&sm_ring_suite, &sm_slot_suite, &sm_pool_suite, &sm_loop_suite,
-		  &sm_attached_suite);
+		  &sm_attached_suite, &sm_doorbell_suite);

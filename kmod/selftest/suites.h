@@ -5,6 +5,6 @@
 struct kunit_suite;
 
 extern struct kunit_suite sm_ring_suite, sm_slot_suite, sm_pool_suite, sm_loop_suite,
-	sm_attached_suite;
+	sm_attached_suite, sm_doorbell_suite;
 
 #endif /* _SM_SUITES_H */
