@@ -311,7 +311,8 @@ static int sm_root_init(struct Qdisc *sch, struct nlattr *opt, struct netlink_ex
 	unsigned int i;
 	int err;
 
-	if (sch->parent != TC_H_ROOT) {
+	/* The default qdisc (net.core.default_qdisc) has no handle, and is not attached. */
+	if (sch->parent != TC_H_ROOT || !sch->handle) {
 		NL_SET_ERR_MSG(extack, "stackmap must be the root qdisc");
 		return -EOPNOTSUPP;
 	}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
-from contextlib import closing
+import struct
+import time
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
 #: A NIC of these tests' own.
 NAME, NEW_NAME, ADDRESS, PEER_ADDRESS = "smb0", "smb-renamed", "10.81.0.1", "10.81.0.2"
+TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x2, 0x1000
 LONG_NAME = "a-name-that-is-longer-than-fifteen"
 
 
@@ -227,6 +232,36 @@ def test_a_notification_speaks_as_the_namespace_of_the_nic_does() -> None:
 
         in_child(change_from_outside)
         assert container.await_end() == 0
+
+
+@contextmanager
+def a_tap() -> Iterator[int]:
+    """A NIC of one queue, ``smt0``, that comes up; its driver is whoever reads the descriptor."""
+    sh("modprobe -q tun")
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"smt0", IFF_TAP | IFF_NO_PI))
+        ip("link set smt0 up")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def test_the_default_qdisc_leaves_a_nic_unbound() -> None:
+    """What the system gives a NIC by itself is never attached to its queues: another is taken."""
+    setting = Path("/proc/sys/net/core/default_qdisc")
+    before = setting.read_text()
+    frame = b"\2\0\0\0\0\1" * 2 + b"\x88\xb5" + bytes(range(46))
+    setting.write_text("stackmap")
+    try:
+        with a_tap() as tap, socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+            sock.bind(("smt0", 0))
+            sock.send(frame)
+            deadline = time.monotonic() + 10
+            while os.read(tap, 2000) != frame:  # what IPv6 asks for comes as well
+                assert time.monotonic() < deadline
+    finally:
+        setting.write_text(before)
 
 
 def test_the_command_line_lists_what_there_is(own_port: RawPort) -> None:
