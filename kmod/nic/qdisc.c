@@ -213,6 +213,11 @@ static void sm_fifo_timeout(struct timer_list *timer)
 {
 	struct sm_fifo *q = from_timer(q, timer, timer);
 
+	/*
+	 * Pairs with the full barrier of sm_fifo_put(): either that sees that the timer is not pending
+	 * any more, or we see its packet's qlen.
+	 */
+	smp_mb();
 	rcu_read_lock();
 	sm_fifo_drain(qdisc_from_priv(q));
 	rcu_read_unlock();
