@@ -131,8 +131,8 @@ struct sk_buff *sm_start_xmit(struct sk_buff *skb, struct net_device *dev,
 
 	HARD_TX_LOCK(dev, txq, smp_processor_id());
 	/*
-	 * BQL ends no run of packets that share a doorbell: some drivers do not ring for a packet that
-	 * has more behind it, even where BQL stops the queue with it.
+	 * BQL ends no run of packets that share a doorbell: some drivers do not ring for a packet
+	 * that has more behind it, even where BQL stops the queue with it.
 	 */
 	while (skb && !(more ? netif_tx_queue_stopped(txq) : netif_xmit_frozen_or_stopped(txq))) {
 		next = skb->next;
@@ -214,8 +214,8 @@ static void sm_fifo_timeout(struct timer_list *timer)
 	struct sm_fifo *q = from_timer(q, timer, timer);
 
 	/*
-	 * Pairs with the full barrier of sm_fifo_put(): either that sees that the timer is not pending
-	 * any more, or we see its packet's qlen.
+	 * Pairs with the full barrier of sm_fifo_put(): either that sees that the timer is not
+	 * pending any more, or we see its packet's qlen.
 	 */
 	smp_mb();
 	rcu_read_lock();
