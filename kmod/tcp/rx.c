@@ -68,10 +68,15 @@ void sm_rx_clear_urgent(struct sock *sk)
 		WRITE_ONCE(tp->urg_data, 0);
 }
 
-/* Is there payload, but no credit for it?  A FIN needs none.  The socket is locked. */
+/*
+ * Is there payload, but no credit for it?  A FIN, which TCP counts as a byte, needs none.
+ * tcp_inq() does not see what came with a SYN before the handshake is over.  The socket is locked.
+ */
 bool sm_rx_uncredited(const struct sm_conn *conn)
 {
-	return !conn->credits && tcp_inq(conn->sk);
+	const struct tcp_sock *tp = tcp_sk(conn->sk);
+
+	return !conn->credits && tp->rcv_nxt - tp->copied_seq > sock_flag(conn->sk, SOCK_DONE);
 }
 
 /*

@@ -301,6 +301,40 @@ def answered_in_the_handshake() -> bool:
             return True
 
 
+@pytest.mark.usefixtures("fast_open")
+def test_first_bytes_that_wait_for_a_credit_hold_up_nobody() -> None:
+    """They came with the SYN, of which TCP says nothing before the handshake is over."""
+    assert any(another_was_served() for _ in range(10)), "the handshake was over, every time"
+
+
+def another_was_served() -> bool:
+    """Hear of the end of another connection; False where the handshake was over by then."""
+    other_peer, other = connect_pair()
+    with (
+        RawPort() as port,
+        socket.create_server((ADDRESS, 0)) as listener,
+        in_peer_namespace() as peer,
+        other_peer,
+        other,
+    ):
+        other_id = port.attach(other)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 5)
+        peer.settimeout(60.0)
+        peer.sendto(b"with the first packet", socket.MSG_FASTOPEN, listener.getsockname())
+        time.sleep(0.1)  # so it comes when the other has been accepted
+        other_peer.shutdown(socket.SHUT_WR)
+        sock, _name = listener.accept()
+        with sock:
+            id = port.attach(sock)
+            port.credit(id, 0)
+            hear(port, lambda slots: any((i, e) == (other_id, EOF) for i, _d, e, _x in slots))
+            state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+            port.credit(id, 1)
+            slots = hear(port, lambda slots: any(i == id and not e for i, _d, e, _x in slots))
+            assert [d for i, d, e, _x in slots if i == id and not e] == [b"with the first packet"]
+            return state == TCP_SYN_RECV
+
+
 def test_a_detached_listener_accepts_ordinary_sockets(port: RawPort) -> None:
     """It may even become something that an attached socket may not."""
     sh("modprobe -q tls")
