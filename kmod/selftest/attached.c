@@ -173,7 +173,7 @@ static void the_rest_of_a_slot_is_sent_where_no_ack_will_come(struct kunit *test
 }
 
 /* Payload in a device's memory, as with devmem TCP, has no page that the CPU could read. */
-static void payload_that_cannot_be_read_ends_the_connection(struct kunit *test)
+static void unreadable_payload_comes(struct kunit *test, u32 credits)
 {
 	struct attached *a = test->priv;
 	struct sock *sk = a->sock->sk;
@@ -191,6 +191,8 @@ static void payload_that_cannot_be_read_ends_the_connection(struct kunit *test)
 	TCP_SKB_CB(skb)->end_seq = tcp_sk(sk)->copied_seq + 100;
 
 	lock_sock(sk);
+	a->conn->credits = credits;
+	tcp_sk(sk)->rcv_nxt += 100;
 	__skb_queue_tail(&sk->sk_receive_queue, skb);
 	KUNIT_EXPECT_FALSE(test, sm_rx_drain(a->conn));
 	release_sock(sk);
@@ -207,12 +209,24 @@ static void payload_that_cannot_be_read_ends_the_connection(struct kunit *test)
 	KUNIT_EXPECT_FALSE(test, a->conn->attached);
 }
 
+static void payload_that_cannot_be_read_ends_the_connection(struct kunit *test)
+{
+	unreadable_payload_comes(test, SM_CREDITS_UNLIMITED);
+}
+
+/* The last credit was for the slot that would have had it. */
+static void payload_that_cannot_be_read_ends_it_without_credits(struct kunit *test)
+{
+	unreadable_payload_comes(test, 1);
+}
+
 static struct kunit_case attached_cases[] = {
 	KUNIT_CASE(detach_leaves_the_callbacks_of_others),
 	KUNIT_CASE(detach_leaves_user_data_of_others),
 	KUNIT_CASE(the_rest_of_a_slot_awaits_space_that_there_is),
 	KUNIT_CASE(the_rest_of_a_slot_is_sent_where_no_ack_will_come),
 	KUNIT_CASE(payload_that_cannot_be_read_ends_the_connection),
+	KUNIT_CASE(payload_that_cannot_be_read_ends_it_without_credits),
 	{}
 };
 

@@ -100,5 +100,6 @@ bool sm_rx_drain(struct sm_conn *conn)
 		sm_conn_count(conn, SM_RX_BYTES, n);
 		sm_rings_wake(&conn->pair->rings);
 	}
-	return desc.count || !conn->credits;
+	/* A connection that has to end is served without credits. */
+	return (desc.count || !conn->credits) && !test_bit(SM_CONN_UNREADABLE, &conn->bits);
 }
