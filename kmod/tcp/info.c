@@ -123,7 +123,7 @@ static void sm_info_write(const struct sm_conn *conn, struct sm_state *rec)
 /*
  * Bring the connection's record up to date.  The socket is locked; and the caller holds a
  * reference, or the connection is attached, because then the port's table has one.  RCU is not
- * enough: the records go with the port, which does not wait for a grace period.
+ * enough: without a reference the record may be another connection's already.
  */
 void sm_info_update(struct sm_conn *conn)
 {
