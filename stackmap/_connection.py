@@ -43,6 +43,8 @@ class Connection(abc.ABC):
         id: the backend's number for the connection, unique among live ones; 0 while an accepted
             one waits for the exchange that names it (on rings).
         app: free for the application, for instance its protocol state.
+        pending: how many written bytes the backend could not take yet; they are queued in memory.
+            Not to be set.
         bytes_acked: how many written bytes the peer's TCP has acknowledged, as of the last
             ``Event.ACKED``.
     """
@@ -71,10 +73,10 @@ class Connection(abc.ABC):
         "_shutdown",
         "_sockname",
         "_waiting",
-        "_waiting_bytes",
         "app",
         "bytes_acked",
         "id",
+        "pending",
         "sock",
     )
 
@@ -86,7 +88,7 @@ class Connection(abc.ABC):
         self._peername = peername
         self._sockname: Address | None = None
         self._waiting: collections.deque[bytes | memoryview] = collections.deque()
-        self._waiting_bytes = 0
+        self.pending = 0
         self._high = self._low = 0
         self._above_high = False
         # Called when the queue rises above the high limit by what the kernel gave back.
@@ -117,8 +119,8 @@ class Connection(abc.ABC):
             words.append("closed" if self._released else "closing")
         if self._paused:
             words.append("paused")
-        if self._waiting_bytes:
-            words.append(f"{self._waiting_bytes} bytes pending")
+        if self.pending:
+            words.append(f"{self.pending} bytes pending")
         return f"<{', '.join(words)}>"
 
     # -- provided by a backend -------------------------------------------------------------------
@@ -174,11 +176,6 @@ class Connection(abc.ABC):
     # -- called by an application --------------------------------------------------------------
 
     @property
-    def pending(self) -> int:
-        """Bytes written that the backend could not take yet (they are queued in memory)."""
-        return self._waiting_bytes
-
-    @property
     def bytes_written(self) -> int:
         """How many bytes :meth:`write` and :meth:`forward` have been given since the beginning."""
         return self._bytes_written
@@ -189,7 +186,7 @@ class Connection(abc.ABC):
 
         What is sent and not acknowledged is not among them.  0 once the connection is closed.
         """
-        return 0 if self._released else self._waiting_bytes + self._unsent_by_backend()
+        return 0 if self._released else self.pending + self._unsent_by_backend()
 
     @property
     def unacknowledged(self) -> int:
@@ -199,7 +196,7 @@ class Connection(abc.ABC):
         """
         if self._released:
             return 0
-        return self._waiting_bytes + self.unsynced + self._queue_size(SIOCOUTQ)
+        return self.pending + self.unsynced + self._queue_size(SIOCOUTQ)
 
     @property
     def send_error(self) -> BrokenError | None:
@@ -262,8 +259,8 @@ class Connection(abc.ABC):
             raise ValueError(f"write limits must be 0 <= low <= high, not {low} and {high}")
         self._high, self._low = high, low
         self._exceeded = exceeded
-        owed = self._above_high and self._waiting_bytes > 0  # as the limits were before
-        self._above_high = owed or self._waiting_bytes > high
+        owed = self._above_high and self.pending > 0  # as the limits were before
+        self._above_high = owed or self.pending > high
 
     def write(self, data: Buffer, report: bool = False) -> None:
         """Send ``data``.
@@ -409,7 +406,7 @@ class Connection(abc.ABC):
         """
         if self._released or self.bytes_acked >= self.bytes_written:
             return False
-        if self._waiting_bytes:
+        if self.pending:
             self._prepare_report()
             self._ask_for_report()
             return True
@@ -451,13 +448,13 @@ class Connection(abc.ABC):
             self._exceeded()
 
     def _add_pending(self, size: int) -> None:
-        self._waiting_bytes += size
-        if self._waiting_bytes > self._high:
+        self.pending += size
+        if self.pending > self._high:
             self._above_high = True
 
     def _sank_to_low(self) -> bool:
         """Whether ``WRITABLE`` is to be told now; if so, it is not again before the next time."""
-        if self._above_high and self._waiting_bytes <= self._low and not self._closing:
+        if self._above_high and self.pending <= self._low and not self._closing:
             self._above_high = False
             return True
         return False
@@ -471,10 +468,10 @@ class Connection(abc.ABC):
         return int.from_bytes(found, sys.byteorder)
 
     def _drop_queue(self) -> None:
-        if self._waiting_bytes:
+        if self.pending:
             self._dropped = True
         self._waiting = collections.deque()  # another, so that _flush() notices
-        self._waiting_bytes = 0
+        self.pending = 0
         self._above_high = False
 
     def _flush(self) -> bool:
@@ -489,7 +486,7 @@ class Connection(abc.ABC):
             taken = self._send(data)
             if self._waiting is not waiting:
                 break  # it failed, and the queue was dropped
-            self._waiting_bytes -= taken
+            self.pending -= taken
             if taken < len(data):
                 # Bytes that the backend gave back meanwhile were sent before these, and go first.
                 waiting.insert(len(waiting) - behind, data[taken:])

@@ -173,7 +173,7 @@ class SocketConnection(Connection):
         """Send ``data``, and have the kernel report when it is acknowledged."""
         if self._reported_from is None:
             # In a flush, data is still counted as waiting.
-            handed_over = self.bytes_written - max(self._waiting_bytes, len(data))
+            handed_over = self.bytes_written - max(self.pending, len(data))
             unacknowledged = -1
             while unacknowledged != (now := self._queue_size(SIOCOUTQ)):
                 # The kernel counts from the first byte that is not acknowledged now.

@@ -258,7 +258,7 @@ class PortTransport(
         # The public properties cost a call each.
         if (
             connection._failure
-            or connection._waiting_bytes > self._high_water
+            or connection.pending > self._high_water
             or self._loop._thread_id is None
         ):
             self._after_write()
