@@ -23,7 +23,7 @@ ROUNDS = 100
 SIZE = 64
 #: More than one doorbell serves: the driver can be stopped at the first one only.
 CONNECTIONS = 80
-LIMIT = "/sys/class/net/eth0/queues/tx-0/byte_queue_limits/limit_max"
+LIMITS = "/sys/class/net/eth0/queues/tx-0/byte_queue_limits"
 
 pytestmark = [
     pytest.mark.first_kernel,
@@ -50,16 +50,21 @@ def requeued(lab: Lab) -> int:
     return int(fifo["requeues"])
 
 
+def has_bql(lab: Lab) -> bool:
+    """Whether the NIC's driver, which has sent something, tells BQL of it: Linux 6.1's does not."""
+    return int(lab.server.run(["cat", f"{LIMITS}/limit"]).stdout) > 0
+
+
 def test_packets_that_the_driver_does_not_take_are_sent_later(lab: Lab) -> None:
     """The kernel lets few bytes wait in the NIC (BQL), so a sync meets a stopped queue."""
-    most = lab.server.run(["cat", LIMIT]).stdout
+    most = lab.server.run(["cat", f"{LIMITS}/limit_max"]).stdout
     with hosts(lab) as (sender, reader):
-        lab.server.run(f"echo 2000 > {LIMIT}")
+        lab.server.run(f"echo 2000 > {LIMITS}/limit_max")
         try:
             before = requeued(lab)
             for number in range(ROUNDS):
                 sender.send(b"\n")
                 reader.wait_for_output(f"read {number}\n", PATIENCE)
-            assert requeued(lab) > before
+            assert (requeued(lab) > before) == has_bql(lab)
         finally:
-            lab.server.run(f"echo {most.strip()} > {LIMIT}")
+            lab.server.run(f"echo {most.strip()} > {LIMITS}/limit_max")
