@@ -262,7 +262,7 @@ class Port(abc.ABC):
             BufferError: it would have to be copied, and may not.  The segment is as before.
             ValueError: the segment's view was released, by an earlier call or by an exchange.
         """
-        payload = segment.tobytes()
+        payload = bytes(segment.view)  # a Kept has no tobytes()
         if not copy:
             raise BufferError(
                 "the payload can only be copied: it is of up to 2048 bytes, or of another ring, "
