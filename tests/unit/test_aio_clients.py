@@ -284,7 +284,7 @@ class Server:
 
     def __init__(self, sock: socket.socket) -> None:
         self.address, self.number = sock.getsockname()
-        #: What it had written when it ended.
+        #: Its output, once it has ended.
         self.output = ""
 
 
@@ -337,7 +337,8 @@ def serving_here(place: Place, serve: Any, tls: Certificate | None) -> Iterator[
 def serving_there(place: Place, serve: Any, tls: Certificate | None) -> Iterator[Server]:
     """A server on asyncio's own loop, among the peers.
 
-    It may complain: Python 3.11's closes a connection twice if a reset comes while it is closing.
+    It may complain of one thing: Python 3.11's closes a connection twice if a reset comes while it
+    is closing.
     """
     with place.peers():
         context = serving(serve, tls, place.peer_address, {}, asyncio.SelectorEventLoop)
@@ -345,6 +346,9 @@ def serving_there(place: Place, serve: Any, tls: Certificate | None) -> Iterator
     with contextlib.ExitStack() as stack:
         stack.push(context.__exit__)
         yield server
+    complaints = [line for line in server.output.splitlines() if line.startswith("ERROR:")]
+    assert all("_call_connection_lost" in line for line in complaints), server.output
+    assert complaints or not server.output, server.output
 
 
 def run(new_loop: NewLoop, main: Coroutine[Any, Any, None]) -> None:
