@@ -248,7 +248,7 @@ def a_tap() -> Iterator[int]:
 
 
 def test_the_default_qdisc_leaves_a_nic_unbound() -> None:
-    """What the system gives a NIC by itself is never attached to its queues: another is taken."""
+    """The kernel never attaches a default qdisc, so ours refuses, and the kernel takes another."""
     setting = Path("/proc/sys/net/core/default_qdisc")
     before = setting.read_text()
     frame = b"\2\0\0\0\0\1" * 2 + b"\x88\xb5" + bytes(range(46))
