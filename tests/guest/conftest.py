@@ -43,18 +43,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def nic() -> Iterator[str]:
-    """A bound NIC with a peer."""
-    sh(f"modprobe veth; ip netns add {PEER_NAMESPACE}")
+    """A bound NIC with a peer.
+
+    Its addresses are not checked for duplicates.  The end of that check adds a route for the
+    link-local address, after which each IPv6 socket looks up its route again: one packet of each
+    connection would not be direct, a second or two after the NIC is up.
+    """
+    unchecked = "sysctl -qw net.ipv6.conf.default.accept_dad=0"
+    sh(f"""
+        modprobe veth; {unchecked}
+        ip netns add {PEER_NAMESPACE}; ip netns exec {PEER_NAMESPACE} {unchecked}
+    """)
     ip(f"""
         link add {NIC} type veth peer {NIC} netns {PEER_NAMESPACE}
         addr add {ADDRESS}/24 dev {NIC}
-        addr add {ADDRESS6}/64 dev {NIC} nodad
+        addr add {ADDRESS6}/64 dev {NIC}
         link set {NIC} up
     """)
     ip(
         f"""
         addr add {PEER_ADDRESS}/24 dev {NIC}
-        addr add {PEER_ADDRESS6}/64 dev {NIC} nodad
+        addr add {PEER_ADDRESS6}/64 dev {NIC}
         link set {NIC} up
         link set lo up
         """,

@@ -388,7 +388,7 @@ def address(lines: Lines) -> AbstractContextManager[None]:
     own = f"{ADDRESS6}/64" if lines.ipv6 else f"{ADDRESS}/24"
     return set_and_unset(
         f"ip addr del {own} dev {NIC}",
-        f"ip addr add {own} dev {NIC} {'nodad' if lines.ipv6 else ''}",
+        f"ip addr add {own} dev {NIC}",
     )
 
 
@@ -672,7 +672,7 @@ def test_packets_come_by_ip_while_the_nic_is_not_bound(lines: Lines) -> None:
 
 @pytest.mark.parametrize("lines", FAMILIES[:1], indirect=True)
 def test_a_nic_that_was_down_brings_packets_directly_again(lines: Lines) -> None:
-    up = f"ip link set {NIC} up; ip addr replace {ADDRESS6}/64 dev {NIC} nodad"
+    up = f"ip link set {NIC} up; ip addr replace {ADDRESS6}/64 dev {NIC}"
     with set_and_unset(f"ip link set {NIC} down", up):
         lines.tell()
         lines.hear_nothing()
