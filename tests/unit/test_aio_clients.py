@@ -387,12 +387,22 @@ class Http:
         name = self.server.address if self.context else None
         return await asyncio.open_connection(sock=sock, ssl=self.context, server_hostname=name)
 
-    async def is_well_used(self, connections: int) -> None:
-        """Well-behaved clients, many at a time."""
+    def session(self, limit: int = 100) -> aiohttp.ClientSession:
+        """A client of up to ``limit`` connections at a time.
+
+        By default aiohttp gives a connection 30 seconds, TLS included.  A slow machine needs more
+        for hundreds that all come at once.
+        """
         import aiohttp
 
-        connector = aiohttp.TCPConnector(limit=1, ssl=self.context or True)
-        async with aiohttp.ClientSession(connector=connector) as session:
+        connector = aiohttp.TCPConnector(limit=limit, ssl=self.context or True)
+        return aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=600, sock_connect=600)
+        )
+
+    async def is_well_used(self, connections: int) -> None:
+        """Well-behaved clients, many at a time."""
+        async with self.session(limit=1) as session:
             clients = set()
             for _ in range(3):
                 async with session.post(f"{self.url}/echo", data=BODY) as response:
@@ -405,8 +415,7 @@ class Http:
                 assert response.status == 200
                 return response.headers["x-client"]
 
-        connector = aiohttp.TCPConnector(limit=connections, ssl=self.context or True)
-        async with aiohttp.ClientSession(connector=connector) as session:
+        async with self.session(limit=connections) as session:
             for _ in range(2):
                 found = await asyncio.gather(*(come(session) for _ in range(connections)))
                 assert len(set(found)) == connections
@@ -434,13 +443,7 @@ class Http:
         await slow_writer.wait_closed()
 
     async def counters(self) -> Any:
-        import aiohttp
-
-        connector = aiohttp.TCPConnector(ssl=self.context or True)
-        async with (
-            aiohttp.ClientSession(connector=connector) as session,
-            session.get(f"{self.url}/count") as response,
-        ):
+        async with self.session() as session, session.get(f"{self.url}/count") as response:
             return json.loads(await response.read())
 
 
@@ -462,12 +465,9 @@ def test_http_server(place: Place, tls: Certificate | None, serve: Any) -> None:
 
 
 def test_aiohttp_client(place: Place, tls: Certificate | None) -> None:
-    import aiohttp
-
     async def main(http: Http) -> None:
         await http.is_well_used(place.connections)
-        connector = aiohttp.TCPConnector(ssl=http.context or True)
-        async with aiohttp.ClientSession(connector=connector) as session:
+        async with http.session() as session:
             for taken in (1 << 16, BIG):
                 async with session.get(f"{http.url}/big") as response:
                     digest = hashlib.sha256(await response.content.readexactly(taken))
