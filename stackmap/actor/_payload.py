@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Protocol
 
+from stackmap import Kept
+
 
 class Held(Protocol):
     """A segment of a ring, or one that is kept."""
@@ -97,7 +99,12 @@ class _Copy:
 
 
 def keep(segment: Held, keeper: Keeper | None) -> Held:
-    """Have a segment's bytes outlive the call that delivered it, in its page or as a copy."""
+    """Have a segment's bytes outlive the call that delivered it, in its page or as a copy.
+
+    What outlives it already is returned as it is.
+    """
+    if isinstance(segment, Kept | _Copy):
+        return segment
     if keeper is not None:
         with contextlib.suppress(BufferError):  # a slice of it is in use
             return keeper.keep(segment)

@@ -317,9 +317,8 @@ class Stream(Generic[In, Out]):
         finally:
             if inbox:
                 keeper = self.transport.get_extra_info("stackmap.port")
-                fresh = set(map(id, segments))
                 for index, chunk in enumerate(inbox):
-                    if not isinstance(chunk, bytes) and id(chunk) in fresh:
+                    if not isinstance(chunk, bytes):
                         inbox[index] = keep(chunk, keeper)
 
     def _handle_now(self) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 from typing import TYPE_CHECKING, Any, Never, TypeVar
+from unittest.mock import Mock
 
 import pytest
 
+from stackmap import Connection, Kept
 from stackmap.actor import (
     Ack,
     ActorRef,
@@ -329,14 +331,28 @@ class FakeSegment:
         self.memory[:] = b"#" * len(self.memory)
 
 
+class FakeKept(Kept):
+    """A segment that was kept."""
+
+    released = False
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(Mock(spec=Connection), memoryview(data))
+
+    def release(self) -> None:
+        super().release()
+        self.released = True
+
+
 class FakePort:
     """Keeps segments."""
 
     def __init__(self) -> None:
-        self.kept: list[FakeSegment] = []
+        self.kept: list[FakeKept] = []
 
-    def keep(self, segment: FakeSegment) -> FakeSegment:
-        kept = FakeSegment(bytes(segment.view))
+    def keep(self, segment: FakeSegment) -> FakeKept:
+        assert isinstance(segment, FakeSegment), "it is kept already"
+        kept = FakeKept(bytes(segment.view))
         segment.release()
         self.kept.append(kept)
         return kept
