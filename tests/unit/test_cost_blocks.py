@@ -296,7 +296,7 @@ def test_a_measurement_is_what_was_executed_between_its_marks() -> None:
     assert row("x", 64, 16, found).split()[10:14] == ["0.00", "0.40", "0.00", "0.00"]
 
 
-def test_a_beginning_that_stands_out_does_not_count() -> None:
+def test_a_repeat_that_stands_out_does_not_count() -> None:
     def cost(instructions: float) -> Cost:
         parts = {"python": instructions, "kernel": 0.0}
         return Cost(instructions, parts, 0, 0, 0, 0, {}, {}, {})

@@ -142,7 +142,7 @@ def test_saturated_rings_share_doorbells_and_interrupts(event: str) -> None:
 
 @pytest.mark.parametrize("elsewhere", [{}, {"kernel": "another"}])
 @pytest.mark.parametrize(("server", "connections"), SERVERS.items())
-def test_beginnings_that_differ_decide_nothing(
+def test_repeats_that_differ_decide_nothing(
     elsewhere: dict[str, str], server: str, connections: str
 ) -> None:
     apart = figure(50000, here={**HERE, **elsewhere})
@@ -352,7 +352,7 @@ def test_only_what_is_of_interest_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
     }  # fmt: skip
 
     def run(
-        _kernel: str, _module: Path | None, servers: Any, _beginnings: int, *, bursts: bool
+        _kernel: str, _module: Path | None, servers: Any, _repeats: int, *, bursts: bool
     ) -> Any:
         assert all(server.sizes == (64,) for server in servers.values())
         assert all(server.connections == (16,) for server in servers.values())

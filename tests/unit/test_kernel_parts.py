@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stackmap_testbed.cost import kernel_parts
-from stackmap_testbed.cost.kernel_parts import BEGINNINGS, OTHER, part_of
+from stackmap_testbed.cost.kernel_parts import OTHER, PREFIXES, part_of
 
 #: How much of a server's cost may be in functions that no rule knows.
 UNKNOWN = 0.02
@@ -47,13 +47,13 @@ def test_hardly_anything_is_unknown(kernel: str) -> None:
         assert 0 <= left / cost < UNKNOWN
 
 
-def test_a_beginning_is_of_one_part() -> None:
-    parts = Counter(word for words in BEGINNINGS.values() for word in words.split())
+def test_a_prefix_is_of_one_part() -> None:
+    parts = Counter(word for words in PREFIXES.values() for word in words.split())
     assert [word for word, number in parts.items() if number > 1] == []
 
 
-def test_each_beginning_changes_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    for part, words in BEGINNINGS.items():
+def test_each_prefix_changes_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    for part, words in PREFIXES.items():
         for word in words.split():
             assert part_of(word) == part
             with monkeypatch.context() as without:
@@ -80,5 +80,5 @@ def test_each_beginning_changes_something(monkeypatch: pytest.MonkeyPatch) -> No
         ("_", OTHER),
     ],
 )
-def test_the_longest_beginning_wins(function: str, part: str) -> None:
+def test_the_longest_prefix_wins(function: str, part: str) -> None:
     assert part_of(function) == part

@@ -21,8 +21,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Run:
     """What the command asks the machine for; ``cost`` says what it finds among many connections."""
     asked: Run = {"cost": {}}
 
-    def run(_kernel: str, _module: Path | None, servers: Any, beginnings: int, **rest: Any) -> Any:
-        asked.update(servers=servers, beginnings=beginnings, **rest)
+    def run(_kernel: str, _module: Path | None, servers: Any, repeats: int, **rest: Any) -> Any:
+        asked.update(servers=servers, repeats=repeats, **rest)
         return {
             "servers": {
                 name: {

@@ -235,7 +235,7 @@ def test_servers_of_ones_own_are_beside_others(measured: dict[str, Server], tmp_
         (["--from", "x", "--rings", "a=b"], "--from measures nothing"),
         (["--servers", "["], "'[' is no pattern: unterminated character set"),
         (["--connections", "16", "0"], "'0' is no number of at least 1"),
-        (["--beginnings", "-1"], "'-1' is no number of at least 1"),
+        (["--repeats", "-1"], "'-1' is no number of at least 1"),
         (["--load", "dns"], "invalid choice: 'dns'"),
     ],
 )

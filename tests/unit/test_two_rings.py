@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def cost(instructions: float, *, sleeps: float = 0.0, waits: float = 0.0) -> Cost:
-    """The cost of a request in one beginning."""
+    """The cost of a request in one repeat."""
     happened = {"polls": 0.0, "switches": 0.0, "sleeps": sleeps, "waits": waits}
     return Cost(instructions, {"kernel": instructions}, 0, 0, 0, 0, {}, {}, happened)
 
@@ -90,9 +90,9 @@ def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         def cost(self, *_arguments: Any) -> Cost:
             return cost(1000 * self._instructions)
 
-    def loads(_guest: Any, _counter: Any, server: Any, beginnings: int, _requests: int) -> Any:
+    def loads(_guest: Any, _counter: Any, server: Any, repeats: int, _requests: int) -> Any:
         kind = "rings" if server.rings else "epoll"
-        return [Loaded(two[kind] if "2" in server.command else 1)] * beginnings
+        return [Loaded(two[kind] if "2" in server.command else 1)] * repeats
 
     @contextlib.contextmanager
     def nothing(*_arguments: Any, **_options: Any) -> Iterator[tuple[None, None]]:

@@ -34,7 +34,7 @@ SHARED_EVENTS = ("doorbells", "interrupts")
 SHARED_AT_MOST = 0.1
 #: By how much the cost on rings may rise.
 TOLERANCE = 0.03
-#: Beginnings that differ by more decide nothing.
+#: Repeats that differ by more decide nothing.
 MAX_SPREAD = 0.05
 
 Record = dict[str, Any]
@@ -91,7 +91,7 @@ def faults(measured: Record) -> list[str]:
             apart = measured["servers"][name][connections]["spread"]
             if apart >= MAX_SPREAD:
                 failures.append(
-                    f"{name}, {connections} connections: the beginnings differ by {apart:.1%}: "
+                    f"{name}, {connections} connections: the repeats differ by {apart:.1%}: "
                     f"with {MAX_SPREAD:.0%} or more they decide nothing, so find out what is not "
                     "repeatable"
                 )

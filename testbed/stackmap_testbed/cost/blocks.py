@@ -124,10 +124,10 @@ def read_symbols(text: str) -> Ranges:
     return ranges
 
 
-#: Files of the Python interpreter, by the beginnings of their names.
+#: Files of the Python interpreter, by the prefixes of their names.
 _PYTHON = ("python3", "_asyncio.", "libpython3")
 _EXTENSIONS = ("_fast.", "_ring_c.", "_echo_c.", "loop.cpython")
-#: Functions that wait for work, choose the next task and switch to it, by their beginnings.
+#: Functions that wait for work, choose the next task and switch to it, by their prefixes.
 _SLEEPING = (
     "do_idle",
     "cpu_startup_entry",

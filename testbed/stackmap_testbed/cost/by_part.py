@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from stackmap_testbed.cost.blocks import PARTS, part_of_file
-from stackmap_testbed.cost.kernel_parts import BEGINNINGS, OTHER, part_of
+from stackmap_testbed.cost.kernel_parts import OTHER, PREFIXES, part_of
 from stackmap_testbed.lab.errors import LabError
 
 _KERNEL = "kernel"
 _MODULE = "module"
 #: User mode, the module and the parts of the kernel, in the order of tables and drawings.
-ALL_PARTS = (*(part for part in PARTS if part != _KERNEL), *BEGINNINGS, OTHER)
+ALL_PARTS = (*(part for part in PARTS if part != _KERNEL), *PREFIXES, OTHER)
 #: A server on rings is compared with one that has one of these in its name, instead of ``rings``.
 _SOCKETS = ("epoll", "sockets")
 
@@ -58,9 +58,9 @@ def _profile(
         part = _MODULE if name.endswith("[stackmap]") else part_of(name)
         functions[part][name] = executed
     parts = {part: float(found["parts"].get(part, 0)) for part in ALL_PARTS}
-    for part in BEGINNINGS:
+    for part in PREFIXES:
         parts[part] = sum(functions[part].values())
-    parts[OTHER] = found["parts"][_KERNEL] - sum(parts[part] for part in BEGINNINGS)
+    parts[OTHER] = found["parts"][_KERNEL] - sum(parts[part] for part in PREFIXES)
     return Profile(server, source, size, connections, parts, functions)
 
 

@@ -23,11 +23,11 @@ from stackmap_testbed.cost.baseline import (
     series,
 )
 from stackmap_testbed.cost.echo import command_line, write_figures
-from stackmap_testbed.cost.models import BEGINNINGS, CONNECTIONS, SERVERS, run
+from stackmap_testbed.cost.models import CONNECTIONS, REPEATS, SERVERS, run
 from stackmap_testbed.lab.errors import LabError
 
 #: Figures that are kept are the median of more, and of other numbers of connections as well.
-KEPT_BEGINNINGS = 5
+KEPT_REPEATS = 5
 _BYTES = 64
 _FIGURES = ("instructions", "spread", "parts", "sleeping", "repetitions", "events")
 #: How many connections are gated where requests come one by one.
@@ -42,7 +42,7 @@ def measure(kernel: str, module: Path | None, *, to_keep: bool) -> Record:
         LabError: something that is needed is missing, or does not work.
     """
     names = [name for pair in GATED for name in pair[:2]]
-    beginnings = KEPT_BEGINNINGS if to_keep else BEGINNINGS
+    repeats = KEPT_REPEATS if to_keep else REPEATS
     connections = CONNECTIONS if to_keep else (_CONNECTIONS,)
     figures: Record = {"servers": {}}
     for suffix in ("", _IN_BURSTS):
@@ -51,7 +51,7 @@ def measure(kernel: str, module: Path | None, *, to_keep: bool) -> Record:
             for name, server in SERVERS.items()
             if name + suffix in names
         }
-        found = run(kernel, module, servers, beginnings, bursts=bool(suffix))
+        found = run(kernel, module, servers, repeats, bursts=bool(suffix))
         figures["environment"] = found["environment"]
         for name, sizes in found["servers"].items():
             figures["servers"][name + suffix] = {

@@ -17,7 +17,7 @@ from typing import Any
 
 from stackmap_testbed.cost.baseline import SHARED_AT_MOST, SHARED_EVENTS
 from stackmap_testbed.cost.echo import add_nic_option, write_figures
-from stackmap_testbed.cost.models import BEGINNINGS, SATURATING, SERVERS, Server, run
+from stackmap_testbed.cost.models import REPEATS, SATURATING, SERVERS, Server, run
 from stackmap_testbed.lab.errors import LabError
 
 #: Figures of a kernel: by whether requests come in bursts, server, bytes and connections.
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__)
     parser.add_argument("--kernels", nargs="+", default=["6.12", "6.1"], metavar="SERIES")
     add_nic_option(parser)
-    parser.add_argument("--beginnings", type=int, default=BEGINNINGS, metavar="N")
+    parser.add_argument("--repeats", type=int, default=REPEATS, metavar="N")
     parser.add_argument("--out", type=Path, default=Path("out/bench-goals.json"))
     args = parser.parse_args(argv)
     measured: dict[str, dict[bool, Any]] = {}
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             measured[kernel] = {}
             for bursts in (False, True):
                 wanted = servers(goal for goal in GOALS if goal.bursts is bursts)
-                found = run(kernel, None, wanted, args.beginnings, bursts=bursts, nic=args.nic)
+                found = run(kernel, None, wanted, args.repeats, bursts=bursts, nic=args.nic)
                 measured[kernel][bursts] = found["servers"]
                 environments[kernel] = found["environment"]
     except LabError as error:

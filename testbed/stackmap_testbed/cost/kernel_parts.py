@@ -1,6 +1,6 @@
 """The part of the kernel that a function belongs to, by its name.
 
-``/proc/kallsyms`` does not say the source file of a function, so the beginning of its name decides:
+``/proc/kallsyms`` does not say the source file of a function, so the prefix of its name decides:
 the longest that is known, without leading underscores.  Functions of a module of ``MODULES`` belong
 to the module's part, whatever their names.
 """
@@ -21,8 +21,8 @@ TIMERS = "timers, clock, RCU"
 LOCKS = "locks, lists"
 OTHER = "other"
 
-#: The parts in the order of tables and drawings, with the beginnings of their functions' names.
-BEGINNINGS = {
+#: The parts in the order of tables and drawings, with the prefixes of their functions' names.
+PREFIXES = {
     # Entry and exit, files, the socket as a file, epoll, security modules.
     SYSTEM_CALLS: """
         aa_ amd_clear_divider apparmor_ arch_exit_to_user_mode_prepare blkcg_maybe_throttle_current
@@ -147,7 +147,7 @@ MODULES = {
     "virtiofs": SYSTEM_CALLS,
 }
 
-_PARTS = {word: part for part, words in BEGINNINGS.items() for word in words.split()}
+_PARTS = {word: part for part, words in PREFIXES.items() for word in words.split()}
 _LONGEST = max(map(len, _PARTS))
 
 

@@ -60,11 +60,11 @@ from stackmap_testbed.lab.kernels import find_kernel
 from stackmap_testbed.lab.tuning import BUSY_USECS, tuning
 from stackmap_testbed.lab.versions import versions
 
-#: Of each beginning: twenty for each of the most connections, or the edges of batches show.
+#: Of each repeat: twenty for each of the most connections, or the edges of batches show.
 REQUESTS = 1280
-#: How often each number of connections is begun anew: in which order connections and programs get
+#: How often each number of connections is measured anew: in which order connections and programs get
 #: their turns settles differently each time they begin, and stays.
-BEGINNINGS = 3
+REPEATS = 3
 CONNECTIONS = (1, 16, 64)
 SIZES = (64, 1024)
 #: How many connections keep a server busy where requests come in bursts, and how many to measure.
@@ -241,7 +241,7 @@ class Loaded:
 
 
 def loads(
-    guest: Guest, counter: Counter, server: Server, beginnings: int, requests: int = REQUESTS
+    guest: Guest, counter: Counter, server: Server, repeats: int, requests: int = REQUESTS
 ) -> list[Loaded]:
     """Start a server, and load it with each size and number of connections.
 
@@ -253,7 +253,7 @@ def loads(
     with _tuned(guest, server), running(guest, command, rings=server.rings) as process:
         known = len(counter.marks())
         counter.sections()
-        connections = [each for each in server.connections for _ in range(beginnings)]
+        connections = [each for each in server.connections for _ in range(repeats)]
         options = ["--bytes", *map(str, server.sizes), *server.load]
         report = load(guest, requests, connections, *options, prefix=limit)
         mapped = read_maps(guest.run(["cat", f"/proc/{process.pid}/maps"]).stdout)
@@ -274,7 +274,7 @@ def measure(
     counter: Counter,
     symbols: Ranges,
     server: Server,
-    beginnings: int,
+    repeats: int,
     *,
     requests: int = REQUESTS,
     nic: str = VIRTIO,
@@ -282,22 +282,22 @@ def measure(
     """Start a server, load it, and find where its processor's instructions were.
 
     Returns:
-        the cost of each beginning, by bytes and number of connections.
+        the cost of each repeat, by bytes and number of connections.
 
     Raises:
         EchoError: as :func:`loads` does.
     """
     costs: dict[tuple[int, int], list[Cost]] = {}
-    for each in loads(guest, counter, server, beginnings, requests):
+    for each in loads(guest, counter, server, repeats, requests):
         key = (each.measured.size, each.measured.connections)
         costs.setdefault(key, []).append(each.cost(SERVER_PROCESSOR, symbols, nic))
     return costs
 
 
 def summary(costs: Sequence[Cost]) -> dict[str, Any]:
-    """The beginning whose sum is the median, and how far all sums are apart.
+    """The repeat whose sum is the median, and how far all sums are apart.
 
-    Not their mean: an interpreter that collects all garbage once costs several beginnings' worth.
+    Not their mean: an interpreter that collects all garbage once costs several repeats' worth.
     """
     median = sorted(costs, key=lambda cost: cost.instructions)[len(costs) // 2]
     rounded: dict[str, Any] = {
@@ -337,7 +337,7 @@ def run(
     kernel_name: str,
     module: Path | None,
     servers: Mapping[str, Server],
-    beginnings: int,
+    repeats: int,
     *,
     requests: int = REQUESTS,
     memory: int = MEMORY,
@@ -352,8 +352,8 @@ def run(
         kernel_name: which kernel.
         module: the module's file; None for the one that ``make kmod`` built.
         servers: by name.
-        beginnings: how often each number of connections is begun anew.
-        requests: how many are counted in each beginning, and sent before to warm up.
+        repeats: how often each number of connections is measured anew.
+        requests: how many are counted in each repeat, and sent before to warm up.
         memory: the machine's, in megabytes.
         bursts: whether requests come in bursts (:func:`counting_guest`), on so many connections,
             ``SATURATING``, that a server is always busy; then ``REQUESTS_IN_BURSTS`` are counted.
@@ -385,7 +385,7 @@ def run(
         for name, server in servers.items():
             try:
                 costs = measure(
-                    guest, counter, symbols, server, beginnings, requests=requests, nic=nic
+                    guest, counter, symbols, server, repeats, requests=requests, nic=nic
                 )
             except LabError as error:
                 raise EchoError(f"{name}: {error}") from error
@@ -407,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="PATTERN",
         help="only those whose names have it in them, for instance '^rings|^uvloop'",
     )
-    parser.add_argument("--beginnings", type=positive, default=BEGINNINGS, metavar="N")
+    parser.add_argument("--repeats", type=positive, default=REPEATS, metavar="N")
     add_nic_option(parser)
     parser.add_argument(
         "--boot", default="", metavar="WORDS", help="further words on the kernel's command line"
@@ -433,7 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.kernel,
             args.module,
             servers,
-            args.beginnings,
+            args.repeats,
             bursts=args.bursts,
             setup=args.setup,
             nic=args.nic,

@@ -29,7 +29,7 @@ from stackmap_testbed.cost.echo import (
     positive,
     write_figures,
 )
-from stackmap_testbed.cost.models import BEGINNINGS, CONNECTIONS, SERVERS, Server, run
+from stackmap_testbed.cost.models import CONNECTIONS, REPEATS, SERVERS, Server, run
 from stackmap_testbed.cost.profile_plot import plot_profiles
 from stackmap_testbed.cost.profile_table import table
 from stackmap_testbed.lab.errors import LabError
@@ -91,7 +91,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--connections", type=positive, nargs="+", metavar="N", help="default: 1 16 64"
     )
     parser.add_argument("--bytes", type=positive, nargs="+", metavar="N", help="default: 64")
-    parser.add_argument("--beginnings", type=positive, default=BEGINNINGS, metavar="N")
+    parser.add_argument("--repeats", type=positive, default=REPEATS, metavar="N")
     parser.add_argument(
         "--top", type=positive, default=0, metavar="N", help="show so many functions of each part"
     )
@@ -142,7 +142,7 @@ def _measure(args: argparse.Namespace) -> list[Profile]:
     Raises:
         LabError: something that is needed is missing, or does not work.
     """
-    figures = run(args.kernel, args.module, _servers(args), args.beginnings, nic=args.nic)
+    figures = run(args.kernel, args.module, _servers(args), args.repeats, nic=args.nic)
     found = profiles(figures)
     for each in found:
         entry = figures["servers"][each.server][str(each.size)][str(each.connections)]

@@ -40,7 +40,7 @@ from stackmap_testbed.lab.versions import versions
 KINDS: Mapping[str, Sequence[str]] = {"rings": [SERVER_NIC], "epoll": []}
 #: How often each server is started anew: how it and what receives for it get their turns settles
 #: differently each time, and stays.
-BEGINNINGS = 5
+REPEATS = 5
 #: Of each queue.
 CONNECTIONS = 64
 REQUESTS = 40 * CONNECTIONS
@@ -103,8 +103,8 @@ def compare(one: Sequence[Cost], two: Sequence[Sequence[Cost]]) -> dict[str, Any
     """Two processors' throughput over one's.
 
     Args:
-        one: its cost in each beginning.
-        two: each one's cost in each beginning, per request of both.
+        one: its cost in each repeat.
+        two: each one's cost in each repeat, per request of both.
 
     Returns:
         figures of :func:`summary` for ``one`` and each of ``two``, the ratio, and how far it may be
@@ -141,7 +141,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write the figures; the exit status says whether two rings have what is wanted."""
     parser = command_line("two_rings", __doc__, "out/bench-rings.json")
-    parser.add_argument("--beginnings", type=positive, default=BEGINNINGS, metavar="N")
+    parser.add_argument("--repeats", type=positive, default=REPEATS, metavar="N")
     args = parser.parse_args(argv)
     found = {}
     try:
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 queues = QUEUES[:threads]
                 each = []
                 with occupied(guest, QUEUES[threads:]):
-                    for _ in range(args.beginnings):
+                    for _ in range(args.repeats):
                         each += loads(guest, counter, server(kind, queues), 1, REQUESTS)
                 by_queue = [
                     [loaded.cost(queue.server, symbols, VETH) for loaded in each]
