@@ -44,6 +44,13 @@ class _AcceptFailed(Signal):
     error: OSError
 
 
+def _check_makes_codecs(codec: object) -> None:
+    if codec is not None and not callable(codec):
+        raise TypeError(
+            f"give a class or a function that makes codecs, not a {type(codec).__name__}"
+        )
+
+
 class Listener(Supervisor[Never], Generic[In, Out]):
     """Accepts connections, and has an actor own each of them.
 
@@ -79,6 +86,7 @@ class Listener(Supervisor[Never], Generic[In, Out]):
         super().__init__()
         if max_connections < 1:
             raise ValueError(f"max_connections is at least 1, not {max_connections}")
+        _check_makes_codecs(codec)
         self.max_connections = max_connections
         self._child = Child(make, capacity, overflow=overflow, shutdown=shutdown)
         self._codec = codec

@@ -56,6 +56,12 @@ class _GiveUp(Signal):
     error: RestartIntensityError
 
 
+def _check_child(child: object) -> None:
+    if not isinstance(child, Child):
+        given = type(child).__name__
+        raise TypeError(f"spawn() takes a Child, which says how to make an actor, not a {given}")
+
+
 class Supervisor(Actor[Msg]):
     """Starts children in order, restarts those that fail, and stops them in reverse order.
 
@@ -108,7 +114,9 @@ class Supervisor(Actor[Msg]):
         Raises:
             BusyError: ``EEXIST``, an actor is registered under this name.
             ClosedError: ``ESHUTDOWN``, the supervisor is stopping.
+            TypeError: it is no :class:`Child`.
         """
+        _check_child(child)
         return self.adopt(child, None)
 
     @property

@@ -71,8 +71,15 @@ class Lines(Buffered[bytes, "Buffer"]):
 
         Raises:
             LocalProtocolError: it contains the delimiter, or is too long.
+            TypeError: it is not bytes.
         """
-        if self._delimiter in (bytes(message) if isinstance(message, memoryview) else message):
+        try:
+            found = self._delimiter in (
+                bytes(message) if isinstance(message, memoryview) else message
+            )
+        except TypeError:
+            raise TypeError(f"a line is bytes, not a {type(message).__name__}") from None
+        if found:
             raise LocalProtocolError(f"a line may not contain its delimiter {self._delimiter!r}")
         size = size_of(message)
         if size > self._max_length:

@@ -46,15 +46,22 @@ async def listen(address: ListenAddress, *, backlog: int, reuse_port: bool) -> l
 
     Raises:
         OSError: an address cannot be used; the error says which.
+        TypeError: it is no address.
     """
     if isinstance(address, socket.socket):
         return _listening([address], backlog)
     if isinstance(address, str | Path):
         return [_listen_unix(str(address), backlog)]
-    sockets = [item for item in address if isinstance(item, socket.socket)]
-    if sockets:
-        return _listening(sockets, backlog)
-    host, port = cast("tuple[str | None, int]", address)
+    try:
+        items = tuple(address)
+        sockets = [item for item in items if isinstance(item, socket.socket)]
+        if sockets:
+            return _listening(sockets, backlog)
+        host, port = cast("tuple[str | None, int]", items)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"give host and port, a path or sockets as an address, not {address!r}"
+        ) from None
     return await _listen_tcp(host, port, backlog=backlog, reuse_port=reuse_port)
 
 

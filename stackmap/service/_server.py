@@ -62,6 +62,7 @@ class Server(Generic[In, Out]):
             raise ValueError(f"max_connections must be 1 or more, not {max_connections}")
         if concurrency < 1:
             raise ValueError(f"concurrency must be 1 or more, not {concurrency}")
+        _check_makes_codecs(codec)
         self._address = address
         self._given = service
         self.service = None if isinstance(service, ServiceFactory) else service
@@ -276,6 +277,13 @@ class Server(Generic[In, Out]):
                 log.error("%d requests do not end although they were cancelled", len(stuck))
 
 
+def _check_makes_codecs(codec: object) -> None:
+    if not callable(codec):
+        raise TypeError(
+            f"give a class or a function that makes codecs, not a {type(codec).__name__}"
+        )
+
+
 def serve(
     address: ListenAddress,
     service: Service[In, Out | None] | ServiceFactory[In, Out | None],
@@ -309,6 +317,7 @@ def serve(
 
     Raises:
         ValueError: ``max_connections`` or ``concurrency`` is less than 1.
+        TypeError: ``codec`` makes no codecs; or, when the block is entered, ``address`` is none.
     """
     return Server(
         address,

@@ -154,6 +154,21 @@ def test_many_clients_and_pipelines_against_a_dictionary() -> None:
     run(main)
 
 
+def test_wrong_arguments_are_refused_at_once() -> None:
+    codec: Any = Lines()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        with pytest.raises(TypeError, match="that makes codecs, not a Lines"):
+            Listener(ConnectionActor, sock, codec=codec, capacity=1)
+
+        async def main() -> None:
+            async with ActorSystem() as system:
+                listener: Any = Listener(ConnectionActor, sock, capacity=1)
+                with pytest.raises(TypeError, match=r"takes a Child, .* not a Listener"):
+                    system.spawn(listener)
+
+        run(main)
+
+
 def test_the_listener_pauses_at_its_limit() -> None:
     async def main() -> None:
         async with serving(max_connections=2) as (system, address):

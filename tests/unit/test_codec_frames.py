@@ -130,6 +130,8 @@ def test_line_ends() -> None:
     assert list(received(Lines(), [b"a\r\n"])) == [b"a\r"]
     with pytest.raises(LocalProtocolError, match="delimiter"):
         codec.send(b"a\nb")
+    with pytest.raises(TypeError, match="a line is bytes, not a str"):
+        codec.send("text")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", [Lines, lambda: Fixed(9), LengthPrefixed])

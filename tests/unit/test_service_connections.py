@@ -7,7 +7,7 @@ import contextlib
 import os
 import resource
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -355,3 +355,20 @@ def test_tls(tmp_path: Path) -> None:
                     await writer.wait_closed()
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("address", "codec", "complaint"),
+    [
+        (ANYWHERE, Lines(), "give a class or a function that makes codecs, not a Lines"),
+        (9000, Lines, "give host and port, a path or sockets as an address, not 9000"),
+        (("localhost",), Lines, "give host and port, a path or sockets as an address"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(address: Any, codec: Any, complaint: str) -> None:
+    async def main() -> None:
+        async with serve(address, upper, codec):
+            pass
+
+    with pytest.raises(TypeError, match=complaint):
+        run(main())
