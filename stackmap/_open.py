@@ -81,6 +81,7 @@ def _only_bound_nic() -> str:
         raise BackendUnavailableError("no NIC is bound: run `stackmap bind NIC` first")
     if len(nics) > 1:
         raise BackendUnavailableError(
-            f"more than one NIC is bound ({', '.join(sorted(nics))}): choose one with --nic"
+            f"more than one NIC is bound ({', '.join(sorted(nics))}): "
+            "name one (nic=, --nic or STACKMAP_NIC)"
         )
     return nics[0]

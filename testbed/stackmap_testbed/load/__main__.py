@@ -79,6 +79,13 @@ def main(argv: list[str] | None = None) -> int:
             write_hgrm(result, args.hgrm)
         if args.counters:
             record["counters"] = settled_counters(plan.host, plan.port)
+    except ConnectionRefusedError as error:
+        where = f"{plan.host}, port {plan.port}"
+        print(
+            f"error: {where}: {error.strerror}; is a memcached server running there?",
+            file=sys.stderr,
+        )
+        return 1
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
