@@ -6,8 +6,9 @@ on their payload moves only through :meth:`Connection.write` and :meth:`Port.exc
 
 Two backends implement these classes: rings shared with ``stackmap.ko``
 (:class:`stackmap.RingPort`), and non-blocking sockets (:class:`stackmap.SocketPort`).
-An application written against this interface runs on both, which is what makes the second one an
-honest baseline for the first.
+An application written against this interface runs on both, so it can be written and tested without
+the module, and compared with itself.  It is not the best that sockets can do: ``docs/measuring.md``
+compares rings with servers that were written for sockets as well.
 """
 
 from __future__ import annotations

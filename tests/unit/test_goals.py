@@ -1,4 +1,4 @@
-"""The table of what was wanted: which servers it measures, and what it makes of their figures."""
+"""The table of the goals: which servers it measures, and what it makes of their figures."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_event_that_a_driver_does_not_show_has_no_ratio() -> None:
 
 def test_the_table_has_a_column_for_each_kernel() -> None:
     lines = table({"6.12": figures(300, 400, 0.01), "6.1": figures(200, 400)})
-    assert lines[0] == "| | Linux 6.12 | Linux 6.1 | wanted |"
+    assert lines[0] == "| | Linux 6.12 | Linux 6.1 | goal |"
     assert lines[2] == "| echo in C, saturated | 0.75 ± 0.01 | 0.50 ± 0.00 | 0.65 |"
     assert lines[7] == "| doorbells, saturated | 0.75 | 0.50 | 0.10 |"
     assert len(lines) == 2 + len(GOALS)

@@ -1,4 +1,4 @@
-"""Rings compared with sockets, beside what was wanted: one table.
+"""Rings compared with sockets, beside the goals: one table.
 
 ``python -m stackmap_testbed.cost.goals --kernels 6.12 6.1 --out out/bench-goals.json``
 
@@ -108,7 +108,7 @@ def servers(goals: Iterable[Goal]) -> dict[str, Server]:
 def table(measured: Mapping[str, Figures]) -> list[str]:
     """The lines of the table, in Markdown, with a column for each kernel."""
     lines = [
-        f"| | {' | '.join(f'Linux {kernel}' for kernel in measured)} | wanted |",
+        f"| | {' | '.join(f'Linux {kernel}' for kernel in measured)} | goal |",
         f"| --- {'| ---: ' * len(measured)}| ---: |",
     ]
     for goal in GOALS:

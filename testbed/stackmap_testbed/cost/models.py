@@ -62,7 +62,7 @@ from stackmap_testbed.lab.versions import versions
 
 #: Of each repeat: twenty for each of the most connections, or the edges of batches show.
 REQUESTS = 1280
-#: How often each number of connections is measured anew: in which order connections and programs get
+#: How often each number of connections is measured: in which order connections and programs get
 #: their turns settles differently each time they begin, and stays.
 REPEATS = 3
 CONNECTIONS = (1, 16, 64)
