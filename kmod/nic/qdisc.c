@@ -36,7 +36,7 @@
 struct sm_fifo {
 	struct sm_nic *nic;		/* NULL until the root has made all FIFOs */
 	unsigned int queue;		/* the NIC's, of which it is the FIFO */
-	bool draining;			/* let go all there are */
+	bool draining;			/* hold nothing back: send all that is queued */
 	struct timer_list timer;	/* the plug has been in for long enough */
 };
 
@@ -258,7 +258,7 @@ static const struct Qdisc_ops sm_fifo_ops = {
 struct sm_root {
 	struct sm_nic *nic;
 	struct Qdisc **fifo;	/* made, but not attached yet */
-	kuid_t uid;		/* may open ports too, as may gid; guarded by RTNL, both */
+	kuid_t uid;		/* user and group that may open ports; guarded by RTNL */
 	kgid_t gid;
 };
 

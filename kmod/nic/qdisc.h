@@ -10,7 +10,7 @@
 
 struct sk_buff;
 
-/* While it is in, the packets of its owner wait in the NIC's queues. */
+/* While plugged, the packets of its owner wait in the NIC's queues. */
 struct sm_plug {
 	struct sm_nic *nic;
 	bool plugged;

@@ -53,7 +53,7 @@ struct sm_conn {
 	struct llist_node info_due;	/* in pair->info_queue */
 
 	/* guarded by the socket lock */
-	bool info_stale;		/* its record is; set and read without the lock, too */
+	bool info_stale;		/* the record is out of date; also used without the lock */
 	bool recorded;			/* the record is still this connection's */
 	bool attached;			/* read without the lock, too */
 	bool shut;			/* shutdown() was called: nothing more may be sent */
@@ -66,7 +66,7 @@ struct sm_conn {
 		u16 copied;		/* bytes of it that TCP has copied */
 		bool report;		/* it has NS_REPORT */
 	} partial;
-	u32 waiting;			/* first buffer that TCP copied; 0: none */
+	u32 waiting;			/* first copied buffer without its ACK; 0: none */
 	u32 waiting_last;
 	u64 end;			/* position after the last byte that TCP has */
 	u64 acked;			/* position of the first unacknowledged byte */

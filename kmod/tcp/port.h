@@ -26,8 +26,8 @@
  *	sm_nics_lock		a mutex: the list of NICs
  *	sm_ports_lock		a mutex: the table of ports
  *	pair->rings.mutex	user context: one sync or poll at a time
- *	lock_sock(conn->sk)	what struct sm_conn says, the socket; in softirq its spinlock,
- *				while it is not owned
+ *	lock_sock(conn->sk)	the socket, and the fields of struct sm_conn that say so; in
+ *				softirq its spinlock alone, while no user owns the socket
  *	sm_family_ops_mutex	the tables of system calls that attached sockets have
  *	sm_af_ops_mutex		the tables of TCP's address families that they have
  *	rx->lock		the receive ring's kernel side (taken from softirq)
