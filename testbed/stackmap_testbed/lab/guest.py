@@ -96,7 +96,7 @@ class Guest:
             self._share.socket.close()
             undo.pop_all()
         self._qmp = Qmp(control)
-        self._channel = Channel(agent, self._handle, self.obituary)
+        self._channel = Channel(agent, self._handle, self.describe_state)
         self._channel.start()
 
     def _initramfs(self) -> bytes:
@@ -142,10 +142,10 @@ class Guest:
         deadline = time.monotonic() + timeout
         while not self._ready.wait(0.1):
             if self._channel.dead:
-                raise GuestDiedError(self.obituary())
+                raise GuestDiedError(self.describe_state())
             if time.monotonic() > deadline:
                 raise GuestTimeoutError(
-                    f"{self.name} did not boot within {timeout:g} s: {self.obituary()}"
+                    f"{self.name} did not boot within {timeout:g} s: {self.describe_state()}"
                 )
 
     @property
@@ -311,7 +311,7 @@ class Guest:
         try:
             times = [thread_cpu_nanoseconds(self._machine.pid, cpu["thread-id"]) for cpu in cpus]
         except OSError:
-            raise GuestDiedError(self.obituary()) from None
+            raise GuestDiedError(self.describe_state()) from None
         return sum(times) / 1e9
 
     def monitor(self, command: str, **arguments: object) -> Any:
@@ -326,7 +326,7 @@ class Guest:
         except QmpRefusalError as refusal:
             raise LabError(f"QEMU refuses {command}: {refusal}") from None
         except OSError:
-            raise GuestDiedError(self.obituary()) from None
+            raise GuestDiedError(self.describe_state()) from None
 
     def send_signal(self, pid: int, number: int, *, group: bool) -> None:
         """Signal a process of the guest, or the group that it leads."""
@@ -341,7 +341,7 @@ class Guest:
         """Set the rows and columns of a started process's terminal."""
         self._channel.request("window", process=process, size=size)
 
-    def obituary(self) -> str:
+    def describe_state(self) -> str:
         """Say whether the guest still runs, with the end of its console or its first complaint."""
         if self._channel.dead:
             with contextlib.suppress(subprocess.TimeoutExpired):
