@@ -48,10 +48,10 @@ class LocalGuest(Guest):
             self._agent = subprocess.Popen(
                 [sys.executable, "-c", AGENT, str(far.fileno())], pass_fds=[far.fileno()]
             )
-        self._channel = Channel(near, self._handle, self.describe_state)
+        self._channel = Channel(near, self._handle, self.status)
         self._channel.start()
 
-    def describe_state(self) -> str:
+    def status(self) -> str:
         return "the agent has ended"
 
     def open_files(self) -> int:

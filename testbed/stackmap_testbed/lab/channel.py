@@ -25,12 +25,12 @@ class Channel:
     """
 
     def __init__(
-        self, sock: socket.socket, on_event: Callable[[Message], None], describe_state: Callable[[], str]
+        self, sock: socket.socket, on_event: Callable[[Message], None], status: Callable[[], str]
     ) -> None:
-        """Talk over ``sock``; ``describe_state`` tells, once the guest is gone, what it died of."""
+        """Talk over ``sock``; ``status`` tells, once the guest is gone, what it died of."""
         self._sock = sock
         self._on_event = on_event
-        self._describe_state = describe_state
+        self._status = status
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._writing = threading.Lock()
@@ -71,9 +71,9 @@ class Channel:
                 del self._replies[number]
         if reply is None:
             if self._dead:
-                raise GuestDiedError(self._describe_state())
+                raise GuestDiedError(self._status())
             raise GuestTimeoutError(
-                f"the guest's agent did not answer '{do}' within {timeout:g} s: {self._describe_state()}"
+                f"the guest's agent did not answer '{do}' within {timeout:g} s: {self._status()}"
             )
         if "error" in reply:
             raise RefusalError(do, reply["error"], reply.get("errno"), reply.get("file"))

@@ -96,7 +96,7 @@ class Guest:
             self._share.socket.close()
             undo.pop_all()
         self._qmp = Qmp(control)
-        self._channel = Channel(agent, self._handle, self.describe_state)
+        self._channel = Channel(agent, self._handle, self.status)
         self._channel.start()
 
     def _initramfs(self) -> bytes:
@@ -142,10 +142,10 @@ class Guest:
         deadline = time.monotonic() + timeout
         while not self._ready.wait(0.1):
             if self._channel.dead:
-                raise GuestDiedError(self.describe_state())
+                raise GuestDiedError(self.status())
             if time.monotonic() > deadline:
                 raise GuestTimeoutError(
-                    f"{self.name} did not boot within {timeout:g} s: {self.describe_state()}"
+                    f"{self.name} did not boot within {timeout:g} s: {self.status()}"
                 )
 
     @property
@@ -311,7 +311,7 @@ class Guest:
         try:
             times = [thread_cpu_nanoseconds(self._machine.pid, cpu["thread-id"]) for cpu in cpus]
         except OSError:
-            raise GuestDiedError(self.describe_state()) from None
+            raise GuestDiedError(self.status()) from None
         return sum(times) / 1e9
 
     def monitor(self, command: str, **arguments: object) -> Any:
@@ -326,7 +326,7 @@ class Guest:
         except QmpRefusalError as refusal:
             raise LabError(f"QEMU refuses {command}: {refusal}") from None
         except OSError:
-            raise GuestDiedError(self.describe_state()) from None
+            raise GuestDiedError(self.status()) from None
 
     def send_signal(self, pid: int, number: int, *, group: bool) -> None:
         """Signal a process of the guest, or the group that it leads."""
@@ -341,7 +341,7 @@ class Guest:
         """Set the rows and columns of a started process's terminal."""
         self._channel.request("window", process=process, size=size)
 
-    def describe_state(self) -> str:
+    def status(self) -> str:
         """Say whether the guest still runs, with the end of its console or its first complaint."""
         if self._channel.dead:
             with contextlib.suppress(subprocess.TimeoutExpired):

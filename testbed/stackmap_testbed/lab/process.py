@@ -41,7 +41,7 @@ class ProcessOwner(Protocol):
     def set_window(self, process: int, size: tuple[int, int]) -> None:
         """Set the rows and columns of a process's terminal."""
 
-    def describe_state(self) -> str:
+    def status(self) -> str:
         """Say what the guest last printed on its console."""
 
 
@@ -188,7 +188,7 @@ class GuestProcess:
         deadline = None if timeout is None else time.monotonic() + timeout
         while not condition():
             if self._guest_died:
-                raise GuestDiedError(f"{self._title()} was cut off: {self._owner.describe_state()}")
+                raise GuestDiedError(f"{self._title()} was cut off: {self._owner.status()}")
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise GuestTimeoutError(
