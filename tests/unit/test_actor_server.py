@@ -452,21 +452,39 @@ def test_a_client_of_actors() -> None:
     run(main)
 
 
-def test_the_chat_of_the_documentation() -> None:
+@contextlib.asynccontextmanager
+async def documented(number: int, connections: int) -> AsyncIterator[list[Client]]:
+    """Clients of a program of ``docs/actors.md``, whose connections it accepts in their order."""
     text = (ROOT / "docs/actors.md").read_text()
-    program = text.split("```python\n", 1)[1].split("```", 1)[0]
+    program = text.split("```python\n")[number].split("```", 1)[0]
     with socket.create_server(("127.0.0.1", 0)) as sock:
         address = sock.getsockname()
     program = program.replace("7000", str(address[1]))
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, cwd=ROOT)
+    try:
+        clients: list[Client] = []
+        while len(clients) < connections:
+            with contextlib.suppress(ConnectionRefusedError):
+                clients.append(await connect(address))
+        yield clients
+    finally:
+        process.kill()
+        await process.wait()
 
+
+def test_the_echo_of_the_documentation() -> None:
     async def main() -> None:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, cwd=ROOT)
-        try:
-            clients: list[Client] = []
-            while len(clients) < 3:
-                with contextlib.suppress(ConnectionRefusedError):
-                    clients.append(await connect(address))
-            # They are accepted, and join, in this order: the last one is heard by all.
+        async with documented(1, connections=1) as [(reader, writer)]:
+            writer.write(b"one\ntwo\n")
+            assert await reader.readexactly(8) == b"one\ntwo\n"
+
+    run(main)
+
+
+def test_the_chat_of_the_documentation() -> None:
+    async def main() -> None:
+        async with documented(2, connections=3) as clients:
+            # They join in their order: the last one is heard by all.
             for speaker in (2, 0, 1):
                 clients[speaker][1].write(b"from %d\n" % speaker)
                 for index, (reader, _writer) in enumerate(clients):
@@ -475,8 +493,5 @@ def test_the_chat_of_the_documentation() -> None:
             clients[1][1].close()
             clients[2][1].write(b"bye\n")
             assert await clients[0][0].readline() == b"bye\n"
-        finally:
-            process.kill()
-            await process.wait()
 
     run(main)
