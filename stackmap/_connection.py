@@ -242,7 +242,8 @@ class Connection(abc.ABC):
         """Say when ``Event.WRITABLE`` is wanted.
 
         It comes when :attr:`pending` sinks to ``low`` or below after it was above ``high``.  If it
-        was owed before this call, it still comes.  Both limits are 0 at first.
+        was owed before this call, it still comes.  When it is seen, :attr:`pending` may have grown
+        again; see :meth:`owe_writable`.  Both limits are 0 at first.
 
         Args:
             high: bytes.
@@ -261,6 +262,15 @@ class Connection(abc.ABC):
         self._exceeded = exceeded
         owed = self._above_high and self.pending > 0  # as the limits were before
         self._above_high = owed or self.pending > high
+
+    def owe_writable(self) -> None:
+        """Have ``Event.WRITABLE`` come when :attr:`pending` sinks to ``low`` or below next.
+
+        An exchange decides on the event, and :attr:`pending` may have grown between ``low`` and
+        ``high`` until it is seen: by writes of other connections' handlers, or by what TCP gave
+        back.  A program that goes on only at ``low`` has to ask again then, or it is never told.
+        """
+        self._above_high = self.pending > self._low
 
     def write(self, data: Buffer, report: bool = False) -> None:
         """Send ``data``.

@@ -434,10 +434,13 @@ class PortTransport(
             self._maybe_pause_protocol()
 
     def _sank_to_low(self) -> None:
+        """The queue did in this turn's exchange; it may have grown again since then."""
         if self._closing:
             self._finish_closing()
         else:
             self._maybe_resume_protocol()
+        if self._protocol_paused and self._connection is not None:
+            self._connection.owe_writable()
 
     # -- acknowledgements --
 

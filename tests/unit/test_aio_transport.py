@@ -141,6 +141,49 @@ def test_resume_writing_may_write_while_closing(new_loop: NewLoop) -> None:
     run(new_loop, main())
 
 
+@pytest.mark.parametrize("closing", [False, True])
+def test_a_queue_that_grows_before_its_protocol_is_told(new_loop: NewLoop, closing: bool) -> None:
+    """It has sunk to the low limit, and then another connection's protocol writes to it."""
+
+    async def main() -> None:
+        transport, protocol, peer = await connect(Recorder)
+        written = 0
+
+        def write(size: int) -> None:
+            nonlocal written
+            transport.write(bytes(size))
+            written += size
+
+        class Writer(Recorder):
+            def data_received(self, data: bytes) -> None:
+                super().data_received(data)
+                while not transport.get_write_buffer_size():
+                    write(500)
+                if closing:
+                    transport.close()
+
+        other_transport, other, other_peer = await connect(Writer)
+        with peer, other_peer:
+            transport.set_write_buffer_limits(high=20_000, low=0)
+            while "pause" not in protocol.story:
+                write(5000)
+                await asyncio.sleep(0)
+            other_peer.send(b"x")
+            read = 0
+            with suppress(BlockingIOError):  # the next turn sends all that waits
+                while True:
+                    read += len(peer.recv(HUGE))
+            await until(lambda: other.data)
+            while read < written:
+                read += len(await receive(peer, written - read))
+            await until(lambda: "resume" in protocol.story)
+            transport.close()
+            other_transport.close()
+            await until(lambda: protocol.lost and other.lost)
+
+    run(new_loop, main())
+
+
 def test_limits_may_change_while_writing_is_paused(new_loop: NewLoop) -> None:
     async def main() -> None:
         transport, protocol, peer = await connect(Recorder)

@@ -347,6 +347,21 @@ def test_limits_of_writing(link: Link) -> None:
     assert link.events() == [Event.WRITABLE]
 
 
+def test_writable_that_is_owed(link: Link) -> None:
+    connection = link.connection
+    connection.set_write_limits(1 << 30, 0)
+    connection.owe_writable()  # nothing is pending: it would come at once
+    written = link.fill()
+    link.read_peer(written)
+    assert link.events() == []
+    written = link.fill()
+    connection.owe_writable()
+    link.read_peer(written)
+    link.until_event(Event.WRITABLE)
+    assert connection.pending == 0
+    assert link.events() == [Event.WRITABLE]
+
+
 def test_what_is_unsent(link: Link) -> None:
     connection = link.connection
     connection.write(b"soon there")
