@@ -101,7 +101,7 @@ class _Copy:
 def keep(segment: Held, keeper: Keeper | None) -> Held:
     """Have a segment's bytes outlive the call that delivered it, in its page or as a copy.
 
-    What outlives it already is returned as it is.
+    A segment that was kept before is returned as it is.
     """
     if isinstance(segment, Kept | _Copy):
         return segment
