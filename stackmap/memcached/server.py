@@ -168,10 +168,13 @@ class Server:
                 continue
             session: Session = connection.app
             session.heard = now
+            # A session that stores its value is charged for nothing any more, but the connection
+            # stays in self._waiting until it is settled.
+            charged = session.charged
             output = session.respond(segment)
             if output:
                 connection.write(output)
-            if not session.idle or session.charged or connection.pending:
+            if not session.idle or charged or connection.pending:
                 self._settle(connection, session)
         if waiting:
             self._resume(min(waiting, RESUMED_PER_TURN))

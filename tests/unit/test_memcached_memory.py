@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST = 160_000_000
 NO_MEMORY = b"SERVER_ERROR out of memory storing object\r\n"
+NO_ROOM_FOR_LINE = b"SERVER_ERROR out of memory reading request\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +136,30 @@ def oldest_line_is_refused(address: Address, line: bytes) -> None:
     for client in clients:
         client.sendall(line)
         wait_until(other, range(len(line), len(line) + 1))
-    reply = b"SERVER_ERROR out of memory reading request\r\n"
-    assert receive(clients[0], 100) == reply
+    assert receive(clients[0], 100) == NO_ROOM_FOR_LINE
     clients[1].sendall(b"\r\n")
     assert receive(clients[1], 5) == b"END\r\n"
     assert b"STAT read_buf_oom 1\r\n" in other.ask(b"stats\r\n")
     for client in clients:
         client.close()
     other.close()
+
+
+def test_a_client_whose_value_is_stored_gives_nothing_up(smallest: Address) -> None:
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(contextlib.closing(Conversation(smallest)))
+        client, oldest, youngest = (stack.enter_context(connect(smallest)) for _ in range(3))
+        client.sendall(b"set k 0 0 100000\r\n" + bytes(50_000))
+        wait_until(other, range(50_000, 50_001))
+        client.sendall(bytes(50_000) + b"\r\n")
+        assert receive(client, 8) == b"STORED\r\n"
+        line = b"get" + b" k" * 150_000
+        oldest.sendall(line)
+        wait_until(other, range(len(line), len(line) + 1))
+        youngest.sendall(line)
+        assert receive(oldest, len(NO_ROOM_FOR_LINE)) == NO_ROOM_FOR_LINE
+        client.sendall(b"version\r\n")
+        assert receive(client, 8) == b"VERSION "
 
 
 def test_the_oldest_slow_reader_is_disconnected() -> None:

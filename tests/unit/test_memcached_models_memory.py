@@ -18,6 +18,7 @@ from tests.unit.test_memcached_memory import (
     connect,
     oldest_line_is_refused,
     receive,
+    test_a_client_whose_value_is_stored_gives_nothing_up,
     test_a_value_larger_than_half_of_the_memory_is_stored,
     test_a_value_that_goes_while_it_is_sent_arrives_whole,
     test_the_oldest_incomplete_value_is_dropped,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from stackmap_testbed.memcached.conformance import Address
 
 __all__ = [
+    "test_a_client_whose_value_is_stored_gives_nothing_up",
     "test_a_value_larger_than_half_of_the_memory_is_stored",
     "test_a_value_that_goes_while_it_is_sent_arrives_whole",
     "test_the_oldest_incomplete_value_is_dropped",
