@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stackmap_testbed.memcached.conformance import Conversation
 from stackmap_testbed.memcached.pressure import allow_descriptors, peak, press, server
 from tests.unit.test_memcached_memory import (
     MOST,
-    connect,
     oldest_line_is_refused,
-    receive,
     test_a_client_whose_value_is_stored_gives_nothing_up,
     test_a_value_larger_than_half_of_the_memory_is_stored,
     test_a_value_that_goes_while_it_is_sent_arrives_whole,
     test_the_oldest_incomplete_value_is_dropped,
+    test_the_oldest_slow_readers_are_disconnected,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +32,7 @@ __all__ = [
     "test_a_value_larger_than_half_of_the_memory_is_stored",
     "test_a_value_that_goes_while_it_is_sent_arrives_whole",
     "test_the_oldest_incomplete_value_is_dropped",
+    "test_the_oldest_slow_readers_are_disconnected",
 ]
 
 
@@ -69,18 +68,3 @@ def test_memory_is_bounded_and_another_client_is_served(model: str) -> None:
 
 def test_the_oldest_long_line_is_refused_with_a_reply(smallest: Address) -> None:
     oldest_line_is_refused(smallest, b"get" + b" k" * 150_000)
-
-
-def test_the_oldest_slow_reader_is_disconnected(smallest: Address) -> None:
-    other = Conversation(smallest)
-    other.ask(b"set big 0 0 200000\r\n" + bytes(200_000) + b"\r\n")
-    clients = [connect(smallest) for _ in range(40)]
-    for client in clients:
-        client.sendall(b"get big\r\n" * 50)
-    while b"STAT response_obj_oom 0\r\n" in other.ask(b"stats\r\n"):
-        assert other.ask(b"get nothing\r\n") == b"END\r\n"
-    with pytest.raises(ConnectionResetError):
-        receive(clients[0], 1 << 24)
-    for client in clients:
-        client.close()
-    other.close()
