@@ -8,6 +8,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Never, TypeVar
 
+from stackmap.codec import check_codec_factory
+
 from ._cell import Cell, State
 from ._child import Child
 from ._mailbox import Overflow
@@ -42,13 +44,6 @@ class _AcceptFailed(Signal):
     """The listening socket is of no use any more."""
 
     error: OSError
-
-
-def _check_makes_codecs(codec: object) -> None:
-    if codec is not None and not callable(codec):
-        raise TypeError(
-            f"give a class or a function that makes codecs, not a {type(codec).__name__}"
-        )
 
 
 class Listener(Supervisor[Never], Generic[In, Out]):
@@ -86,7 +81,8 @@ class Listener(Supervisor[Never], Generic[In, Out]):
         super().__init__()
         if max_connections < 1:
             raise ValueError(f"max_connections is at least 1, not {max_connections}")
-        _check_makes_codecs(codec)
+        if codec is not None:
+            check_codec_factory(codec)
         self.max_connections = max_connections
         self._child = Child(make, capacity, overflow=overflow, shutdown=shutdown)
         self._codec = codec

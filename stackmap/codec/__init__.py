@@ -8,6 +8,7 @@ are modules of their own.
 from ._buffered import Buffered
 from ._codec import Buffer, Codec
 from ._errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from ._factory import check_codec_factory
 from ._fixed import Fixed
 from ._frames import LengthPrefixed
 from ._lines import Lines
@@ -24,4 +25,5 @@ __all__ = [
     "MsgspecFrames",
     "ProtocolError",
     "RemoteProtocolError",
+    "check_codec_factory",
 ]

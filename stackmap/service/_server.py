@@ -7,6 +7,8 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
+from stackmap.codec import check_codec_factory
+
 from ._background import Background
 from ._connection import ConcurrentConnection, ServedConnection
 from ._factory import ServiceFactory
@@ -62,7 +64,7 @@ class Server(Generic[In, Out]):
             raise ValueError(f"max_connections must be 1 or more, not {max_connections}")
         if concurrency < 1:
             raise ValueError(f"concurrency must be 1 or more, not {concurrency}")
-        _check_makes_codecs(codec)
+        check_codec_factory(codec)
         self._address = address
         self._given = service
         self.service = None if isinstance(service, ServiceFactory) else service
@@ -275,13 +277,6 @@ class Server(Generic[In, Out]):
             )
             if stuck:
                 log.error("%d requests do not end although they were cancelled", len(stuck))
-
-
-def _check_makes_codecs(codec: object) -> None:
-    if not callable(codec):
-        raise TypeError(
-            f"give a class or a function that makes codecs, not a {type(codec).__name__}"
-        )
 
 
 def serve(
