@@ -43,8 +43,9 @@ def serving(
     port: Port,
     listener: socket.socket,
     model: type[Server | ServiceServer | ActorServer] = Server,
+    memory: int = 64 << 20,
 ) -> Iterator[None]:
-    server = model(port, [listener], Store(64 << 20), max_connections=CLIENTS + 1)
+    server = model(port, [listener], Store(memory), max_connections=CLIENTS + 1)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

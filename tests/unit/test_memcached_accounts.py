@@ -1,0 +1,146 @@
+"""Memory runs short in the memcached server: who holds none of it loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stackmap._sockets import SocketPort
+from tests.unit.test_memcached_ends import MODELS, serving
+from tests.waiting import eventually
+
+if TYPE_CHECKING:
+    from stackmap.memcached import Server
+    from stackmap.memcached.actors import ActorServer
+    from stackmap.memcached.service import ServiceServer
+
+MEMORY = 1 << 20
+CLIENTS = 4
+NO_MEMORY = b"SERVER_ERROR out of memory storing object\r\n"
+NO_ROOM_FOR_LINE = b"SERVER_ERROR out of memory reading request\r\n"
+#: Asked for by those that do not read.
+BIG = 100_000
+
+Action = Literal["store", "begin a value", "begin a line", "do not read"]
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, CLIENTS - 1),
+        st.sampled_from(("store", "begin a value", "begin a line", "do not read")),
+        st.integers(1, 600_000),
+    ),
+    max_size=12,
+)
+
+
+class Client:
+    """A client that may have begun something that takes memory of the server."""
+
+    def __init__(self, address: tuple[str, int], number: int) -> None:
+        self._address = address
+        self._key = b"value%d" % number
+        self._connect()
+
+    def _connect(self) -> None:
+        self._sock = socket.socket()
+        self._sock.settimeout(60)
+        # So that the server keeps what is unread, not the kernel.
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._sock.connect(self._address)
+        self._replies = self._sock.makefile("rb")
+        self.begun: Action | None = None
+        self._missing = b""
+
+    def close(self) -> None:
+        self._replies.close()
+        self._sock.close()
+
+    def check(self) -> None:
+        """It holds nothing, so it is served."""
+        self._sock.sendall(b"version\r\n")
+        assert self._replies.readline().startswith(b"VERSION ")
+
+    def begin(self, action: Action, size: int) -> None:
+        """Have the server hold ``size`` bytes, or what the kernel does not take of replies."""
+        self.begun = action
+        if action in {"store", "begin a value"}:
+            self._sock.sendall(b"set %b 0 0 %d\r\n" % (self._key, size + 1000) + bytes(size))
+            self._missing = bytes(1000) + b"\r\n"
+        elif action == "begin a line":
+            self._sock.sendall(b"get" + b" k" * (size // 2))
+            self._missing = b" k\r\n"
+        else:
+            self._sock.sendall(b"get big\r\n" * 10)
+            self._missing = b"version\r\n"
+
+    def finish(self) -> None:
+        """End what was begun: it was done, or given up with the right words."""
+        action, self.begun = self.begun, None
+        if action in {"store", "begin a value"}:
+            self._sock.sendall(self._missing)
+            assert self._replies.readline() in {b"STORED\r\n", NO_MEMORY}
+            return
+        try:
+            self._sock.sendall(self._missing)
+            if action == "begin a line":
+                reply = self._replies.readline()
+                assert reply in {b"END\r\n", NO_ROOM_FOR_LINE}
+                lost = reply == NO_ROOM_FOR_LINE
+            else:
+                lost = not any(line.startswith(b"VERSION ") for line in self._replies)
+        except ConnectionError:
+            lost = True
+        if lost:
+            self.close()
+            self._connect()
+
+    def store(self, key: bytes, size: int) -> None:
+        """Store a value in one go."""
+        self._sock.sendall(b"set %b 0 0 %d\r\n%b\r\n" % (key, size, bytes(size)))
+        assert self._replies.readline() == b"STORED\r\n"
+
+    def waiting_bytes(self) -> int:
+        """How much the server says that it holds for its clients."""
+        self._sock.sendall(b"stats stackmap\r\n")
+        report = dict(line.split()[1:] for line in iter(self._replies.readline, b"END\r\n"))
+        return int(report[b"waiting_bytes"])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@settings(max_examples=40)
+@given(steps=STEPS)
+def test_clients_that_hold_nothing_are_served(
+    model: type[Server | ServiceServer | ActorServer], steps: list[tuple[int, Action, int]]
+) -> None:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        port = stack.enter_context(SocketPort())
+        stack.enter_context(serving(port, listener, model, MEMORY))
+        make = functools.partial(Client, listener.getsockname())
+        *clients, other = (
+            stack.enter_context(contextlib.closing(make(number))) for number in range(CLIENTS + 1)
+        )
+        other.store(b"big", BIG)
+        for number, action, size in steps:
+            client = clients[number]
+            if client.begun is not None:
+                client.finish()
+            else:
+                client.begin(action, size)
+                other.check()
+                if action == "store":
+                    client.finish()
+            for each in clients:
+                if each.begun is None:
+                    each.check()
+        for client in clients:
+            if client.begun is not None:
+                client.finish()
+            client.check()
+        eventually(lambda: other.waiting_bytes() == 0, other.waiting_bytes)
