@@ -226,6 +226,10 @@ class Server:
         """Free memory, because too much waits in connections."""
         for connection in self._waiting.excess():
             session: Session = connection.app
+            if session.held + connection.pending < session.charged:
+                # TCP took more of its replies, of which no event tells.
+                self._account(connection, session)
+                continue
             if session.shed():
                 connection.write(session.take_output())
                 self._waiting.forget(connection, session)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import select
 import socket
 from typing import TYPE_CHECKING, Literal
 
@@ -12,20 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stackmap._sockets import SocketPort
+from stackmap.memcached import Server
 from tests.unit.test_memcached_ends import MODELS, serving
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from stackmap.memcached import Server
+    from collections.abc import Iterator
+
     from stackmap.memcached.actors import ActorServer
     from stackmap.memcached.service import ServiceServer
+
+    Model = type[Server | ServiceServer | ActorServer]
 
 MEMORY = 1 << 20
 CLIENTS = 4
 NO_MEMORY = b"SERVER_ERROR out of memory storing object\r\n"
 NO_ROOM_FOR_LINE = b"SERVER_ERROR out of memory reading request\r\n"
-#: Asked for by those that do not read.
-BIG = 100_000
+#: Asked for by those that do not read, and sent in pieces of 32 KiB.
+BIG = 96 << 10
 
 Action = Literal["store", "begin a value", "begin a line", "do not read"]
 STEPS = st.lists(
@@ -99,6 +103,16 @@ class Client:
             self.close()
             self._connect()
 
+    def read(self, size: int) -> None:
+        """Take so much of the replies."""
+        assert len(self._replies.read(size)) == size
+
+    def is_reset(self) -> bool:
+        """The server has disconnected it."""
+        poll = select.poll()
+        poll.register(self._sock, 0)
+        return any(events & select.POLLERR for _fd, events in poll.poll(0))
+
     def store(self, key: bytes, size: int) -> None:
         """Store a value in one go."""
         self._sock.sendall(b"set %b 0 0 %d\r\n%b\r\n" % (key, size, bytes(size)))
@@ -111,22 +125,33 @@ class Client:
         return int(report[b"waiting_bytes"])
 
 
-@pytest.mark.parametrize("model", MODELS)
-@settings(max_examples=40)
-@given(steps=STEPS)
-def test_clients_that_hold_nothing_are_served(
-    model: type[Server | ServiceServer | ActorServer], steps: list[tuple[int, Action, int]]
-) -> None:
+@contextlib.contextmanager
+def crowd(model: Model, count: int) -> Iterator[list[Client]]:
+    """So many clients of a server that has little memory, as have its sockets.
+
+    Those that it hangs up on connect again, before it has forgotten them.
+    """
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         port = stack.enter_context(SocketPort())
-        stack.enter_context(serving(port, listener, model, MEMORY))
-        make = functools.partial(Client, listener.getsockname())
-        *clients, other = (
-            stack.enter_context(contextlib.closing(make(number))) for number in range(CLIENTS + 1)
-        )
-        other.store(b"big", BIG)
+        stack.enter_context(serving(port, listener, model, MEMORY, 2 * count))
+        address = listener.getsockname()
+        clients = [
+            stack.enter_context(contextlib.closing(Client(address, number)))
+            for number in range(count)
+        ]
+        clients[-1].store(b"big", BIG)
+        yield clients
+
+
+@pytest.mark.parametrize("model", MODELS)
+@settings(max_examples=40)
+@given(steps=STEPS)
+def test_clients_that_hold_nothing_are_served(
+    model: Model, steps: list[tuple[int, Action, int]]
+) -> None:
+    with crowd(model, CLIENTS + 1) as (*clients, other):
         for number, action, size in steps:
             client = clients[number]
             if client.begun is not None:
@@ -144,3 +169,21 @@ def test_clients_that_hold_nothing_are_served(
                 client.finish()
             client.check()
         eventually(lambda: other.waiting_bytes() == 0, other.waiting_bytes)
+
+
+def test_a_slow_reader_that_reads_outlives_one_that_does_not() -> None:
+    """The service and the actors look for what was taken once a second only."""
+    with crowd(Server, 40) as (slow, idle, *more, other):
+        for client in (slow, idle):
+            client.begin("do not read", 0)
+            other.check()
+        # More than the kernel holds, and less than waits in the server.
+        slow.read(20_000)
+        for client in more:
+            client.begin("do not read", 0)
+            other.check()
+            # By now, what the server did after that answer has come to its connections.
+            other.check()
+            if idle.is_reset() or slow.is_reset():
+                break
+        assert (slow.is_reset(), idle.is_reset()) == (False, True)

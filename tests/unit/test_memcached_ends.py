@@ -44,8 +44,9 @@ def serving(
     listener: socket.socket,
     model: type[Server | ServiceServer | ActorServer] = Server,
     memory: int = 64 << 20,
+    max_connections: int = CLIENTS + 1,
 ) -> Iterator[None]:
-    server = model(port, [listener], Store(memory), max_connections=CLIENTS + 1)
+    server = model(port, [listener], Store(memory), max_connections=max_connections)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
