@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 from typing import TYPE_CHECKING, Literal
 
@@ -13,8 +12,14 @@ from hypothesis import strategies as st
 
 from stackmap._sockets import SocketPort
 from stackmap.memcached import Server
+from stackmap_testbed.memcached.conformance import Conversation
 from tests.unit.test_memcached_ends import MODELS, serving
-from tests.waiting import eventually
+from tests.unit.test_memcached_memory import (
+    NO_MEMORY,
+    NO_ROOM_FOR_LINE,
+    is_reset,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,10 +31,9 @@ if TYPE_CHECKING:
 
 MEMORY = 1 << 20
 CLIENTS = 4
-NO_MEMORY = b"SERVER_ERROR out of memory storing object\r\n"
-NO_ROOM_FOR_LINE = b"SERVER_ERROR out of memory reading request\r\n"
 #: Asked for by those that do not read, and sent in pieces of 32 KiB.
 BIG = 96 << 10
+NOTHING = b"get nothing\r\n"
 
 Action = Literal["store", "begin a value", "begin a line", "do not read"]
 STEPS = st.lists(
@@ -109,25 +113,12 @@ class Client:
 
     def is_reset(self) -> bool:
         """The server has disconnected it."""
-        poll = select.poll()
-        poll.register(self._sock, 0)
-        return any(events & select.POLLERR for _fd, events in poll.poll(0))
-
-    def store(self, key: bytes, size: int) -> None:
-        """Store a value in one go."""
-        self._sock.sendall(b"set %b 0 0 %d\r\n%b\r\n" % (key, size, bytes(size)))
-        assert self._replies.readline() == b"STORED\r\n"
-
-    def waiting_bytes(self) -> int:
-        """How much the server says that it holds for its clients."""
-        self._sock.sendall(b"stats stackmap\r\n")
-        report = dict(line.split()[1:] for line in iter(self._replies.readline, b"END\r\n"))
-        return int(report[b"waiting_bytes"])
+        return is_reset(self._sock)
 
 
 @contextlib.contextmanager
-def crowd(model: Model, count: int) -> Iterator[list[Client]]:
-    """So many clients of a server that has little memory, as have its sockets.
+def crowd(model: Model, count: int) -> Iterator[tuple[list[Client], Conversation]]:
+    """So many clients of a server that has little memory, as have its sockets, and another client.
 
     Those that it hangs up on connect again, before it has forgotten them.
     """
@@ -135,14 +126,15 @@ def crowd(model: Model, count: int) -> Iterator[list[Client]]:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         port = stack.enter_context(SocketPort())
-        stack.enter_context(serving(port, listener, model, MEMORY, 2 * count))
+        stack.enter_context(serving(port, listener, model, MEMORY, 2 * count + 1))
         address = listener.getsockname()
         clients = [
             stack.enter_context(contextlib.closing(Client(address, number)))
             for number in range(count)
         ]
-        clients[-1].store(b"big", BIG)
-        yield clients
+        other = stack.enter_context(contextlib.closing(Conversation(address)))
+        assert other.ask(b"set big 0 0 %d\r\n%b\r\n" % (BIG, bytes(BIG))) == b"STORED\r\n"
+        yield clients, other
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -151,14 +143,14 @@ def crowd(model: Model, count: int) -> Iterator[list[Client]]:
 def test_clients_that_hold_nothing_are_served(
     model: Model, steps: list[tuple[int, Action, int]]
 ) -> None:
-    with crowd(model, CLIENTS + 1) as (*clients, other):
+    with crowd(model, CLIENTS) as (clients, other):
         for number, action, size in steps:
             client = clients[number]
             if client.begun is not None:
                 client.finish()
             else:
                 client.begin(action, size)
-                other.check()
+                assert other.ask(NOTHING) == b"END\r\n"
                 if action == "store":
                     client.finish()
             for each in clients:
@@ -168,22 +160,23 @@ def test_clients_that_hold_nothing_are_served(
             if client.begun is not None:
                 client.finish()
             client.check()
-        eventually(lambda: other.waiting_bytes() == 0, other.waiting_bytes)
+        wait_until(other, range(1))
 
 
 def test_a_slow_reader_that_reads_outlives_one_that_does_not() -> None:
     """The service and the actors look for what was taken once a second only."""
-    with crowd(Server, 40) as (slow, idle, *more, other):
+    with crowd(Server, 40) as ((slow, idle, *more), other):
         for client in (slow, idle):
             client.begin("do not read", 0)
-            other.check()
+            assert other.ask(NOTHING) == b"END\r\n"
         # More than the kernel holds, and less than waits in the server.
         slow.read(20_000)
         for client in more:
             client.begin("do not read", 0)
-            other.check()
+            assert other.ask(NOTHING) == b"END\r\n"
             # By now, what the server did after that answer has come to its connections.
-            other.check()
+            assert other.ask(NOTHING) == b"END\r\n"
             if idle.is_reset() or slow.is_reset():
                 break
         assert (slow.is_reset(), idle.is_reset()) == (False, True)
+        assert not any(client.is_reset() for client in more)
